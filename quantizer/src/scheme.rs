@@ -1,0 +1,235 @@
+//! Which values a quantized matrix can hold: width, where scales live, symmetry, and the type that scales are stored in.
+
+use serde::{Deserialize, Serialize};
+
+/// Bits of one code, 2 to 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct BitWidth(u8);
+
+impl BitWidth {
+    /// # Errors
+    /// Anything outside 2 to 8.
+    pub fn new(bits: u8) -> Result<Self, SchemeError> {
+        if (2..=8).contains(&bits) { Ok(Self(bits)) } else { Err(SchemeError::Bits { found: bits }) }
+    }
+
+    /// The width as a number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0
+    }
+
+    /// The largest code, `2^bits - 1`.
+    #[must_use]
+    pub fn max_code(self) -> u8 {
+        u8::MAX >> (8 - self.0)
+    }
+
+    /// The zero point of a symmetric grid, `2^(bits-1)`: one code more lies below zero than above.
+    #[must_use]
+    pub fn symmetric_zero(self) -> u8 {
+        1 << (self.0 - 1)
+    }
+}
+
+impl TryFrom<u8> for BitWidth {
+    type Error = SchemeError;
+
+    fn try_from(bits: u8) -> Result<Self, SchemeError> {
+        Self::new(bits)
+    }
+}
+
+impl From<BitWidth> for u8 {
+    fn from(bits: BitWidth) -> u8 {
+        bits.0
+    }
+}
+
+/// Input columns that share one scale per row, 16 to 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "usize", into = "usize")]
+pub struct GroupSize(usize);
+
+impl GroupSize {
+    /// # Errors
+    /// Anything outside 16 to 1024.
+    pub fn new(columns: usize) -> Result<Self, SchemeError> {
+        if (16..=1024).contains(&columns) {
+            Ok(Self(columns))
+        } else {
+            Err(SchemeError::GroupSize { found: columns })
+        }
+    }
+
+    /// The number of columns.
+    #[must_use]
+    pub fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl TryFrom<usize> for GroupSize {
+    type Error = SchemeError;
+
+    fn try_from(columns: usize) -> Result<Self, SchemeError> {
+        Self::new(columns)
+    }
+}
+
+impl From<GroupSize> for usize {
+    fn from(size: GroupSize) -> usize {
+        size.0
+    }
+}
+
+/// Which weights share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Granularity {
+    /// One scale for the whole matrix.
+    PerTensor,
+    /// One scale for each row (output feature).
+    PerChannel,
+    /// One scale for each row and each group of consecutive columns.
+    PerGroup(GroupSize),
+}
+
+impl Granularity {
+    /// Columns that share a scale within a row: the group size, or the whole row.
+    #[must_use]
+    pub fn columns_per_scale(self, in_features: usize) -> usize {
+        match self {
+            Self::PerTensor | Self::PerChannel => in_features,
+            Self::PerGroup(size) => size.get(),
+        }
+    }
+
+    /// Shape of the scales `[rows, groups]` of a matrix `[out_features, in_features]`.
+    #[must_use]
+    pub fn scale_shape(self, out_features: usize, in_features: usize) -> (usize, usize) {
+        match self {
+            Self::PerTensor => (1, 1),
+            Self::PerChannel => (out_features, 1),
+            Self::PerGroup(size) => (out_features, in_features.div_ceil(size.get())),
+        }
+    }
+}
+
+/// Where zero lies on the grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Symmetry {
+    /// The zero point is `2^(bits-1)` everywhere; scales may be negative, which turns the lopsided range around.
+    Symmetric,
+    /// Each scale has a zero point of its own, an integer code.
+    Asymmetric,
+}
+
+/// The set of values that a stored scale can take. Scales are rounded into it when a grid is made, never after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleDtype {
+    /// Stored and multiplied as IEEE half.
+    F16,
+    /// Stored and multiplied as bfloat16.
+    Bf16,
+    /// Exact in both: stored as half, multiplied by a bfloat16 runtime, or the other way round.
+    F16AndBf16,
+    /// Stored and multiplied in single precision.
+    F32,
+}
+
+impl ScaleDtype {
+    /// The nearest value of the set that is finite and, in half precision, not subnormal (runtimes flush those).
+    /// The sign is kept; zero becomes the smallest positive value, so that a scale can always be divided by.
+    #[must_use]
+    pub fn round(self, scale: f32) -> f32 {
+        let (least, most) = match self {
+            Self::F16 => (HALF_LEAST, HALF_MOST),
+            Self::F16AndBf16 => (HALF_LEAST, HALF_AND_BF16_MOST),
+            Self::Bf16 | Self::F32 => (f32::MIN_POSITIVE, BF16_MOST),
+        };
+        let magnitude = if scale.is_nan() { least } else { scale.abs().clamp(least, most) };
+        let rounded = match self {
+            Self::F16 => half::f16::from_f32(magnitude).to_f32(),
+            Self::Bf16 | Self::F16AndBf16 => half::bf16::from_f32(magnitude).to_f32(),
+            Self::F32 => magnitude,
+        };
+        if scale.is_sign_negative() { -rounded } else { rounded }
+    }
+
+    /// Whether `scale` is a value that [`ScaleDtype::round`] can return.
+    #[must_use]
+    pub fn holds(self, scale: f32) -> bool {
+        scale.is_finite() && self.round(scale).to_bits() == scale.to_bits()
+    }
+}
+
+const HALF_LEAST: f32 = 6.103_515_6e-5;
+const HALF_MOST: f32 = 65504.0;
+/// The largest bfloat16 below the largest half.
+const HALF_AND_BF16_MOST: f32 = 65280.0;
+/// The largest finite bfloat16.
+const BF16_MOST: f32 = 3.389_531_4e38;
+
+/// The grid that a matrix is quantized to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Scheme {
+    /// Width of a code.
+    pub bits: BitWidth,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// Where zero lies.
+    pub symmetry: Symmetry,
+    /// The values that a scale can take.
+    pub scale_dtype: ScaleDtype,
+}
+
+/// A scheme that cannot exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SchemeError {
+    /// Width out of range.
+    #[error("bits is {found}, expected 2 to 8")]
+    Bits {
+        /// What was asked for.
+        found: u8,
+    },
+    /// Group size out of range.
+    #[error("group size is {found}, expected 16 to 1024")]
+    GroupSize {
+        /// What was asked for.
+        found: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounded_scales_are_exact_in_every_type_they_claim() {
+        for i in 0..4000 {
+            let scale = (f32::from(i as u16) * 1.37 - 2000.0) * 1e-4;
+            for dtype in [ScaleDtype::F16, ScaleDtype::Bf16, ScaleDtype::F16AndBf16, ScaleDtype::F32] {
+                let rounded = dtype.round(scale);
+                assert!(dtype.holds(rounded), "{dtype:?} {scale}");
+                assert!(rounded != 0.0);
+            }
+            let both = ScaleDtype::F16AndBf16.round(scale);
+            assert_eq!(half::f16::from_f32(both).to_f32(), both);
+            assert_eq!(half::bf16::from_f32(both).to_f32(), both);
+        }
+        assert!(ScaleDtype::F16.round(1e9).is_finite());
+        assert_eq!(ScaleDtype::F16AndBf16.round(f32::INFINITY), 65280.0);
+    }
+
+    #[test]
+    fn widths_and_group_sizes_outside_the_range_are_refused() {
+        assert!(BitWidth::new(1).is_err() && BitWidth::new(9).is_err());
+        assert!(GroupSize::new(8).is_err() && GroupSize::new(2048).is_err());
+        assert_eq!(BitWidth::new(3).unwrap().max_code(), 7);
+        assert_eq!(BitWidth::new(8).unwrap().max_code(), 255);
+    }
+}

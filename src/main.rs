@@ -1,0 +1,2 @@
+//! quantc
+fn main() {}
