@@ -82,7 +82,7 @@ impl QuantizedTensor {
     /// Zero points of an asymmetric grid, in the shape of the scales.
     #[must_use]
     pub fn zero_points(&self) -> Option<ArrayView2<'_, u8>> {
-        self.zero_points.as_ref().map(Array2::view)
+        self.zero_points.as_ref().map(|zeros| zeros.view())
     }
 
     /// Rows.
