@@ -1,3 +1,15 @@
 //! What a transformer is: structure and names. No numbers, no files, no arrays.
+//!
+//! An [`architecture::Architecture`] is a const; [`graph::Model::resolve`] combines it with config.json into layers, stages and linears in
+//! forward order. Names, shapes, who shares a Hessian and what is never quantized are derived, not declared twice.
 
+pub mod architecture;
+pub mod architectures;
+mod error;
+pub mod graph;
+pub mod hyperparameters;
 pub mod linear;
+pub mod rope;
+
+pub use error::ModelError;
+pub use graph::{Layer, Model, Stage};

@@ -1,0 +1,128 @@
+//! The vocabulary that architectures are described in: names and choices, no arithmetic.
+//!
+//! Everything else is derived from a description: tensor names and shapes, the stages of a layer, who shares a Hessian, the forward pass.
+//! A case that every consumer has to understand is an enum variant, so that adding one lets the compiler list the work.
+
+/// A family of models: how its checkpoints name things and how its layers compute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Architecture {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Which models belong to it, for people.
+    pub summary: &'static str,
+    /// Module of the token embedding, `[vocabulary, hidden]`.
+    pub embedding: &'static str,
+    /// Prefix of the decoder layers; a layer's modules are `{layers}.{index}.{module}`.
+    pub layers: &'static str,
+    /// Module of the norm before the head.
+    pub final_norm: &'static str,
+    /// Module of the head, `[vocabulary, hidden]`.
+    pub head: &'static str,
+    /// Value of `tie_word_embeddings` where config.json has none.
+    pub tied_head: bool,
+    /// What a decoder layer is made of.
+    pub layer: DecoderLayer,
+}
+
+/// A decoder layer: `x += attention(norm(x)); x += mlp(norm(x))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecoderLayer {
+    /// The norm before attention.
+    pub attention_norm: Norm,
+    /// Attention.
+    pub attention: Attention,
+    /// The norm before the MLP.
+    pub mlp_norm: Norm,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+/// A norm over the hidden features.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// Its module.
+    pub name: &'static str,
+    /// What it computes.
+    pub kind: NormKind,
+}
+
+/// What a norm computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps) * weight`.
+    Rms,
+}
+
+/// Causal self-attention with rotary positions and grouped key-value heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// How queries, keys and values are projected.
+    pub qkv: Qkv,
+    /// Module of the output projection.
+    pub output: &'static str,
+    /// Which projections have a bias.
+    pub bias: AttentionBias,
+    /// Modules of norms over each head of the queries and keys, before the rotation.
+    pub head_norms: Option<HeadNorms>,
+    /// Which layers see only a window.
+    pub window: Window,
+}
+
+/// How queries, keys and values are projected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qkv {
+    /// One linear each.
+    Separate {
+        /// Module of the query projection.
+        query: &'static str,
+        /// Module of the key projection.
+        key: &'static str,
+        /// Module of the value projection.
+        value: &'static str,
+    },
+}
+
+/// Which projections of attention have a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// All four as `attention_bias` says; none where config.json has no such key.
+    Configured,
+    /// Query, key and value, not the output.
+    Inputs,
+    /// None.
+    Never,
+}
+
+/// RMS norms over each head of the queries and keys, weight `[head_dim]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadNorms {
+    /// Module of the norm of query heads.
+    pub query: &'static str,
+    /// Module of the norm of key heads.
+    pub key: &'static str,
+}
+
+/// Which layers attend only to the last `sliding_window` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// None, whatever config.json says.
+    Never,
+    /// All, when `sliding_window` is a number.
+    EveryLayer,
+    /// When `use_sliding_window` holds: those that `layer_types` marks, or those from `max_window_layers` on.
+    Switched,
+}
+
+/// The feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mlp {
+    /// `down(activation(gate(x)) * up(x))`.
+    Gated {
+        /// Module of the gate projection.
+        gate: &'static str,
+        /// Module of the up projection.
+        up: &'static str,
+        /// Module of the down projection.
+        down: &'static str,
+    },
+}

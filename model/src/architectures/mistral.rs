@@ -1,0 +1,19 @@
+//! Mistral 7B and its successors (arXiv 2310.06825): Llama with a window on every layer where config.json has one.
+
+use super::llama::LLAMA;
+use crate::architecture::{Architecture, Attention, AttentionBias, DecoderLayer, Window};
+
+/// Llama whose layers may all be windowed.
+pub(super) const MISTRAL: Architecture = Architecture {
+    model_type: "mistral",
+    summary: "Mistral 7B, Nemo and Small (sliding window where configured)",
+    layer: DecoderLayer {
+        attention: Attention {
+            bias: AttentionBias::Never,
+            window: Window::EveryLayer,
+            ..LLAMA.layer.attention
+        },
+        ..LLAMA.layer
+    },
+    ..LLAMA
+};
