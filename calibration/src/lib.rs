@@ -1,1 +1,14 @@
-//! calibration
+//! What flows through the model: text, windows of tokens, hidden states, and how good the model is at predicting text.
+//!
+//! [`corpus`] turns text into windows with [`tokenizer`]; [`forward`] runs a described decoder layer in stages; [`evaluation`] measures
+//! perplexity and divergence layer by layer. Weights come from a [`weights::WeightSource`]; this crate knows no file format.
+
+pub mod corpus;
+mod error;
+pub mod evaluation;
+pub mod forward;
+mod statistics;
+pub mod tokenizer;
+pub mod weights;
+
+pub use error::CalibrationError;

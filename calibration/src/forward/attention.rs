@@ -1,0 +1,178 @@
+//! Causal attention in tiles with an online softmax (FlashAttention, arXiv 2205.14135): memory linear in the context.
+//!
+//! For each head and each tile of queries, tiles of keys are visited in order; a running maximum and sum for each query rescale what was
+//! gathered before. Heads and query tiles are independent, the order within one is fixed.
+
+use kernels::product::{product_nn, product_nt};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use super::elementwise::exp;
+
+/// Queries that are answered together.
+const QUERY_TILE: usize = 64;
+/// Keys that are visited together.
+const KEY_TILE: usize = 128;
+
+/// Shape of the heads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heads {
+    /// Query heads.
+    pub(super) count: usize,
+    /// Key and value heads; query head `h` uses head `h * key_value_count / count`.
+    pub(super) key_value_count: usize,
+    /// Features of a head.
+    pub(super) dim: usize,
+    /// Factor on the products of queries and keys.
+    pub(super) scale: f32,
+    /// Tokens that a query sees, itself included; none: all earlier ones.
+    pub(super) window: Option<usize>,
+}
+
+/// `query` is `[tokens, count * dim]`, `key` and `value` are `[tokens, key_value_count * dim]`; the result is shaped like `query`.
+pub(super) fn causal(
+    heads: &Heads,
+    query: ArrayView2<'_, f32>,
+    key: ArrayView2<'_, f32>,
+    value: ArrayView2<'_, f32>,
+) -> Array2<f32> {
+    let tokens = query.nrows();
+    let mut out = Array2::zeros((tokens, heads.count * heads.dim));
+    let mut tiles: Vec<(usize, usize, ArrayViewMut2<'_, f32>)> = Vec::new();
+    for (head, columns) in out.axis_chunks_iter_mut(Axis(1), heads.dim).enumerate() {
+        let mut rest = columns;
+        let mut first = 0;
+        while first < tokens {
+            let take = QUERY_TILE.min(tokens - first);
+            let (tile, below) = rest.split_at(Axis(0), take);
+            tiles.push((head, first, tile));
+            rest = below;
+            first += take;
+        }
+    }
+    tiles.into_par_iter().for_each(|(head, first, tile)| {
+        let shared = head * heads.key_value_count / heads.count;
+        let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
+        let queries = query.slice(s![first..first + tile.nrows(), columns(head)]);
+        let keys = key.slice(s![.., columns(shared)]);
+        let values = value.slice(s![.., columns(shared)]);
+        attend_tile(heads, first, queries, keys, values, tile);
+    });
+    out
+}
+
+/// Answers the queries at positions from `first` on.
+fn attend_tile(
+    heads: &Heads,
+    first: usize,
+    queries: ArrayView2<'_, f32>,
+    keys: ArrayView2<'_, f32>,
+    values: ArrayView2<'_, f32>,
+    mut out: ArrayViewMut2<'_, f32>,
+) {
+    let count = queries.nrows();
+    let scaled = &queries * heads.scale;
+    let mut highest = vec![f32::NEG_INFINITY; count];
+    let mut total = vec![0.0_f32; count];
+    let mut gathered = Array2::<f32>::zeros((count, heads.dim));
+    let mut scores = Array2::<f32>::zeros((count, KEY_TILE));
+    let mut part = Array2::<f32>::zeros((count, heads.dim));
+    let seen_from = |position: usize| heads.window.map_or(0, |window| (position + 1).saturating_sub(window));
+
+    let mut start = seen_from(first) / KEY_TILE * KEY_TILE;
+    let end = first + count;
+    while start < end {
+        let stop = (start + KEY_TILE).min(end);
+        let mut scores = scores.slice_mut(s![.., ..stop - start]);
+        product_nt(scaled.view(), keys.slice(s![start..stop, ..]), scores.view_mut());
+        for (row, mut scores) in scores.rows_mut().into_iter().enumerate() {
+            let position = first + row;
+            let scores = scores.as_slice_mut().expect("the rows of a tile are contiguous");
+            let from = seen_from(position).clamp(start, stop) - start;
+            let to = (position + 1).clamp(start, stop) - start;
+            scores[..from].fill(0.0);
+            scores[to..].fill(0.0);
+            let visible = &mut scores[from..to];
+            let tallest = visible.iter().fold(highest[row], |most, &score| most.max(score));
+            if tallest == f32::NEG_INFINITY {
+                continue;
+            }
+            let rescale = exp(highest[row] - tallest);
+            for score in visible.iter_mut() {
+                *score = exp(*score - tallest);
+            }
+            total[row] = total[row] * rescale + visible.iter().sum::<f32>();
+            highest[row] = tallest;
+            if rescale != 1.0 {
+                gathered.row_mut(row).mapv_inplace(|value| value * rescale);
+            }
+        }
+        product_nn(scores.view(), values.slice(s![start..stop, ..]), part.view_mut());
+        gathered += &part;
+        start = stop;
+    }
+    for (row, total) in total.iter().enumerate() {
+        let factor = 1.0 / total;
+        out.row_mut(row).assign(&gathered.row(row).mapv(|value| value * factor));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+        let mut state = seed;
+        Array2::from_shape_fn((rows, columns), |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) as f32 / (1_u64 << 31) as f32 - 0.5) * 4.0
+        })
+    }
+
+    fn plain(heads: &Heads, query: &Array2<f32>, key: &Array2<f32>, value: &Array2<f32>) -> Array2<f64> {
+        let mut out = Array2::zeros(query.dim());
+        for head in 0..heads.count {
+            let shared = head * heads.key_value_count / heads.count;
+            for i in 0..query.nrows() {
+                let from = heads.window.map_or(0, |window| (i + 1).saturating_sub(window));
+                let weights: Vec<f64> = (from..=i)
+                    .map(|j| {
+                        let products = (0..heads.dim).map(|d| {
+                            f64::from(query[[i, head * heads.dim + d]])
+                                * f64::from(key[[j, shared * heads.dim + d]])
+                        });
+                        (products.sum::<f64>() * f64::from(heads.scale)).exp()
+                    })
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                for d in 0..heads.dim {
+                    let sum: f64 = weights
+                        .iter()
+                        .zip(from..)
+                        .map(|(w, j)| w * f64::from(value[[j, shared * heads.dim + d]]))
+                        .sum();
+                    out[[i, head * heads.dim + d]] = sum / total;
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn tiles_give_what_the_definition_gives() {
+        for (tokens, window) in
+            [(1, None), (7, None), (200, None), (301, Some(5)), (301, Some(150)), (130, Some(1))]
+        {
+            let heads = Heads { count: 4, key_value_count: 2, dim: 16, scale: 0.25, window };
+            let (query, key, value) = (noise(tokens, 64, 1), noise(tokens, 32, 2), noise(tokens, 32, 3));
+            let found = causal(&heads, query.view(), key.view(), value.view());
+            let expected = plain(&heads, &query, &key, &value);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(
+                    (f64::from(*found) - expected).abs() < 2e-6,
+                    "{tokens} {window:?}: {found} {expected}"
+                );
+            }
+        }
+    }
+}

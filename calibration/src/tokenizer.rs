@@ -1,0 +1,151 @@
+//! A model's tokenizer, with what its configuration adds: the token that begins a sequence, and the chat template.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error as TemplateError, ErrorKind, context};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::error::CalibrationError;
+
+/// Largest tokenizer.json or configuration that is read, bytes.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// Text to tokens, as the model was trained.
+#[derive(Debug)]
+pub struct TextTokenizer {
+    path: PathBuf,
+    tokenizer: Tokenizer,
+    begin: Option<u32>,
+    begin_text: String,
+    end_text: String,
+    chat_template: Option<String>,
+}
+
+impl TextTokenizer {
+    /// The tokenizer of a checkpoint directory; none where it has no tokenizer.json.
+    ///
+    /// # Errors
+    /// A tokenizer.json, tokenizer_config.json or special_tokens_map.json that does not parse.
+    pub fn open(directory: &Path) -> Result<Option<Self>, CalibrationError> {
+        let path = directory.join("tokenizer.json");
+        let Some(bytes) = read(&path)? else { return Ok(None) };
+        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|problem| CalibrationError::Tokenizer {
+            path: path.clone(),
+            problem: problem.to_string(),
+        })?;
+        let configuration = read_json(&directory.join("tokenizer_config.json"))?;
+        let special = read_json(&directory.join("special_tokens_map.json"))?;
+        let named = |key: &str| {
+            // A configuration that says null means none, whatever the older file says.
+            match configuration.get(key) {
+                Some(value) => token_text(value),
+                None => special.get(key).and_then(token_text),
+            }
+        };
+        let begin_text = named("bos_token");
+        let begin = begin_text.as_deref().and_then(|text| tokenizer.token_to_id(text));
+        let chat_template = match read(&directory.join("chat_template.jinja"))? {
+            Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            None => configuration.get("chat_template").and_then(default_template),
+        };
+        Ok(Some(Self {
+            path,
+            tokenizer,
+            begin,
+            begin_text: begin_text.unwrap_or_default(),
+            end_text: named("eos_token").unwrap_or_default(),
+            chat_template,
+        }))
+    }
+
+    /// The token that begins every sequence, if the model has one.
+    #[must_use]
+    pub fn begin(&self) -> Option<u32> {
+        self.begin
+    }
+
+    /// Tokens of `text`, without special tokens around them.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, CalibrationError> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| self.problem(&e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A conversation as the text that the model was trained on: `messages` is a list of objects with `role` and `content`.
+    ///
+    /// # Errors
+    /// A model without a chat template, or a template that refuses the messages.
+    pub fn render_chat(&self, messages: &Value) -> Result<String, CalibrationError> {
+        let template = self
+            .chat_template
+            .as_deref()
+            .ok_or_else(|| self.problem(&"the model has no chat template, which `messages` need"))?;
+        let messages: minijinja::Value =
+            minijinja::Value::deserialize(messages).map_err(|e| self.problem(&e))?;
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| self.problem(&e))?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, TemplateError> {
+            Err(TemplateError::new(ErrorKind::InvalidOperation, message))
+        });
+        // Templates print today's date; a fixed one keeps the windows the same tomorrow.
+        environment.add_function("strftime_now", |_format: String| "1 January 2026".to_owned());
+        environment
+            .render_str(
+                template,
+                context! {
+                    messages => messages,
+                    bos_token => self.begin_text.as_str(),
+                    eos_token => self.end_text.as_str(),
+                    add_generation_prompt => false,
+                },
+            )
+            .map_err(|e| self.problem(&format!("chat template: {e}")))
+    }
+
+    fn problem(&self, problem: &dyn std::fmt::Display) -> CalibrationError {
+        CalibrationError::Tokenizer { path: self.path.clone(), problem: problem.to_string() }
+    }
+}
+
+/// A special token is text, or an object with its text.
+fn token_text(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
+}
+
+/// One template, or a list of named ones with a default.
+fn default_template(value: &Value) -> Option<String> {
+    if let Some(template) = value.as_str() {
+        return Some(template.to_owned());
+    }
+    let named = value.as_array()?.iter().find(|entry| entry["name"] == "default")?;
+    named["template"].as_str().map(str::to_owned)
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, CalibrationError> {
+    let failed = |source| CalibrationError::Io { path: path.to_owned(), source };
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if found.len() > MOST_BYTES => {
+            let problem = format!("{} bytes, expected at most {MOST_BYTES}", found.len());
+            return Err(CalibrationError::Tokenizer { path: path.to_owned(), problem });
+        }
+        Ok(_) => {}
+    }
+    std::fs::read(path).map(Some).map_err(failed)
+}
+
+fn read_json(path: &Path) -> Result<Value, CalibrationError> {
+    match read(path)? {
+        None => Ok(Value::Null),
+        Some(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|e| CalibrationError::Tokenizer { path: path.to_owned(), problem: e.to_string() }),
+    }
+}

@@ -1,0 +1,109 @@
+//! The weights that the forward pass multiplies with, whatever they are stored as, and where they come from.
+
+use std::collections::BTreeMap;
+
+use kernels::packed::PackedMatrix;
+use kernels::product::product_nt;
+use model::Layer;
+use model::linear::Role;
+use ndarray::{Array1, Array2, ArrayView2};
+
+/// Whatever a [`WeightSource`] can fail with.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Gives the weights of a model, one part at a time, so that nobody holds all of them.
+pub trait WeightSource: Sync {
+    /// Rows of the embedding, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// The source's own.
+    fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError>;
+
+    /// The weights of one decoder layer.
+    ///
+    /// # Errors
+    /// The source's own.
+    fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError>;
+
+    /// The final norm and the head.
+    ///
+    /// # Errors
+    /// The source's own.
+    fn head(&self) -> Result<HeadWeights, SourceError>;
+}
+
+/// A linear's matrix.
+#[derive(Clone, Debug)]
+pub enum LinearWeights {
+    /// `[out_features, in_features]`.
+    Dense(Array2<f32>),
+    /// Codes as they are on disk.
+    Packed(PackedMatrix),
+}
+
+/// `y = x Wᵀ + bias`.
+#[derive(Clone, Debug)]
+pub struct LinearOperator {
+    /// The matrix.
+    pub weights: LinearWeights,
+    /// `[out_features]`.
+    pub bias: Option<Array1<f32>>,
+}
+
+/// The weights of one decoder layer.
+#[derive(Clone, Debug)]
+pub struct LayerWeights {
+    /// Its linears.
+    pub linears: BTreeMap<Role, LinearOperator>,
+    /// The norm before attention, `[hidden]`.
+    pub attention_norm: Array1<f32>,
+    /// The norm before the MLP, `[hidden]`.
+    pub mlp_norm: Array1<f32>,
+    /// Norms over query and key heads, `[head_dim]` each.
+    pub head_norms: Option<(Array1<f32>, Array1<f32>)>,
+}
+
+/// The end of the forward pass.
+#[derive(Clone, Debug)]
+pub struct HeadWeights {
+    /// The norm before the head, `[hidden]`.
+    pub norm: Array1<f32>,
+    /// `[vocabulary, hidden]`.
+    pub projection: LinearOperator,
+}
+
+impl LinearOperator {
+    /// Rows of the matrix.
+    #[must_use]
+    pub fn out_features(&self) -> usize {
+        match &self.weights {
+            LinearWeights::Dense(matrix) => matrix.nrows(),
+            LinearWeights::Packed(matrix) => matrix.shape().out_features,
+        }
+    }
+
+    /// `x` is `[tokens, in_features]`, the result `[tokens, out_features]`.
+    #[must_use]
+    pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        let mut out = Array2::zeros((x.nrows(), self.out_features()));
+        match &self.weights {
+            LinearWeights::Dense(matrix) => product_nt(x, matrix.view(), out.view_mut()),
+            LinearWeights::Packed(matrix) => matrix.product(x, out.view_mut()),
+        }
+        if let Some(bias) = &self.bias {
+            out += bias;
+        }
+        out
+    }
+}
+
+impl LayerWeights {
+    /// The linear with this role.
+    ///
+    /// # Panics
+    /// Where the source gave no such linear, although the layer's description has one.
+    #[must_use]
+    pub fn linear(&self, role: Role) -> &LinearOperator {
+        self.linears.get(&role).unwrap_or_else(|| panic!("the weight source gave no {role:?} linear"))
+    }
+}
