@@ -3,6 +3,8 @@
 //! [`corpus`] turns text into windows with [`tokenizer`]; [`forward`] runs a described decoder layer in stages; [`evaluation`] measures
 //! perplexity and divergence layer by layer. Weights come from a [`weights::WeightSource`]; this crate knows no file format.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod corpus;
 mod error;
 pub mod evaluation;

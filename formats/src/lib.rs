@@ -1,1 +1,3 @@
 //! formats
+
+#![warn(clippy::unwrap_used)]

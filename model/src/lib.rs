@@ -3,6 +3,8 @@
 //! An [`architecture::Architecture`] is a const; [`graph::Model::resolve`] combines it with config.json into layers, stages and linears in
 //! forward order. Names, shapes, who shares a Hessian and what is never quantized are derived, not declared twice.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod architecture;
 pub mod architectures;
 mod error;
