@@ -1,5 +1,6 @@
 //! What the machine does: products on packed and dense matrices, factorizations. No model, no file, no algorithm.
 
+mod arch;
 pub mod packed;
 pub mod product;
 

@@ -13,12 +13,18 @@
 //!
 //! This module knows no file format and no tensor name, and it never quantizes activations.
 
+pub(crate) mod kernel;
+mod product;
 mod shape;
 
 pub use shape::{CodeLayout, PackedShape, PackedShapeError};
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
+
+use crate::arch::generic::packed::Portable;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::packed_avx512::Avx512;
 
 /// A quantized matrix `[out_features, in_features]` in the packing of a checkpoint.
 ///
@@ -111,21 +117,28 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// When the shapes of `x` and `out` are not those.
-    pub fn product(&self, x: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+    pub fn product(&self, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
         assert_eq!(x.ncols(), self.shape.in_features, "columns of `x` must be the input features");
         assert_eq!(out.dim(), (x.nrows(), self.shape.out_features), "`out` must be [tokens, out_features]");
+        self.product_on(Machine::best(), x, out);
+    }
+
+    fn product_on(&self, machine: Machine, x: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+        if out.is_empty() {
+            return;
+        }
+        if out.strides()[1] != 1 && out.ncols() > 1 {
+            let mut contiguous = Array2::zeros(out.dim());
+            self.product_on(machine, x, contiguous.view_mut());
+            out.assign(&contiguous);
+            return;
+        }
         let x = x.as_standard_layout();
-        let tiles: Vec<_> = out.axis_chunks_iter_mut(Axis(1), OUTPUTS_PER_TILE).enumerate().collect();
-        tiles.into_par_iter().for_each(|(tile, mut out)| {
-            let mut weights = Array2::zeros((1, self.shape.in_features));
-            for (lane, mut column) in out.axis_iter_mut(Axis(1)).enumerate() {
-                self.dequantize_row(tile * OUTPUTS_PER_TILE + lane, weights.row_mut(0));
-                let weights = weights.as_slice().expect("a new array is contiguous");
-                for (y, x) in column.iter_mut().zip(x.rows()) {
-                    *y = dot(x.to_slice().expect("rows of a standard layout are contiguous"), weights);
-                }
-            }
-        });
+        match machine {
+            Machine::Portable => product::product(Portable, self, x.view(), out),
+            #[cfg(target_arch = "x86_64")]
+            Machine::Avx512(kernel) => product::product(kernel, self, x.view(), out),
+        }
     }
 
     fn dequantize_row(&self, output: usize, mut row: ArrayViewMut1<'_, f32>) {
@@ -151,18 +164,27 @@ impl PackedMatrix {
     }
 }
 
-const OUTPUTS_PER_TILE: usize = 64;
+/// A set of kernels that this machine can run.
+#[derive(Clone, Copy, Debug)]
+enum Machine {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
 
-fn dot(x: &[f32], weights: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    let (x_parts, weight_parts) = (x.chunks_exact(16), weights.chunks_exact(16));
-    let rest: f32 = x_parts.remainder().iter().zip(weight_parts.remainder()).map(|(a, b)| a * b).sum();
-    for (x, weights) in x_parts.zip(weight_parts) {
-        for lane in 0..16 {
-            sums[lane] += x[lane] * weights[lane];
-        }
+impl Machine {
+    /// All of them, the fastest first.
+    fn all() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let fast = [Avx512::detect().map(Self::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let fast: [Option<Self>; 0] = [];
+        fast.into_iter().flatten().chain([Self::Portable])
     }
-    sums.iter().sum::<f32>() + rest
+
+    fn best() -> Self {
+        Self::all().next().unwrap_or(Self::Portable)
+    }
 }
 
 /// `x wᵀ` in double precision, `[tokens, out_features]`, for `x` `[tokens, in_features]` and dense `weights`

@@ -82,13 +82,16 @@ fn shapes() -> Vec<PackedShape> {
     shapes
 }
 
-/// Largest error over largest value.
-fn relative_error(found: &Array2<f32>, expected: &Array2<f64>) -> f64 {
+/// Largest error, over the largest value that terms of these sizes and random signs would typically sum to.
+fn relative_error(x: &Array2<f32>, weights: &Array2<f32>, found: &Array2<f32>) -> f64 {
+    let expected = reference_product(x.view(), weights.view());
     assert_eq!(found.dim(), expected.dim());
-    let worst = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - b).abs()).fold(0.0, f64::max);
-    let largest = expected.iter().fold(0.0, |largest: f64, &y| largest.max(y.abs()));
     assert!(found.iter().all(|y| y.is_finite()));
-    worst / largest.max(f64::MIN_POSITIVE)
+    let worst = found.iter().zip(&expected).map(|(&a, &b)| (f64::from(a) - b).abs()).fold(0.0, f64::max);
+    let squared = |values: &Array2<f32>| values.mapv(|value| value * value);
+    let typical = reference_product(squared(x).view(), squared(weights).view()).mapv(f64::sqrt);
+    let largest = typical.into_iter().chain(expected.mapv(f64::abs)).fold(f64::MIN_POSITIVE, f64::max);
+    worst / largest
 }
 
 #[test]
@@ -145,17 +148,19 @@ fn a_weight_is_scale_times_code_minus_zero_point() {
 }
 
 #[test]
-fn products_agree_with_double_precision() {
+fn products_of_every_machine_agree_with_double_precision() {
     let mut state = 3;
     for (index, shape) in shapes().into_iter().enumerate() {
         let matrix = case(shape, index % 2 == 0, &mut state).matrix;
         let weights = matrix.dequantize();
         for tokens in [0, 1, 2, 5, 8, 17] {
             let x = random_x(tokens, shape.in_features, &mut state);
-            let mut out = Array2::from_elem((tokens, shape.out_features), f32::NAN);
-            matrix.product(x.view(), out.view_mut());
-            let error = relative_error(&out, &reference_product(x.view(), weights.view()));
-            assert!(error < 2e-6, "{error:e} with {tokens} tokens, {shape:?}");
+            for machine in Machine::all() {
+                let mut out = Array2::from_elem((tokens, shape.out_features), f32::NAN);
+                matrix.product_on(machine, x.view(), out.view_mut());
+                let error = relative_error(&x, &weights, &out);
+                assert!(error < 2e-6, "{error:e} with {tokens} tokens, {machine:?}, {shape:?}");
+            }
         }
     }
 }

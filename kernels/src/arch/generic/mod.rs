@@ -1,0 +1,3 @@
+//! The portable definitions.
+
+pub(crate) mod packed;

@@ -1,0 +1,3 @@
+//! AVX2 and AVX-512.
+
+pub(crate) mod packed_avx512;
