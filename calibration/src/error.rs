@@ -74,8 +74,11 @@ pub enum CalibrationError {
         text: String,
     },
     /// Weights that cannot be had.
-    #[error("{0}")]
-    Source(#[source] SourceError),
+    #[error(transparent)]
+    Source(SourceError),
+    /// Nothing to measure on.
+    #[error("no window has two tokens, so there is nothing to predict")]
+    NothingToScore,
     /// A forward pass that left the numbers.
     #[error("the forward pass gave a value that is not finite in window {window}, {place}")]
     NotFinite {

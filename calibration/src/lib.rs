@@ -9,7 +9,7 @@ pub mod corpus;
 mod error;
 pub mod evaluation;
 pub mod forward;
-mod statistics;
+mod lanes;
 pub mod tokenizer;
 pub mod weights;
 

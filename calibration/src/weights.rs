@@ -1,6 +1,7 @@
 //! The weights that the forward pass multiplies with, whatever they are stored as, and where they come from.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use kernels::packed::PackedMatrix;
 use kernels::product::product_nt;
@@ -25,11 +26,17 @@ pub trait WeightSource: Sync {
     /// The source's own.
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError>;
 
-    /// The final norm and the head.
+    /// The norm before the head, `[hidden]`.
     ///
     /// # Errors
     /// The source's own.
-    fn head(&self) -> Result<HeadWeights, SourceError>;
+    fn final_norm(&self) -> Result<Array1<f32>, SourceError>;
+
+    /// Some rows of the head, `[rows, hidden]`: a vocabulary can be larger than all the rest of a layer.
+    ///
+    /// # Errors
+    /// The source's own.
+    fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError>;
 }
 
 /// A linear's matrix.
@@ -39,6 +46,18 @@ pub enum LinearWeights {
     Dense(Array2<f32>),
     /// Codes as they are on disk.
     Packed(PackedMatrix),
+}
+
+impl From<Array2<f32>> for LinearWeights {
+    fn from(matrix: Array2<f32>) -> Self {
+        Self::Dense(matrix)
+    }
+}
+
+impl From<PackedMatrix> for LinearWeights {
+    fn from(matrix: PackedMatrix) -> Self {
+        Self::Packed(matrix)
+    }
 }
 
 /// `y = x Wᵀ + bias`.
@@ -61,15 +80,6 @@ pub struct LayerWeights {
     pub mlp_norm: Array1<f32>,
     /// Norms over query and key heads, `[head_dim]` each.
     pub head_norms: Option<(Array1<f32>, Array1<f32>)>,
-}
-
-/// The end of the forward pass.
-#[derive(Clone, Debug)]
-pub struct HeadWeights {
-    /// The norm before the head, `[hidden]`.
-    pub norm: Array1<f32>,
-    /// `[vocabulary, hidden]`.
-    pub projection: LinearOperator,
 }
 
 impl LinearOperator {
@@ -105,5 +115,15 @@ impl LayerWeights {
     #[must_use]
     pub fn linear(&self, role: Role) -> &LinearOperator {
         self.linears.get(&role).unwrap_or_else(|| panic!("the weight source gave no {role:?} linear"))
+    }
+
+    /// Puts other weights in the place of a linear's, its bias kept: what a solver found instead of the original.
+    ///
+    /// # Panics
+    /// Where the source gave no such linear.
+    pub fn replace(&mut self, role: Role, weights: impl Into<LinearWeights>) {
+        let linear = self.linears.get_mut(&role);
+        linear.unwrap_or_else(|| panic!("the weight source gave no {role:?} linear")).weights =
+            weights.into();
     }
 }

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use calibration::corpus::{Corpus, WindowShape};
 use calibration::evaluation::{evaluate, visit_logits};
 use calibration::tokenizer::TextTokenizer;
-use calibration::weights::{
-    HeadWeights, LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource,
-};
+use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
 use model::{Layer, Model};
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2, Axis, s};
 use serde_json::Value;
 
 const TINY: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
@@ -75,12 +74,13 @@ impl WeightSource for InMemory {
         })
     }
 
-    fn head(&self) -> Result<HeadWeights, SourceError> {
-        let weights = LinearWeights::Dense(self.matrix(&self.model.head()));
-        Ok(HeadWeights {
-            norm: self.vector(&self.model.final_norm()),
-            projection: LinearOperator { weights, bias: None },
-        })
+    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
+        Ok(self.vector(&self.model.final_norm()))
+    }
+
+    fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
+        let rows = self.matrix(&self.model.head()).slice(s![rows, ..]).to_owned();
+        Ok(LinearOperator { weights: rows.into(), bias: None })
     }
 }
 

@@ -7,7 +7,7 @@ use kernels::product::{product_nn, product_nt};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::elementwise::exp;
+use crate::lanes;
 
 /// Queries that are answered together.
 const QUERY_TILE: usize = 64;
@@ -93,15 +93,13 @@ fn attend_tile(
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             let visible = &mut scores[from..to];
-            let tallest = visible.iter().fold(highest[row], |most, &score| most.max(score));
+            let tallest = lanes::max(visible).max(highest[row]);
             if tallest == f32::NEG_INFINITY {
+                // No key of this tile is in the query's window.
                 continue;
             }
-            let rescale = exp(highest[row] - tallest);
-            for score in visible.iter_mut() {
-                *score = exp(*score - tallest);
-            }
-            total[row] = total[row] * rescale + visible.iter().sum::<f32>();
+            let rescale = lanes::exp(highest[row] - tallest);
+            total[row] = total[row] * rescale + lanes::exponentiate(visible, tallest);
             highest[row] = tallest;
             if rescale != 1.0 {
                 gathered.row_mut(row).mapv_inplace(|value| value * rescale);

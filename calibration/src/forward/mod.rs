@@ -13,10 +13,9 @@ use model::linear::Role;
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix2};
 
-pub(crate) use elementwise::exp;
 pub use rotary::RotaryTable;
 
-use crate::weights::{HeadWeights, LayerWeights};
+use crate::weights::{LayerWeights, LinearOperator};
 
 /// Where one window is in the model: the residual stream, and what waits between two stages.
 #[derive(Clone, Debug)]
@@ -117,11 +116,16 @@ impl<'m> Forward<'m> {
         }
     }
 
-    /// Logits of the given tokens of a window, `[tokens, vocabulary]`.
+    /// Logits of some tokens of a window, `[tokens, rows of projection]`: `projection` is the head or some rows of it.
     #[must_use]
-    pub fn logits(&self, head: &HeadWeights, hidden: ArrayView2<'_, f32>) -> Array2<f32> {
-        let normed = elementwise::rms_norm(hidden, &head.norm, self.model.hyperparameters.norm_eps);
-        head.projection.apply(normed.view())
+    pub fn logits(
+        &self,
+        final_norm: &Array1<f32>,
+        projection: &LinearOperator,
+        hidden: ArrayView2<'_, f32>,
+    ) -> Array2<f32> {
+        let normed = elementwise::rms_norm(hidden, final_norm, self.model.hyperparameters.norm_eps);
+        projection.apply(normed.view())
     }
 
     fn normed(&self, state: &WindowState, weight: &Array1<f32>) -> Array2<f32> {

@@ -1,0 +1,205 @@
+//! How well a model predicts text, and how far it is from another.
+//!
+//! Perplexity is `exp` of the mean negative log-likelihood over positions 1 to the end of every window. The divergence of a token position
+//! is `KL(reference || measured) = Σ p (ln p - ln q)` over the vocabulary. Both models advance layer by layer over all windows, so that the
+//! weights of one layer of one model are in memory. The head comes in slices of the vocabulary, and logits exist for a few tokens and one
+//! slice at a time.
+
+mod scoring;
+mod statistics;
+
+use model::Model;
+use ndarray::{Array1, ArrayView2, s};
+use rayon::prelude::*;
+
+use crate::error::CalibrationError;
+use crate::forward::{Forward, WindowState};
+use crate::weights::{LinearOperator, WeightSource};
+use scoring::{WindowFigures, WindowScore};
+pub use statistics::Estimate;
+
+/// Numbers of a slice of the head.
+const HEAD_SLICE: usize = 1 << 22;
+/// Positions whose logits exist together.
+const POSITIONS: usize = 64;
+
+/// What a model scored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Of the measured model.
+    pub measured: Score,
+    /// Of the reference, where there is one.
+    pub reference: Option<Score>,
+    /// Between the two.
+    pub divergence: Option<Divergence>,
+}
+
+/// How well one model predicts the text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// exp of the mean negative log-likelihood.
+    pub perplexity: Estimate,
+    /// Mean negative log-likelihood of each window, nats a token.
+    pub window_nll: Vec<f64>,
+}
+
+/// How far the measured model is from the reference.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divergence {
+    /// Mean KL divergence, nats a token.
+    pub mean: Estimate,
+    /// 99th percentile over tokens, nats.
+    pub p99: Estimate,
+    /// Share of positions where both rank the same token first.
+    pub top1_agreement: f64,
+}
+
+/// Scores `measured` and, where given, its divergence from `reference` on `windows`. `step` is called after each layer of each model,
+/// `model.layers.len()` times for each.
+///
+/// # Errors
+/// Those of the weight sources, a forward pass that leaves the finite numbers, and windows of which none has two tokens.
+pub fn evaluate(
+    model: &Model,
+    measured: &dyn WeightSource,
+    reference: Option<&dyn WeightSource>,
+    windows: &[Vec<u32>],
+    step: &mut dyn FnMut(),
+) -> Result<Evaluation, CalibrationError> {
+    if windows.iter().all(|window| window.len() < 2) {
+        return Err(CalibrationError::NothingToScore);
+    }
+    let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
+    let measured = Stream::run(&forward, measured, windows, step)?;
+    let reference = reference.map(|source| Stream::run(&forward, source, windows, step)).transpose()?;
+    let figures = score_windows(&forward, windows, &measured, reference.as_ref())?;
+
+    let score_of =
+        |nll: &dyn Fn(&WindowFigures) -> Vec<f64>| score(&figures.iter().map(nll).collect::<Vec<_>>());
+    let divergence = reference.is_some().then(|| {
+        let divergences: Vec<_> = figures.iter().map(|window| window.divergence.clone()).collect();
+        let positions: usize = divergences.iter().map(Vec::len).sum();
+        let agreements: usize = figures.iter().map(|window| window.agreements).sum();
+        Divergence {
+            mean: statistics::mean(&divergences),
+            p99: statistics::quantile(&divergences, 0.99),
+            top1_agreement: agreements as f64 / positions as f64,
+        }
+    });
+    Ok(Evaluation {
+        measured: score_of(&|window| window.measured_nll.clone()),
+        reference: reference.is_some().then(|| score_of(&|window| window.reference_nll.clone())),
+        divergence,
+    })
+}
+
+/// Calls `see` with the logits `[tokens, vocabulary]` of each window in turn. Here, unlike in [`evaluate`], the whole head is in memory.
+///
+/// # Errors
+/// Those of the weight source, and a forward pass that leaves the finite numbers.
+pub fn visit_logits(
+    model: &Model,
+    source: &dyn WeightSource,
+    windows: &[Vec<u32>],
+    see: &mut dyn FnMut(ArrayView2<'_, f32>),
+) -> Result<(), CalibrationError> {
+    let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
+    let stream = Stream::run(&forward, source, windows, &mut || {})?;
+    let head = source.head_rows(0..model.hyperparameters.vocabulary).map_err(CalibrationError::Source)?;
+    for state in &stream.states {
+        see(forward.logits(&stream.final_norm, &head, state.hidden()).view());
+    }
+    Ok(())
+}
+
+/// One model after its last layer.
+struct Stream<'s> {
+    source: &'s dyn WeightSource,
+    final_norm: Array1<f32>,
+    /// One for each window.
+    states: Vec<WindowState>,
+}
+
+impl<'s> Stream<'s> {
+    fn run(
+        forward: &Forward<'_>,
+        source: &'s dyn WeightSource,
+        windows: &[Vec<u32>],
+        step: &mut dyn FnMut(),
+    ) -> Result<Self, CalibrationError> {
+        let embed = |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new);
+        let embedded = windows.par_iter().map(embed).collect::<Result<Vec<_>, _>>();
+        let mut states = embedded.map_err(CalibrationError::Source)?;
+        for layer in &forward.model().layers {
+            let weights = source.layer(layer).map_err(CalibrationError::Source)?;
+            states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
+            if let Some(window) = states.iter().position(|state| !state.is_finite()) {
+                return Err(CalibrationError::NotFinite { window, place: format!("layer {}", layer.index) });
+            }
+            step();
+        }
+        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
+        Ok(Self { source, final_norm, states })
+    }
+
+    fn logits(
+        &self,
+        forward: &Forward<'_>,
+        head: &LinearOperator,
+        window: usize,
+        positions: std::ops::Range<usize>,
+    ) -> ndarray::Array2<f32> {
+        forward.logits(&self.final_norm, head, self.states[window].hidden().slice(s![positions, ..]))
+    }
+}
+
+/// Figures of all windows, in order.
+fn score_windows(
+    forward: &Forward<'_>,
+    windows: &[Vec<u32>],
+    measured: &Stream<'_>,
+    reference: Option<&Stream<'_>>,
+) -> Result<Vec<WindowFigures>, CalibrationError> {
+    let numbers = &forward.model().hyperparameters;
+    let slice = (HEAD_SLICE / numbers.hidden_size).clamp(1, numbers.vocabulary);
+    let mut scores: Vec<WindowScore<'_>> =
+        windows.iter().map(|tokens| WindowScore::new(tokens, reference.is_some())).collect();
+    for first in (0..numbers.vocabulary).step_by(slice) {
+        let vocabulary = first..(first + slice).min(numbers.vocabulary);
+        let head_of = |stream: &Stream<'_>| {
+            stream.source.head_rows(vocabulary.clone()).map_err(CalibrationError::Source)
+        };
+        let measured_head = head_of(measured)?;
+        let reference = match reference {
+            Some(stream) => Some((stream, head_of(stream)?)),
+            None => None,
+        };
+        scores.par_iter_mut().enumerate().for_each(|(window, score)| {
+            for first in (0..score.positions()).step_by(POSITIONS) {
+                let positions = first..(first + POSITIONS).min(score.positions());
+                let logits = measured.logits(forward, &measured_head, window, positions.clone());
+                let others = reference
+                    .as_ref()
+                    .map(|(stream, head)| stream.logits(forward, head, window, positions.clone()));
+                score.add(positions, vocabulary.clone(), logits.view(), others.as_ref().map(|l| l.view()));
+            }
+        });
+    }
+    let finished = scores.into_iter().enumerate().map(|(window, score)| {
+        score.finish().ok_or_else(|| CalibrationError::NotFinite { window, place: "logits".to_owned() })
+    });
+    finished.collect()
+}
+
+/// `nll` holds the negative log-likelihoods of each window's positions.
+fn score(nll: &[Vec<f64>]) -> Score {
+    let mean = statistics::mean(nll);
+    let perplexity = mean.value.exp();
+    let mean_of = |window: &Vec<f64>| {
+        if window.is_empty() { 0.0 } else { window.iter().sum::<f64>() / window.len() as f64 }
+    };
+    Score {
+        perplexity: Estimate { value: perplexity, stderr: perplexity * mean.stderr },
+        window_nll: nll.iter().map(mean_of).collect(),
+    }
+}

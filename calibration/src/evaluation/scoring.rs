@@ -1,0 +1,218 @@
+//! What is known of each token position while the vocabulary passes by in slices: log-likelihood, divergence, the likeliest token.
+//!
+//! The softmax is online: a running maximum and a running sum relative to it (arXiv 1805.02867). With `p` and `q` the probabilities of the
+//! reference and the measured model, `x` and `y` their logits,
+//!
+//! ```text
+//! KL(p || q) = Σ p (ln p - ln q) = Σ p (x - y) - ln Σ exp x + ln Σ exp y
+//! ```
+//!
+//! so that one pass over a slice of both suffices, and two equal models have a divergence of exactly zero.
+
+use std::ops::Range;
+
+use ndarray::{ArrayView1, ArrayView2};
+
+use crate::lanes;
+
+/// One window's positions that have a next token, with the figures gathered so far.
+pub(super) struct WindowScore<'w> {
+    /// Token that each position should predict.
+    targets: &'w [u32],
+    measured: Vec<Softmax>,
+    /// Of the reference; empty without one.
+    reference: Vec<Softmax>,
+    /// `Σ exp(x - highest) (x - y)` of each position, with the reference's highest logit; empty without a reference.
+    differences: Vec<f64>,
+}
+
+/// Figures of every scored position of one window.
+pub(super) struct WindowFigures {
+    /// Negative log-likelihoods, nats.
+    pub(super) measured_nll: Vec<f64>,
+    /// Negative log-likelihoods, nats; empty without a reference.
+    pub(super) reference_nll: Vec<f64>,
+    /// KL(reference || measured), nats; empty without a reference.
+    pub(super) divergence: Vec<f32>,
+    /// Positions where both rank the same token first.
+    pub(super) agreements: usize,
+}
+
+/// The softmax of one position of one model, as far as the vocabulary was seen.
+#[derive(Clone, Copy)]
+struct Softmax {
+    /// The largest logit.
+    highest: f32,
+    /// Its token, the first of equals.
+    likeliest: usize,
+    /// `Σ exp(logit - highest)`.
+    total: f64,
+    /// The target's logit.
+    target: f32,
+}
+
+impl<'w> WindowScore<'w> {
+    /// Before any slice, for a window of `tokens`.
+    pub(super) fn new(tokens: &'w [u32], with_reference: bool) -> Self {
+        let targets = tokens.get(1..).unwrap_or_default();
+        let count = if with_reference { targets.len() } else { 0 };
+        Self {
+            targets,
+            measured: vec![Softmax::EMPTY; targets.len()],
+            reference: vec![Softmax::EMPTY; count],
+            differences: vec![0.0; count],
+        }
+    }
+
+    /// Positions that have a next token, from the first of the window.
+    pub(super) fn positions(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Takes in the logits `[positions, vocabulary]` of some positions and a part of the vocabulary.
+    pub(super) fn add(
+        &mut self,
+        positions: Range<usize>,
+        vocabulary: Range<usize>,
+        measured: ArrayView2<'_, f32>,
+        reference: Option<ArrayView2<'_, f32>>,
+    ) {
+        for (row, position) in positions.enumerate() {
+            let target = self.targets[position] as usize;
+            let target = vocabulary.contains(&target).then(|| target - vocabulary.start);
+            let measured = contiguous(measured.row(row));
+            let softmax = &mut self.measured[position];
+            softmax.raise(measured, vocabulary.start, target);
+            softmax.total += lanes::sum_of_exponentials(measured, softmax.highest);
+            if let Some(reference) = &reference {
+                let reference = contiguous(reference.row(row));
+                let softmax = &mut self.reference[position];
+                let shrunk = softmax.raise(reference, vocabulary.start, target);
+                let (total, difference) = lanes::weighted_differences(reference, measured, softmax.highest);
+                softmax.total += total;
+                self.differences[position] = self.differences[position] * shrunk + difference;
+            }
+        }
+    }
+
+    /// The figures, when the whole vocabulary was seen; none where a logit was not finite.
+    pub(super) fn finish(self) -> Option<WindowFigures> {
+        let nll = |softmax: &Softmax| softmax.log_total() - f64::from(softmax.target);
+        let measured_nll: Vec<f64> = self.measured.iter().map(nll).collect();
+        let reference_nll: Vec<f64> = self.reference.iter().map(nll).collect();
+        let pairs = self.reference.iter().zip(&self.measured).zip(self.differences);
+        let divergence: Vec<f32> = pairs
+            .map(|((p, q), difference)| (difference / p.total - p.log_total() + q.log_total()) as f32)
+            .collect();
+        let finite = measured_nll.iter().chain(&reference_nll).all(|value| value.is_finite())
+            && divergence.iter().all(|value| value.is_finite());
+        let agreements =
+            self.reference.iter().zip(&self.measured).filter(|(p, q)| p.likeliest == q.likeliest).count();
+        finite.then_some(WindowFigures { measured_nll, reference_nll, divergence, agreements })
+    }
+}
+
+impl Softmax {
+    const EMPTY: Self = Self { highest: f32::NEG_INFINITY, likeliest: 0, total: 0.0, target: f32::NAN };
+
+    /// Makes the largest of `logits`, whose first is that of the token `first`, the offset, if it is larger than what was seen before.
+    /// Gives the factor that this shrinks older sums by.
+    fn raise(&mut self, logits: &[f32], first: usize, target: Option<usize>) -> f64 {
+        if let Some(target) = target {
+            self.target = logits[target];
+        }
+        let highest = lanes::max(logits);
+        if highest <= self.highest {
+            return 1.0;
+        }
+        let shrunk = (f64::from(self.highest) - f64::from(highest)).exp();
+        self.highest = highest;
+        self.likeliest = first + logits.iter().position(|&logit| logit == highest).unwrap_or(0);
+        self.total *= shrunk;
+        shrunk
+    }
+
+    fn log_total(&self) -> f64 {
+        f64::from(self.highest) + self.total.ln()
+    }
+}
+
+fn contiguous(row: ArrayView1<'_, f32>) -> &[f32] {
+    row.to_slice().expect("logits are stored by rows")
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+
+    fn logits(seed: f32) -> Array2<f32> {
+        Array2::from_shape_fn((3, 300), |(i, j)| {
+            ((i * 300 + j) as f32 * (0.37 + seed)).sin() * 6.0 + j as f32 * 0.01
+        })
+    }
+
+    fn figures(slice: usize, reference: bool) -> WindowFigures {
+        let (measured, original) = (logits(0.01), logits(0.0));
+        let mut score = WindowScore::new(&[5, 299, 0, 150], reference);
+        for first in (0..300).step_by(slice) {
+            let vocabulary = first..(first + slice).min(300);
+            for positions in [0..2, 2..3] {
+                let part = ndarray::s![positions.clone(), vocabulary.clone()];
+                // As products give them: by rows.
+                let (measured, original) = (measured.slice(part).to_owned(), original.slice(part).to_owned());
+                let original = reference.then(|| original.view());
+                score.add(positions, vocabulary.clone(), measured.view(), original);
+            }
+        }
+        score.finish().unwrap()
+    }
+
+    /// ln softmax of each row, in f64, by the definition.
+    fn log_probabilities(logits: &Array2<f32>) -> Vec<Vec<f64>> {
+        let rows = logits.rows().into_iter().map(|row| {
+            let total: f64 = row.iter().map(|&v| f64::from(v).exp()).sum();
+            row.iter().map(|&v| f64::from(v) - total.ln()).collect()
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn slices_give_what_the_definition_gives() {
+        let (p, q) = (log_probabilities(&logits(0.0)), log_probabilities(&logits(0.01)));
+        for slice in [1, 7, 64, 299, 300] {
+            let found = figures(slice, true);
+            for (position, target) in [299, 0, 150].into_iter().enumerate() {
+                let (p, q) = (&p[position], &q[position]);
+                assert!((found.measured_nll[position] + q[target]).abs() < 1e-6);
+                assert!((found.reference_nll[position] + p[target]).abs() < 1e-6);
+                let expected: f64 = p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum();
+                assert!((f64::from(found.divergence[position]) - expected).abs() < 1e-5 * (1.0 + expected));
+            }
+        }
+    }
+
+    #[test]
+    fn a_logit_that_is_not_finite_is_noticed_wherever_it_is() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            for place in [0, 17, 31] {
+                let mut logits = Array2::from_elem((1, 32), 1.0_f32);
+                logits[[0, place]] = bad;
+                let mut score = WindowScore::new(&[3, 4], false);
+                score.add(0..1, 0..32, logits.view(), None);
+                assert!(score.finish().is_none(), "{bad} at {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_agrees_with_itself_exactly() {
+        let logits = logits(0.0);
+        let mut score = WindowScore::new(&[5, 299, 0, 150], true);
+        score.add(0..3, 0..300, logits.view(), Some(logits.view()));
+        let found = score.finish().unwrap();
+        assert_eq!((found.divergence, found.agreements), (vec![0.0; 3], 3));
+        assert_eq!(found.measured_nll, found.reference_nll);
+    }
+}
