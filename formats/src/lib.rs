@@ -1,3 +1,17 @@
-//! formats
+//! What is on disk: checkpoints in, quantized models out. No algorithm.
+//!
+//! [`checkpoint`] reads one tensor at a time; [`target`] has one file for each format; [`container`] streams tensors into safetensors files;
+//! [`output`] makes a directory appear at once or not at all; [`side_files`] copies what loaders need beside weights.
 
 #![warn(clippy::unwrap_used)]
+
+pub mod checkpoint;
+pub mod container;
+mod error;
+pub mod output;
+pub mod packing;
+pub mod side_files;
+pub mod target;
+
+pub use checkpoint::{Checkpoint, Dtype};
+pub use error::FormatsError;

@@ -1,0 +1,260 @@
+//! Safetensors out: every tensor's size is known before the first byte, so headers come first and tensors are written at their places, in
+//! any order, as soon as they are ready.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::{Dtype, INDEX};
+use crate::error::FormatsError;
+
+/// Name, type and shape of a tensor to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// A tensor's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorData {
+    /// Its name.
+    pub name: String,
+    /// Little-endian elements in row order.
+    pub bytes: Vec<u8>,
+}
+
+/// Writes a checkpoint of one or several safetensors files.
+#[derive(Debug)]
+pub struct SafetensorsWriter {
+    files: Vec<(PathBuf, File)>,
+    places: BTreeMap<String, Place>,
+    missing: BTreeSet<String>,
+    index: Option<(PathBuf, Value)>,
+    tensor_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    file: usize,
+    offset: u64,
+    bytes: u64,
+}
+
+impl TensorSpec {
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bytes() as u64
+    }
+}
+
+impl SafetensorsWriter {
+    /// Creates the files in `directory` for `specs`, in that order, each file of at most `max_shard_bytes` of tensors (a larger tensor
+    /// has a file of its own).
+    ///
+    /// # Errors
+    /// The system's, and a name that comes twice.
+    pub fn create(
+        directory: &Path,
+        specs: &[TensorSpec],
+        max_shard_bytes: u64,
+    ) -> Result<Self, FormatsError> {
+        let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
+        let mut filled = 0;
+        for spec in specs {
+            if filled + spec.bytes() > max_shard_bytes && filled > 0 {
+                shards.push(Vec::new());
+                filled = 0;
+            }
+            filled += spec.bytes();
+            shards.last_mut().expect("there is a shard").push(spec);
+        }
+        let count = shards.len();
+        let mut writer = Self {
+            files: Vec::with_capacity(count),
+            places: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            index: None,
+            tensor_bytes: specs.iter().map(TensorSpec::bytes).sum(),
+        };
+        let mut weight_map = BTreeMap::new();
+        for (number, mut shard) in shards.into_iter().enumerate() {
+            let name = if count == 1 {
+                "model.safetensors".to_owned()
+            } else {
+                format!("model-{:05}-of-{count:05}.safetensors", number + 1)
+            };
+            // The convention of the reference writer: wide elements first, so that everything is aligned, then by name.
+            shard.sort_by(|a, b| b.dtype.bytes().cmp(&a.dtype.bytes()).then_with(|| a.name.cmp(&b.name)));
+            writer.create_file(&directory.join(&name), number, &shard)?;
+            weight_map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
+        }
+        if count > 1 {
+            let index = json!({"metadata": {"total_size": writer.tensor_bytes}, "weight_map": weight_map});
+            writer.index = Some((directory.join(INDEX), index));
+        }
+        Ok(writer)
+    }
+
+    fn create_file(&mut self, path: &Path, number: usize, shard: &[&TensorSpec]) -> Result<(), FormatsError> {
+        let mut header = Map::new();
+        header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+        let mut offset = 0;
+        for spec in shard {
+            let end = offset + spec.bytes();
+            let entry =
+                json!({"dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [offset, end]});
+            header.insert(spec.name.clone(), entry);
+            let place = Place { file: number, offset, bytes: spec.bytes() };
+            if self.places.insert(spec.name.clone(), place).is_some() {
+                return Err(self.misuse(path, &spec.name, "is laid out twice"));
+            }
+            self.missing.insert(spec.name.clone());
+            offset = end;
+        }
+        let mut text = Value::Object(header).to_string().into_bytes();
+        // The data begins at a multiple of eight.
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let file = File::create_new(path).map_err(FormatsError::io(path))?;
+        let start = 8 + text.len() as u64;
+        file.set_len(start + offset).map_err(FormatsError::io(path))?;
+        write_at(&file, &(text.len() as u64).to_le_bytes(), 0).map_err(FormatsError::io(path))?;
+        write_at(&file, &text, 8).map_err(FormatsError::io(path))?;
+        for spec in shard {
+            if let Some(place) = self.places.get_mut(&spec.name) {
+                place.offset += start;
+            }
+        }
+        self.files.push((path.to_owned(), file));
+        Ok(())
+    }
+
+    /// Length of all tensors, bytes.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensor_bytes
+    }
+
+    /// Writes one tensor at its place.
+    ///
+    /// # Errors
+    /// The system's; a tensor that was not laid out, has another length, or comes twice.
+    pub fn put(&mut self, tensor: &TensorData) -> Result<(), FormatsError> {
+        let Some(&place) = self.places.get(&tensor.name) else {
+            return Err(self.misuse(Path::new("output"), &tensor.name, "was not laid out"));
+        };
+        let (path, file) = &self.files[place.file];
+        if tensor.bytes.len() as u64 != place.bytes {
+            let problem = format!("has {} bytes, {} were laid out", tensor.bytes.len(), place.bytes);
+            return Err(self.misuse(path, &tensor.name, &problem));
+        }
+        if !self.missing.remove(&tensor.name) {
+            return Err(self.misuse(path, &tensor.name, "comes twice"));
+        }
+        write_at(file, &tensor.bytes, place.offset).map_err(FormatsError::io(path))
+    }
+
+    /// Writes the index and makes everything durable.
+    ///
+    /// # Errors
+    /// The system's, and a tensor that never came.
+    pub fn finish(self) -> Result<(), FormatsError> {
+        if let Some(tensor) = self.missing.first() {
+            return Err(self.misuse(Path::new("output"), tensor, "was never written"));
+        }
+        for (path, file) in &self.files {
+            file.sync_all().map_err(FormatsError::io(path))?;
+        }
+        if let Some((path, index)) = &self.index {
+            let text = format!("{index:#}\n");
+            std::fs::write(path, text).map_err(FormatsError::io(path))?;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::unused_self)]
+    fn misuse(&self, path: &Path, tensor: &str, problem: &str) -> FormatsError {
+        FormatsError::Writer { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.to_owned() }
+    }
+}
+
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+    #[cfg(not(unix))]
+    {
+        use std::io::{Seek, SeekFrom, Write};
+        let mut file = file.try_clone()?;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    fn specs() -> Vec<TensorSpec> {
+        let spec = |name: &str, dtype, shape: &[usize]| TensorSpec {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+        };
+        vec![
+            spec("b", Dtype::F16, &[2, 3]),
+            spec("a", Dtype::I32, &[5]),
+            spec("empty", Dtype::F32, &[0, 4]),
+            spec("scalar", Dtype::I64, &[]),
+        ]
+    }
+
+    fn data(name: &str, bytes: usize) -> TensorData {
+        TensorData { name: name.to_owned(), bytes: (0..bytes).map(|i| (i * 7 + name.len()) as u8).collect() }
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_the_reference_reader_and_by_ours() {
+        for max_shard in [1, 20, 1 << 30] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut writer = SafetensorsWriter::create(folder.path(), &specs(), max_shard).unwrap();
+            let tensors = [data("scalar", 8), data("a", 20), data("empty", 0), data("b", 12)];
+            for tensor in &tensors {
+                writer.put(tensor).unwrap();
+            }
+            writer.finish().unwrap();
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            for tensor in &tensors {
+                assert_eq!(checkpoint.read(&tensor.name).unwrap(), tensor.bytes, "{max_shard}");
+            }
+            assert_eq!(checkpoint.files().count() > 1, max_shard < 100);
+            for file in checkpoint.files() {
+                let bytes = std::fs::read(file).unwrap();
+                let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+                for (name, view) in reference.tensors() {
+                    assert_eq!(view.data(), tensors.iter().find(|t| t.name == name).unwrap().bytes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_is_missing_doubled_unknown_or_of_another_length_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = SafetensorsWriter::create(folder.path(), &specs(), 1 << 30).unwrap();
+        writer.put(&data("a", 20)).unwrap();
+        assert!(writer.put(&data("a", 20)).unwrap_err().to_string().contains("twice"));
+        assert!(writer.put(&data("b", 11)).unwrap_err().to_string().contains("11"));
+        assert!(writer.put(&data("c", 1)).unwrap_err().to_string().contains("`c`"));
+        assert!(writer.finish().unwrap_err().to_string().contains("never"));
+    }
+}

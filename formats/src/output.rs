@@ -1,0 +1,151 @@
+//! The output directory: written beside its place, renamed into it, and gone without a trace when anything fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::error::FormatsError;
+
+/// An output that is being written.
+#[derive(Debug)]
+pub struct OutputDirectory {
+    target: PathBuf,
+    parent: PathBuf,
+    staging: TempDir,
+    replace: bool,
+}
+
+impl OutputDirectory {
+    /// Begins an output at `target`, whose parent directories are created.
+    ///
+    /// # Errors
+    /// The system's, and a target that exists while `replace` is false.
+    pub fn create(target: &Path, replace: bool) -> Result<Self, FormatsError> {
+        Self::check(target, replace)?;
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        fs::create_dir_all(&parent).map_err(FormatsError::io(&parent))?;
+        let name =
+            target.file_name().map_or_else(|| "output".into(), |name| name.to_string_lossy().into_owned());
+        let staging = tempfile::Builder::new()
+            .prefix(&format!(".{name}.partial-"))
+            .tempdir_in(&parent)
+            .map_err(FormatsError::io(&parent))?;
+        // Temporary directories are private; an output is as readable as any other.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let readable = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(staging.path(), readable).map_err(FormatsError::io(staging.path()))?;
+        }
+        Ok(Self { target: target.to_owned(), parent, staging, replace })
+    }
+
+    /// Fails when an output at `target` would be refused.
+    ///
+    /// # Errors
+    /// A target that exists while `replace` is false.
+    pub fn check(target: &Path, replace: bool) -> Result<(), FormatsError> {
+        if !replace && fs::symlink_metadata(target).is_ok() {
+            return Err(FormatsError::Exists { path: target.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Where files are written until [`OutputDirectory::commit`].
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.staging.path()
+    }
+
+    /// Puts the output in its place; an old one goes only after the new one stands there.
+    ///
+    /// # Errors
+    /// The system's, and a target that somebody made meanwhile.
+    pub fn commit(self) -> Result<(), FormatsError> {
+        Self::check(&self.target, self.replace)?;
+        sync_directory(self.staging.path())?;
+        let old = match fs::symlink_metadata(&self.target) {
+            Err(_) => None,
+            Ok(_) => {
+                let aside = tempfile::Builder::new()
+                    .prefix(".replaced-")
+                    .tempdir_in(&self.parent)
+                    .map_err(FormatsError::io(&self.parent))?;
+                fs::rename(&self.target, aside.path().join("old")).map_err(FormatsError::io(&self.target))?;
+                Some(aside)
+            }
+        };
+        let staged = self.staging.path().to_owned();
+        if let Err(source) = fs::rename(&staged, &self.target) {
+            if let Some(aside) = &old {
+                // Put the old one back; if that fails too, it stays aside and nothing is lost.
+                if fs::rename(aside.path().join("old"), &self.target).is_err() {
+                    let _ = old.map(TempDir::keep);
+                }
+            }
+            return Err(FormatsError::Io { path: self.target, source });
+        }
+        let _ = self.staging.keep();
+        sync_directory(&self.parent)
+    }
+}
+
+/// Makes the entries of a directory durable, where the system can.
+fn sync_directory(path: &Path) -> Result<(), FormatsError> {
+    #[cfg(unix)]
+    {
+        fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(FormatsError::io(path))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_output_appears_at_once_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("deep/out");
+        let output = OutputDirectory::create(&target, false).unwrap();
+        fs::write(output.path().join("file"), "new").unwrap();
+        assert!(!target.exists());
+        drop(output);
+        assert_eq!(names(&folder.path().join("deep")), Vec::<String>::new());
+        let output = OutputDirectory::create(&target, false).unwrap();
+        fs::write(output.path().join("file"), "new").unwrap();
+        output.commit().unwrap();
+        assert_eq!(names(&folder.path().join("deep")), ["out"]);
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "new");
+    }
+
+    #[test]
+    fn an_existing_output_is_replaced_only_when_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("old"), "old").unwrap();
+        assert!(matches!(OutputDirectory::create(&target, false), Err(FormatsError::Exists { .. })));
+        let output = OutputDirectory::create(&target, true).unwrap();
+        fs::write(output.path().join("new"), "new").unwrap();
+        assert_eq!(names(&target), ["old"]);
+        output.commit().unwrap();
+        assert_eq!(names(&target), ["new"]);
+        assert_eq!(names(folder.path()), ["out"]);
+    }
+}

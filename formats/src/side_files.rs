@@ -1,0 +1,73 @@
+//! What a checkpoint directory holds beside weights: everything that a loader or a reader of the model needs is copied byte for byte;
+//! config.json gets the quantization's description and the type that the runtime multiplies in.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::FormatsError;
+
+/// Weights and descriptions of weights, which the output has of its own.
+fn is_of_the_original(name: &str) -> bool {
+    let weights = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"];
+    name.starts_with('.')
+        || name == "config.json"
+        || name.ends_with(".index.json")
+        || name.ends_with("quantize_config.json")
+        || name == "quant_config.json"
+        || name == "quantc.json"
+        || weights.iter().any(|ending| name.ends_with(ending))
+}
+
+/// Copies side files from `source` to `target`; returns their names, sorted.
+///
+/// # Errors
+/// The system's.
+pub fn copy(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError> {
+    let mut copied = Vec::new();
+    for entry in fs::read_dir(source).map_err(FormatsError::io(source))? {
+        let entry = entry.map_err(FormatsError::io(source))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let path = entry.path();
+        // Follows links, since hub caches are made of them.
+        let kind = fs::metadata(&path).map_err(FormatsError::io(&path))?;
+        if kind.is_dir() && name == "additional_chat_templates" {
+            let folder = target.join(&name);
+            fs::create_dir(&folder).map_err(FormatsError::io(&folder))?;
+            let inner = copy(&path, &folder)?;
+            copied.extend(inner.into_iter().map(|file| format!("{name}/{file}")));
+        } else if kind.is_file() && !is_of_the_original(&name) {
+            fs::copy(&path, target.join(&name)).map_err(FormatsError::io(&path))?;
+            copied.push(name);
+        }
+    }
+    copied.sort();
+    Ok(copied)
+}
+
+/// config.json of the output: the original's keys in their order, `dtype` (and `torch_dtype` where the original has it) set to `dtype`,
+/// and `quantization_config`.
+#[must_use]
+pub fn quantized_config(original: &Value, dtype: &str, quantization: Value) -> Value {
+    let mut config = original.clone();
+    if let Some(object) = config.as_object_mut() {
+        let old = object.contains_key("torch_dtype");
+        if old {
+            object.insert("torch_dtype".to_owned(), dtype.into());
+        }
+        if !old || object.contains_key("dtype") {
+            object.insert("dtype".to_owned(), dtype.into());
+        }
+        object.insert("quantization_config".to_owned(), quantization);
+    }
+    config
+}
+
+/// Writes JSON as people read it.
+///
+/// # Errors
+/// The system's.
+pub fn write_json(path: &Path, value: &Value) -> Result<(), FormatsError> {
+    fs::write(path, format!("{value:#}\n")).map_err(FormatsError::io(path))
+}

@@ -1,0 +1,400 @@
+//! compressed-tensors `pack-quantized`, as vLLM, llm-compressor and transformers read it.
+//!
+//! For a linear `P` with `K` input features, `N` output features and `G` groups:
+//!
+//! | tensor | type | shape | content |
+//! |---|---|---|---|
+//! | `P.weight_packed` | I32 | `[N, ceil(K*bits/32)]` | codes; each output's stream is contiguous |
+//! | `P.weight_scale` | the model's | `[N, G]` | `w = scale * (code - zero_point)` |
+//! | `P.weight_zero_point` | I32 | `[ceil(N*bits/32), G]` | zero points; each group's stream runs down its column; asymmetric only |
+//! | `P.weight_shape` | I64 | `[2]` | `N`, `K` |
+//!
+//! The library's codes are signed and stored with `2^(bits-1)` added, which makes the stored field our unsigned code; so with zero points.
+//! Widths that do not divide 32 are packed without gaps, as the library does since 2026.
+
+use std::collections::BTreeMap;
+
+use kernels::{CodeLayout, PackedMatrix, PackedShape};
+use model::linear::Linear;
+use ndarray::Array2;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::QuantizedTensor;
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups};
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::container::{TensorData, TensorSpec};
+use crate::error::FormatsError;
+use crate::packing::{from_bytes, pack_rows, to_bytes, unpack_rows, words_for};
+
+const ID: &str = "compressed-tensors";
+
+/// The format.
+#[derive(Debug)]
+pub(super) struct CompressedTensors;
+
+static LOADERS: [LoaderRule; 3] = [
+    LoaderRule {
+        runtime: "vLLM 0.33",
+        symmetric_bits: &[4, 8],
+        asymmetric_bits: &[4],
+        group_sizes: &[32, 64, 128],
+        in_multiple: 32,
+        out_multiple: 32,
+        mixed_bits: true,
+        single_exclusions: true,
+        remark: "",
+        asymmetric_remark: "",
+    },
+    LoaderRule {
+        runtime: "vLLM 0.33 (with its humming package)",
+        symmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
+        asymmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
+        group_sizes: &[32, 64, 128],
+        in_multiple: 32,
+        out_multiple: 32,
+        mixed_bits: true,
+        single_exclusions: true,
+        remark: "by its declared rules; not run by us",
+        asymmetric_remark: "",
+    },
+    LoaderRule {
+        runtime: "transformers 5.23 (with compressed-tensors)",
+        symmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
+        asymmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
+        group_sizes: &[],
+        in_multiple: 1,
+        out_multiple: 1,
+        mixed_bits: true,
+        single_exclusions: true,
+        remark: "",
+        asymmetric_remark: "asymmetric codes with CompressedTensorsConfig(dequantize=True)",
+    },
+];
+
+impl TargetFormat for CompressedTensors {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn summary(&self) -> &'static str {
+        "2 to 8 bit (pack-quantized) for vLLM and transformers; group sizes may differ by linear"
+    }
+
+    fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
+        // Exact in half as well, so that one solution serves formats that store half.
+        if runtime == Dtype::Bf16 { ScaleDtype::F16AndBf16 } else { ScaleDtype::F16 }
+    }
+
+    fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
+        demand_fused_alike(ID, plan)?;
+        let mut notes: BTreeMap<String, usize> = BTreeMap::new();
+        let mut rest = plan;
+        while let Some(first) = rest.first().map(|planned| planned.fused_group) {
+            let count = rest.iter().take_while(|planned| planned.fused_group == first).count();
+            let (group, more) = rest.split_at_mut(count);
+            if let Some(note) = lower_groups(ID, group.iter_mut())? {
+                *notes.entry(note).or_default() += 1;
+            }
+            rest = more;
+        }
+        Ok(notes
+            .into_iter()
+            .map(|(note, count)| if count > 1 { format!("{note} ({count} times)") } else { note })
+            .collect())
+    }
+
+    fn loaders(&self) -> &'static [LoaderRule] {
+        &LOADERS
+    }
+
+    fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
+        let bits = scheme.bits.get();
+        let (inputs, outputs) = (linear.in_features, linear.out_features);
+        let groups = inputs / scheme.granularity.columns_per_scale(inputs);
+        let spec = |suffix: &str, dtype, shape| TensorSpec {
+            name: format!("{}.{suffix}", linear.name),
+            dtype,
+            shape,
+        };
+        let mut specs = vec![
+            spec("weight_packed", Dtype::I32, vec![outputs, words_for(inputs, bits)]),
+            spec("weight_scale", stored_scale(scheme.scale_dtype), vec![outputs, groups]),
+            spec("weight_shape", Dtype::I64, vec![2]),
+        ];
+        if scheme.symmetry == Symmetry::Asymmetric {
+            specs.push(spec("weight_zero_point", Dtype::I32, vec![words_for(outputs, bits), groups]));
+        }
+        specs
+    }
+
+    fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
+        let scheme = tensor.scheme();
+        let bits = scheme.bits.get();
+        let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
+        let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
+        let scale_bytes = stored_scale(scheme.scale_dtype).encode(&scales);
+        let shape = [linear.out_features, linear.in_features];
+        let mut tensors = vec![
+            data("weight_packed", to_bytes(pack_rows(tensor.codes(), bits).view())),
+            data("weight_scale", scale_bytes.expect("scales are floating-point")),
+            data("weight_shape", shape.iter().flat_map(|&extent| (extent as i64).to_le_bytes()).collect()),
+        ];
+        if scheme.symmetry == Symmetry::Asymmetric {
+            let zeros = pack_rows(tensor.zero_points_by_row().t(), bits);
+            tensors.push(data("weight_zero_point", to_bytes(zeros.t())));
+        }
+        tensors
+    }
+
+    fn config(&self, plan: &[PlannedLinear]) -> Value {
+        let mut schemes: Vec<(Scheme, Vec<&str>)> = Vec::new();
+        for planned in plan {
+            let Some(scheme) = planned.scheme else { continue };
+            match schemes.iter_mut().find(|(known, _)| *known == scheme) {
+                Some((_, names)) => names.push(&planned.linear.name),
+                None => schemes.push((scheme, vec![&planned.linear.name])),
+            }
+        }
+        let several = schemes.len() > 1;
+        let groups: Map<String, Value> = schemes
+            .iter()
+            .enumerate()
+            .map(|(number, (scheme, names))| {
+                let targets = if several { json!(names) } else { json!(["Linear"]) };
+                let group = json!({
+                    "targets": targets, "input_activations": null, "output_activations": null, "weights": arguments(*scheme)
+                });
+                (format!("group_{number}"), group)
+            })
+            .collect();
+        let kept = plan
+            .iter()
+            .filter(|planned| planned.scheme.is_none())
+            .map(|planned| planned.linear.name.as_str());
+        let ignore: Vec<&str> = std::iter::once("lm_head").chain(kept).collect();
+        json!({
+            "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "global_compression_ratio": null, "config_groups": groups, "ignore": ignore, "kv_cache_scheme": null
+        })
+    }
+
+    fn side_files(&self, _plan: &[PlannedLinear]) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+        (config.get("quant_method")? == ID)
+            .then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
+    }
+}
+
+fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {
+    match scale_dtype {
+        ScaleDtype::F16 => Dtype::F16,
+        ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 => Dtype::Bf16,
+        ScaleDtype::F32 => Dtype::F32,
+    }
+}
+
+/// `QuantizationArgs` of the library, which refuses keys that it does not know.
+fn arguments(scheme: Scheme) -> Value {
+    let (strategy, group_size) = match scheme.granularity {
+        Granularity::PerGroup(size) => ("group", json!(size.get())),
+        Granularity::PerChannel | Granularity::PerTensor => ("channel", Value::Null),
+    };
+    json!({
+        "num_bits": scheme.bits.get(), "type": "int", "symmetric": scheme.symmetry == Symmetry::Symmetric, "strategy": strategy,
+        "group_size": group_size, "dynamic": false, "actorder": null, "block_structure": null, "observer": "minmax",
+        "observer_kwargs": {}
+    })
+}
+
+/// A checkpoint in this format, as its configuration describes it.
+#[derive(Debug)]
+struct Stored {
+    groups: Vec<(Vec<Target>, Scheme)>,
+    ignore: Vec<Target>,
+}
+
+/// What a group or an exclusion names.
+#[derive(Debug)]
+enum Target {
+    /// Every linear.
+    Linear,
+    /// One module.
+    Module(String),
+    /// Modules whose path matches from its start.
+    Pattern(Regex),
+}
+
+impl Target {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().ok_or_else(|| format!("names the target {value}"))?;
+        Ok(match text.strip_prefix("re:") {
+            Some(pattern) => {
+                let anchored = Regex::new(&format!("^(?:{pattern})"));
+                Self::Pattern(anchored.map_err(|e| format!("names the target `{text}`: {e}"))?)
+            }
+            None if text == "Linear" => Self::Linear,
+            None => Self::Module(text.to_owned()),
+        })
+    }
+
+    fn read_all(value: Option<&Value>) -> Result<Vec<Self>, String> {
+        value.and_then(Value::as_array).into_iter().flatten().map(Self::read).collect()
+    }
+
+    fn matches(&self, linear: &Linear) -> bool {
+        match self {
+            Self::Linear => true,
+            Self::Module(name) => *name == linear.name,
+            Self::Pattern(pattern) => pattern.is_match(&linear.name),
+        }
+    }
+}
+
+impl Stored {
+    fn read(config: &Value) -> Result<Self, FormatsError> {
+        let bad = |problem: String| {
+            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
+        };
+        match config.get("format").and_then(Value::as_str) {
+            None | Some("pack-quantized") => {}
+            Some(other) => {
+                return Err(bad(format!("has the format `{other}`, only `pack-quantized` is read")));
+            }
+        }
+        let groups = config.get("config_groups").and_then(Value::as_object);
+        let groups = groups.ok_or_else(|| bad("has no `config_groups`".to_owned()))?;
+        let groups = groups.values().map(|group| {
+            let weights = group.get("weights").ok_or_else(|| "has a group without `weights`".to_owned())?;
+            Ok((Target::read_all(group.get("targets"))?, scheme(weights)?))
+        });
+        Ok(Self {
+            groups: groups.collect::<Result<_, String>>().map_err(&bad)?,
+            ignore: Target::read_all(config.get("ignore")).map_err(&bad)?,
+        })
+    }
+
+    /// Words `[out, words]`, scales and zero points `[groups, out]`, checked.
+    fn parts(linear: &Linear, scheme: Scheme, checkpoint: &Checkpoint) -> Result<Parts, FormatsError> {
+        let name = |suffix: &str| format!("{}.{suffix}", linear.name);
+        let fail = |suffix: &str, problem: String| {
+            FormatsError::tensor(checkpoint.directory(), &name(suffix), problem)
+        };
+        let bits = scheme.bits.get();
+        let (inputs, outputs) = (linear.in_features, linear.out_features);
+        let columns = scheme.granularity.columns_per_scale(inputs);
+        if !inputs.is_multiple_of(columns) {
+            let problem =
+                format!("has groups of {columns} columns, which do not divide {inputs} input features");
+            return Err(fail("weight_packed", problem));
+        }
+        let groups = inputs / columns;
+        let words = |suffix: &str, shape: [usize; 2]| -> Result<Array2<u32>, FormatsError> {
+            let bytes = checkpoint.read_as(&name(suffix), Dtype::I32, &shape)?;
+            Array2::from_shape_vec(shape, from_bytes(&bytes)).map_err(|e| fail(suffix, e.to_string()))
+        };
+        let codes = words("weight_packed", [outputs, words_for(inputs, bits)])?;
+        let scales = checkpoint.read_matrix(&name("weight_scale"), (outputs, groups))?.reversed_axes();
+        let shape = checkpoint.read_as(&name("weight_shape"), Dtype::I64, &[2])?;
+        let shape: Vec<u64> =
+            shape.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect();
+        if shape != [outputs as u64, inputs as u64] {
+            return Err(fail("weight_shape", format!("holds {shape:?}, expected [{outputs}, {inputs}]")));
+        }
+        let zeros = match scheme.symmetry {
+            Symmetry::Symmetric => Array2::from_elem((groups, outputs), scheme.bits.symmetric_zero()),
+            Symmetry::Asymmetric => {
+                let packed = words("weight_zero_point", [words_for(outputs, bits), groups])?;
+                unpack_rows(packed.t(), bits, outputs)
+            }
+        };
+        Ok(Parts { codes, zeros, scales, columns })
+    }
+}
+
+struct Parts {
+    /// `[out, words]`.
+    codes: Array2<u32>,
+    /// `[groups, out]`.
+    zeros: Array2<u8>,
+    /// `[groups, out]`.
+    scales: Array2<f32>,
+    columns: usize,
+}
+
+impl StoredFormat for Stored {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn scheme(&self, linear: &Linear) -> Option<Scheme> {
+        if self.ignore.iter().any(|target| target.matches(linear)) {
+            return None;
+        }
+        let group =
+            self.groups.iter().find(|(targets, _)| targets.iter().any(|target| target.matches(linear)));
+        group.map(|(_, scheme)| *scheme)
+    }
+
+    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
+        CompressedTensors.layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
+    }
+
+    fn decode(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<QuantizedTensor, FormatsError> {
+        let parts = Self::parts(linear, scheme, checkpoint)?;
+        let codes = unpack_rows(parts.codes.view(), scheme.bits.get(), linear.in_features);
+        let zeros = (scheme.symmetry == Symmetry::Asymmetric).then(|| parts.zeros.reversed_axes());
+        QuantizedTensor::new(scheme, codes, parts.scales.reversed_axes(), zeros).map_err(|e| {
+            FormatsError::tensor(checkpoint.directory(), &linear.name, format!("is no solution: {e}"))
+        })
+    }
+
+    fn packed(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<PackedMatrix, FormatsError> {
+        let parts = Self::parts(linear, scheme, checkpoint)?;
+        let shape = PackedShape {
+            bits: scheme.bits.get(),
+            layout: CodeLayout::OutputMajor,
+            out_features: linear.out_features,
+            in_features: linear.in_features,
+            group_size: parts.columns,
+        };
+        let (words, _) = parts.codes.into_raw_vec_and_offset();
+        PackedMatrix::new(shape, words, parts.scales, parts.zeros.mapv(f32::from))
+            .map_err(|e| FormatsError::tensor(checkpoint.directory(), &linear.name, e.to_string()))
+    }
+}
+
+fn scheme(weights: &Value) -> Result<Scheme, String> {
+    let get = |key: &str| weights.get(key).filter(|value| !value.is_null());
+    if let Some(kind) = get("type").filter(|kind| *kind != "int") {
+        return Err(format!("has codes of type {kind}, only integers are read"));
+    }
+    let bits = get("num_bits").and_then(Value::as_u64).and_then(|bits| u8::try_from(bits).ok());
+    let bits = bits.and_then(|bits| BitWidth::new(bits).ok()).ok_or("has no usable `num_bits`")?;
+    let granularity = match get("strategy").and_then(Value::as_str) {
+        Some("channel") => Granularity::PerChannel,
+        Some("group") => get("group_size")
+            .and_then(Value::as_u64)
+            .and_then(|columns| GroupSize::new(columns as usize).ok())
+            .map(Granularity::PerGroup)
+            .ok_or("has no usable `group_size`")?,
+        other => return Err(format!("has the strategy {other:?}, expected channel or group")),
+    };
+    let symmetric = get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    let symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+    Ok(Scheme { bits, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
+}

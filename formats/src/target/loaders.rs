@@ -1,0 +1,117 @@
+//! Loaders' rules as data: what each runtime refuses, with the version in which it was seen.
+
+use quantizer::scheme::{Granularity, Symmetry};
+
+use super::PlannedLinear;
+
+/// What one runtime demands of a checkpoint in one format.
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderRule {
+    /// The runtime and the version whose loader was read or run.
+    pub runtime: &'static str,
+    /// Widths of symmetric codes.
+    pub symmetric_bits: &'static [u8],
+    /// Widths of asymmetric codes.
+    pub asymmetric_bits: &'static [u8],
+    /// Group sizes; empty: any. Whole rows always load.
+    pub group_sizes: &'static [usize],
+    /// The input features of every quantized linear are a multiple of this.
+    pub in_multiple: usize,
+    /// The output features of every quantized linear are a multiple of this.
+    pub out_multiple: usize,
+    /// Whether linears may have different widths.
+    pub mixed_bits: bool,
+    /// Whether single linears may stay in 16 bit; otherwise a kind of linear stays in all layers or in none.
+    pub single_exclusions: bool,
+    /// What to mind where it loads.
+    pub remark: &'static str,
+    /// What to mind besides where zero points are stored.
+    pub asymmetric_remark: &'static str,
+}
+
+/// Whether a runtime loads what a plan would write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoaderVerdict {
+    /// The runtime.
+    pub runtime: &'static str,
+    /// Whether it loads.
+    pub loads: bool,
+    /// Why not, or what to mind.
+    pub remark: String,
+}
+
+impl LoaderRule {
+    /// Applies the rule.
+    #[must_use]
+    pub fn check(&self, plan: &[PlannedLinear]) -> LoaderVerdict {
+        let refusal = self.refusal(plan);
+        let asymmetric =
+            plan.iter().filter_map(|planned| planned.scheme).any(|s| s.symmetry == Symmetry::Asymmetric);
+        let remarks = [self.remark, if asymmetric { self.asymmetric_remark } else { "" }];
+        let remark =
+            || remarks.into_iter().filter(|remark| !remark.is_empty()).collect::<Vec<_>>().join("; ");
+        LoaderVerdict {
+            runtime: self.runtime,
+            loads: refusal.is_none(),
+            remark: refusal.unwrap_or_else(remark),
+        }
+    }
+
+    fn refusal(&self, plan: &[PlannedLinear]) -> Option<String> {
+        let quantized =
+            || plan.iter().filter_map(|planned| planned.scheme.map(|scheme| (&planned.linear, scheme)));
+        for (linear, scheme) in quantized() {
+            let bits = scheme.bits.get();
+            let (kind, widths) = match scheme.symmetry {
+                Symmetry::Symmetric => ("symmetric", self.symmetric_bits),
+                Symmetry::Asymmetric => ("asymmetric", self.asymmetric_bits),
+            };
+            if !widths.contains(&bits) {
+                return Some(format!("loads no {kind} {bits}-bit codes"));
+            }
+            if let Granularity::PerGroup(size) = scheme.granularity
+                && !self.group_sizes.is_empty()
+                && !self.group_sizes.contains(&size.get())
+            {
+                return Some(format!(
+                    "loads no group size {}, only {:?} or whole rows",
+                    size.get(),
+                    self.group_sizes
+                ));
+            }
+            for (what, features, multiple) in [
+                ("input", linear.in_features, self.in_multiple),
+                ("output", linear.out_features, self.out_multiple),
+            ] {
+                if !features.is_multiple_of(multiple) {
+                    return Some(format!(
+                        "`{}` has {features} {what} features, not a multiple of {multiple}",
+                        linear.name
+                    ));
+                }
+            }
+        }
+        let mut widths = quantized().map(|(_, scheme)| scheme.bits);
+        let first = widths.next();
+        if !self.mixed_bits && widths.any(|bits| Some(bits) != first) {
+            return Some("loads one width a model".to_owned());
+        }
+        if !self.single_exclusions
+            && let Some(kept) = singly_excluded(plan)
+        {
+            return Some(format!(
+                "cannot leave `{kept}` alone in 16 bit, only a kind of linear in all layers"
+            ));
+        }
+        None
+    }
+}
+
+/// A linear that stays in 16 bit while another of its role does not.
+pub(super) fn singly_excluded(plan: &[PlannedLinear]) -> Option<&str> {
+    let kept = plan.iter().filter(|planned| planned.scheme.is_none());
+    let quantized = |role| plan.iter().any(|other| other.scheme.is_some() && other.linear.id.role == role);
+    kept.map(|planned| &planned.linear)
+        .find(|linear| quantized(linear.id.role))
+        .map(|linear| linear.name.as_str())
+}

@@ -1,0 +1,189 @@
+//! The registry of formats, and what a format has to say.
+//!
+//! Writing and reading are two traits: a [`TargetFormat`] lays out and encodes solutions; what it wrote, or what another program wrote in
+//! the same format, is opened from config.json as a [`StoredFormat`], which decodes.
+
+mod compressed_tensors;
+mod gptq;
+mod loaders;
+
+use kernels::PackedMatrix;
+use model::linear::Linear;
+use quantizer::scheme::{Granularity, GroupSize, ScaleDtype, Scheme};
+use quantizer::tensor::QuantizedTensor;
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::container::{TensorData, TensorSpec};
+use crate::error::FormatsError;
+
+pub use loaders::{LoaderRule, LoaderVerdict};
+
+/// Every format that is known.
+pub static ALL: &[&dyn TargetFormat] = &[&gptq::Gptq, &compressed_tensors::CompressedTensors];
+
+/// One linear of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedLinear {
+    /// The linear.
+    pub linear: Linear,
+    /// Linears with the same number share an input; runtimes fuse them.
+    pub fused_group: usize,
+    /// Its grid; none: it stays in 16 bit.
+    pub scheme: Option<Scheme>,
+}
+
+/// A format that is written.
+pub trait TargetFormat: Sync {
+    /// Its name on the command line.
+    fn id(&self) -> &'static str;
+
+    /// What it is for, in one line.
+    fn summary(&self) -> &'static str;
+
+    /// The scales it can store for a model that runs in `runtime`.
+    fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype;
+
+    /// Changes the schemes of a plan to what the format can hold, or says why it cannot; returns a note for each change.
+    ///
+    /// # Errors
+    /// A scheme that the format cannot hold.
+    fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError>;
+
+    /// What the runtimes demand of a checkpoint in this format.
+    fn loaders(&self) -> &'static [LoaderRule];
+
+    /// The tensors of one quantized linear.
+    fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec>;
+
+    /// The bytes of those tensors.
+    fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData>;
+
+    /// `quantization_config` of config.json.
+    fn config(&self, plan: &[PlannedLinear]) -> Value;
+
+    /// Further files beside config.json: name and content.
+    fn side_files(&self, plan: &[PlannedLinear]) -> Vec<(&'static str, Value)>;
+
+    /// Opens a checkpoint in this format; none where `quantization_config` is another format's.
+    ///
+    /// # Errors
+    /// A configuration of this format that cannot be read.
+    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>>;
+}
+
+/// A format as a checkpoint stores it.
+pub trait StoredFormat: Send + Sync + std::fmt::Debug {
+    /// Id of the format.
+    fn id(&self) -> &'static str;
+
+    /// The grid that the configuration gives a linear; none: not quantized. Scales are what was read, so their type is f32.
+    fn scheme(&self, linear: &Linear) -> Option<Scheme>;
+
+    /// The tensors that a linear must have.
+    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String>;
+
+    /// Codes, scales and zero points.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another type or shape, or holds what the scheme cannot.
+    fn decode(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<QuantizedTensor, FormatsError>;
+
+    /// The words as they are, ready to multiply with.
+    ///
+    /// # Errors
+    /// As [`StoredFormat::decode`].
+    fn packed(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<PackedMatrix, FormatsError>;
+}
+
+/// Opens the format that a config.json names in `quantization_config`.
+///
+/// # Errors
+/// A format that is not known, or a configuration that cannot be read.
+pub fn open(config: &Value) -> Result<Box<dyn StoredFormat>, FormatsError> {
+    ALL.iter().find_map(|format| format.open(config)).unwrap_or_else(|| {
+        let method = config.get("quant_method").map_or_else(|| "nothing".to_owned(), Value::to_string);
+        let known: Vec<_> = ALL.iter().map(|format| format.id()).collect();
+        let problem =
+            format!("`quantization_config` names the method {method}, known are {}", known.join(", "));
+        Err(FormatsError::malformed("config.json".as_ref(), problem))
+    })
+}
+
+/// Linears that a runtime fuses must be quantized alike.
+fn demand_fused_alike(format: &'static str, plan: &[PlannedLinear]) -> Result<(), FormatsError> {
+    for pair in plan.windows(2) {
+        let [first, second] = pair else { continue };
+        if first.fused_group == second.fused_group && first.scheme != second.scheme {
+            let problem = format!(
+                "runtimes fuse it with `{}`, so both need the same scheme or none",
+                first.linear.name
+            );
+            return Err(FormatsError::Unsupported { format, linear: second.linear.name.clone(), problem });
+        }
+    }
+    Ok(())
+}
+
+/// The largest of `columns`, `columns / 2`, ... that is a group size and divides every width.
+fn dividing_group(columns: usize, widths: impl Iterator<Item = usize> + Clone) -> Option<GroupSize> {
+    let halves = std::iter::successors(Some(columns), |size| size.is_multiple_of(2).then_some(size / 2));
+    halves
+        .filter_map(|size| GroupSize::new(size).ok())
+        .find(|size| widths.clone().all(|width| width.is_multiple_of(size.get())))
+}
+
+/// Lowers group sizes to one for each set of linears, so that it divides the width of all of them. Returns a note for each change.
+fn lower_groups<'a>(
+    format: &'static str,
+    linears: impl Iterator<Item = &'a mut PlannedLinear>,
+) -> Result<Option<String>, FormatsError> {
+    let mut linears: Vec<&mut PlannedLinear> = linears.filter(|planned| planned.scheme.is_some()).collect();
+    let asked = linears.iter().filter_map(|planned| match planned.scheme?.granularity {
+        Granularity::PerGroup(size) => Some(size.get()),
+        _ => None,
+    });
+    let sizes: Vec<usize> = asked.collect();
+    let (Some(&least), Some(&most)) = (sizes.iter().min(), sizes.iter().max()) else { return Ok(None) };
+    let first = linears[0].linear.clone();
+    if sizes.len() < linears.len() {
+        let problem = "groups and whole rows cannot be mixed here".to_owned();
+        return Err(FormatsError::Unsupported { format, linear: first.name, problem });
+    }
+    let widths: Vec<usize> = linears.iter().map(|planned| planned.linear.in_features).collect();
+    let Some(size) = dividing_group(least, widths.iter().copied()) else {
+        let misfit = linears
+            .iter()
+            .find(|planned| dividing_group(least, std::iter::once(planned.linear.in_features)).is_none());
+        let linear = misfit.map_or(&first, |planned| &planned.linear);
+        let problem = format!(
+            "no group size from {least} down to 16 divides its {} input features; whole rows (`channel`) always fit",
+            linear.in_features
+        );
+        return Err(FormatsError::Unsupported { format, linear: linear.name.clone(), problem });
+    };
+    for planned in &mut linears {
+        if let Some(scheme) = &mut planned.scheme {
+            scheme.granularity = Granularity::PerGroup(size);
+        }
+    }
+    let size = size.get();
+    Ok((size != most).then(|| {
+        let misfit = widths.iter().find(|width| !width.is_multiple_of(most));
+        let reason = misfit.map_or_else(
+            || "all of them share one".to_owned(),
+            |width| format!("{most} does not divide {width} input features"),
+        );
+        format!("group size lowered from {most} to {size} for {} linears: {reason}", linears.len())
+    }))
+}
