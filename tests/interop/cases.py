@@ -1,0 +1,62 @@
+"""What is quantized, and which runtimes must load it."""
+
+from dataclasses import dataclass, field
+
+# Largest relative error |W - decoded| / |W| of a linear (Frobenius): a wrong nibble order or a wrong zero point gives 1 or more.
+WEIGHT_ERROR = {2: 0.75, 3: 0.45, 4: 0.25, 8: 0.02}
+
+
+@dataclass
+class Case:
+    """One checkpoint to write and load."""
+
+    name: str
+    to: str
+    bits: int = 4
+    symmetric: bool = True
+    recipe: str = "gptq"
+    model: str = "demo"
+    options: list[str] = field(default_factory=list)
+    excluded: str | None = None
+    """Linears that must have stayed as they were."""
+    transformers: bool = True
+    """Whether plain transformers on a CPU takes this checkpoint."""
+    fused: bool = True
+    """Whether PyTorch's 4-bit CPU operator takes its group size: 32, 64, 128 or 256."""
+
+    def arguments(self) -> list[str]:
+        """Everything after `quantc quantize MODEL -o OUT`."""
+        symmetry = "--symmetric" if self.symmetric else "--asymmetric"
+        exclude = ["--exclude", self.excluded] if self.excluded else []
+        return ["--to", self.to, "--bits", str(self.bits), symmetry, "--recipe", self.recipe, *exclude, *self.options]
+
+
+CT, GPTQ = "compressed-tensors", "gptq"
+
+# compressed-tensors first: GPTQModel changes transformers as it is imported.
+CASES = [
+    Case("ct-4", CT, options=["--max-shard-size", "3MB"]),
+    Case("ct-3", CT, bits=3),
+    Case("ct-2", CT, bits=2),
+    Case("ct-8", CT, bits=8),
+    Case("ct-4-asymmetric", CT, symmetric=False),
+    Case("ct-4-rtn", CT, recipe="rtn"),
+    Case("ct-4-channel", CT, options=["--group-size", "channel"]),
+    Case("ct-4-exclude", CT, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("ct-4-qwen2", CT, model="qwen2"),
+    Case("ct-4-qwen3", CT, model="qwen3"),
+    Case("gptq-4", GPTQ, options=["--max-shard-size", "3MB"]),
+    Case("gptq-3", GPTQ, bits=3),
+    Case("gptq-2", GPTQ, bits=2),
+    Case("gptq-8", GPTQ, bits=8),
+    Case("gptq-4-asymmetric", GPTQ, symmetric=False),
+    Case("gptq-3-asymmetric", GPTQ, bits=3, symmetric=False),
+    Case("gptq-4-rtn", GPTQ, recipe="rtn"),
+    # At 4 bits transformers on a CPU picks kernels that call PyTorch's operator, without asking it.
+    Case("gptq-4-channel", GPTQ, options=["--group-size", "channel"], transformers=False, fused=False),
+    Case("gptq-3-channel", GPTQ, bits=3, options=["--group-size", "channel"]),
+    # optimum, through which transformers loads GPTQ, does not look at `dynamic`.
+    Case("gptq-4-exclude", GPTQ, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn", transformers=False),
+    Case("gptq-4-qwen2", GPTQ, model="qwen2"),
+    Case("gptq-4-qwen3", GPTQ, model="qwen3"),
+]

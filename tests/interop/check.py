@@ -1,0 +1,296 @@
+"""Writes checkpoints with quantc, loads each in its own runtimes, and compares what both compute.
+
+One line for each check, `ok NAME measured limit`, then `N passed, N failed`. Started by `run`, which brings the environment.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    GPTQMODEL_CPU_WORKERS="2",
+    TORCH_COMPILE_DISABLE="1",
+)
+
+import numpy as np  # noqa: E402
+
+import decoder  # noqa: E402
+import models  # noqa: E402
+import runtimes  # noqa: E402
+from cases import CASES, CT, GPTQ, WEIGHT_ERROR, Case  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CALIBRATION = ["--samples", "16", "--context", "128"]
+WINDOWS, CONTEXT = 4, 128
+
+LOGITS = 1e-3  # largest difference over largest magnitude, where a runtime computes in f32
+NLL = 1e-4  # relative, of every window, likewise
+PERPLEXITY = 5e-3  # relative, for kernels that compute in 16 bit
+
+
+class Results:
+    """The lines printed so far. `out` is the true standard output: the runtimes' own chatter goes to a log file."""
+
+    def __init__(self, out):
+        self.out, self.passed, self.failed = out, 0, 0
+
+    def say(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+    def at_most(self, name: str, measured: float, limit: float) -> None:
+        """A number that must not be larger than the limit (and must be a number)."""
+        good = bool(measured <= limit)
+        self.passed, self.failed = self.passed + good, self.failed + (not good)
+        self.say(f"{'ok  ' if good else 'FAIL'} {name:62s} {measured:.4g}  limit {limit:.4g}")
+
+    def no(self, name: str, found: list[str]) -> None:
+        """A list that must be empty."""
+        self.at_most(name + (f" ({'; '.join(found[:3])})" if found else ""), len(found), 0)
+
+    @contextlib.contextmanager
+    def part(self, name: str):
+        """An exception inside is one failed check, and the next part goes on."""
+        try:
+            yield
+        except Exception as error:  # whatever a runtime raises is the finding
+            traceback.print_exc()
+            self.failed += 1
+            self.say(f"FAIL {name:62s} {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+class Quantc:
+    """The program under test."""
+
+    def __init__(self, binary: Path):
+        self.binary = binary
+
+    def __call__(self, *arguments) -> None:
+        command = [str(self.binary), *map(str, arguments)]
+        print("$", *command, flush=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        print(done.stdout, done.stderr, flush=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"quantc {arguments[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+
+    def evaluate(self, directory: Path, text: Path) -> tuple[np.ndarray, np.ndarray]:
+        """quantc's own forward pass: logits [windows, context, vocabulary] and the mean NLL of each window."""
+        report, logits = directory.with_suffix(".evaluate.json"), directory.with_suffix(".logits.safetensors")
+        size = ["--evaluate-samples", WINDOWS, "--evaluate-context", CONTEXT]
+        self("evaluate", directory, "--evaluate-on", text, *size, "--export-json", report, "--export-logits", logits)
+        tensors = decoder.read_tensors(logits)
+        nll = json.loads(report.read_text())["evaluation"]["window_nll"]
+        return decoder.as_f32(tensors["logits"]), np.array(nll)
+
+
+def compare_f32(results: Results, name: str, ours, theirs: np.ndarray, windows: np.ndarray) -> None:
+    """Logits and the likelihood of every window, where both sides compute in f32."""
+    logits, nll = ours
+    other = runtimes.window_nll(theirs, windows)
+    results.at_most(f"{name}: logits", np.abs(logits - theirs).max() / np.abs(theirs).max(), LOGITS)
+    results.at_most(f"{name}: likelihood of a window", np.abs(nll / other - 1).max(), NLL)
+
+
+def compare_perplexity(results: Results, name: str, ours, theirs: np.ndarray, windows: np.ndarray) -> None:
+    """Perplexity alone, where a runtime computes in 16 bit."""
+    difference = ours[1].mean() - runtimes.window_nll(theirs, windows).mean()
+    results.at_most(f"{name}: perplexity", abs(np.expm1(difference)), PERPLEXITY)
+
+
+def compare_weights(results: Results, name: str, model, linears: dict, round_to_bf16: bool = False) -> None:
+    """What the runtime unpacked against what the decoder of this suite did: no difference at all."""
+    largest = 0.0
+    for module, linear in linears.items():
+        dense = linear.dense()
+        if round_to_bf16:
+            import torch
+
+            dense = torch.from_numpy(dense).bfloat16().float().numpy()
+        largest = max(largest, float(np.abs(runtimes.runtime_weight(model, module) - dense).max()))
+    results.at_most(f"{name}: weights", largest, 0)
+
+
+def rounding_excess(weight: np.ndarray, linear: decoder.Linear) -> float:
+    """How far codes are from the nearest: at most half a step, and any distance outside the grid where it ends."""
+    zero_points = linear.zero_points[:, linear.group_of]
+    distance = weight.astype(np.float64) / linear.step() + zero_points - linear.codes
+    distance = np.where(linear.codes == 0, np.maximum(distance, 0), distance)
+    distance = np.where(linear.codes == (1 << linear.bits) - 1, np.minimum(distance, 0), distance)
+    return float(np.abs(distance).max())
+
+
+def check_files(results: Results, case: Case, source: Path, out: Path, linears: dict) -> None:
+    """What was written, by the decoder of this suite: the quantized linears, and everything that must be as it was."""
+    before, after = decoder.read_safetensors(source), decoder.read_safetensors(out)
+    asked = {
+        name.removesuffix(".weight")
+        for name in before
+        if re.search(r"\.layers\.\d+\..*_proj\.weight$", name) and not re.search(case.excluded or r"\A\b\Z", name)
+    }
+    results.no(f"{case.name}: linears quantized as asked", sorted(asked ^ set(linears)))
+
+    kept = {name for name in before if name.removesuffix(".weight") not in linears}
+    changed = [
+        name
+        for name in kept
+        if name not in after or after[name][0] != before[name][0] or not np.array_equal(after[name][1], before[name][1])
+    ]
+    results.no(f"{case.name}: other tensors unchanged", sorted(changed))
+    parts = re.compile(r"\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|shape|zero_point))$")
+    extra = [name for name in after if name not in kept and parts.sub("", name) not in linears]
+    results.no(f"{case.name}: no other tensor", sorted(extra))
+    index = out / "model.safetensors.index.json"
+    if "--max-shard-size" in case.options:
+        results.no(f"{case.name}: index names every tensor", sorted(set(json.loads(index.read_text())["weight_map"]) ^ set(after)))
+
+    middle = 1 << (case.bits - 1)
+    wrong, inexact, worst = [], [], 0.0
+    for name, linear in linears.items():
+        weight = decoder.as_f32(before[f"{name}.weight"])
+        worst_here = float(np.linalg.norm(weight - linear.dense()) / np.linalg.norm(weight))
+        worst = max(worst, rounding_excess(weight, linear) if case.recipe == "rtn" else worst_here)
+        off_middle = case.symmetric and (linear.zero_points != middle).any()
+        if linear.bits != case.bits or weight.shape != linear.codes.shape or off_middle:
+            wrong.append(name)
+        in_f16, in_bf16 = linear.scales.astype(np.float16), linear.scales.view(np.uint32) & 0xFFFF
+        is_bf16 = before[f"{name}.weight"][0] == "BF16"
+        finite = np.isfinite(linear.scales).all() and (linear.scales != 0).all()
+        if not finite or (in_f16 != linear.scales).any() and case.to == GPTQ or is_bf16 and in_bf16.any():
+            inexact.append(name)
+    results.no(f"{case.name}: bits, shapes and zero points", wrong)
+    results.no(f"{case.name}: scales exact in what is stored and multiplied", inexact)
+    if case.recipe == "rtn":
+        results.at_most(f"{case.name}: steps from weight to decoded weight", worst, 0.5001)
+    else:
+        results.at_most(f"{case.name}: weight error", worst, WEIGHT_ERROR[case.bits])
+
+
+def check_compressed_tensors(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
+    """transformers, through the compressed-tensors package."""
+    asymmetric = not case.symmetric
+    with results.part(f"{case.name}: transformers f32"):
+        model = runtimes.transformers(out, "float32", dequantize=asymmetric)
+        theirs = runtimes.logits(model, windows)
+        compare_weights(results, f"{case.name}: transformers f32", model, linears, round_to_bf16=asymmetric)
+        # Decompressing everything at load rounds the weights to the scales' type.
+        compare = compare_perplexity if asymmetric else compare_f32
+        compare(results, f"{case.name}: transformers f32", ours, theirs, windows)
+    with results.part(f"{case.name}: transformers as published"):
+        model = runtimes.transformers(out, "auto", dequantize=asymmetric)
+        compare_perplexity(results, f"{case.name}: transformers as published", ours, runtimes.logits(model, windows), windows)
+
+
+def check_gptq(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
+    """GPTQModel itself, and transformers through optimum and GPTQModel."""
+    dtype = json.loads((out / "config.json").read_text())["dtype"]
+    with results.part(f"{case.name}: GPTQModel gptq_torch f32"):
+        model = runtimes.gptqmodel(out, "gptq_torch", dtype, to_f32=True)
+        compare_weights(results, f"{case.name}: GPTQModel gptq_torch f32", model, linears)
+        compare_f32(results, f"{case.name}: GPTQModel gptq_torch f32", ours, runtimes.logits(model, windows), windows)
+    if case.bits == 4 and case.symmetric and case.fused:
+        with results.part(f"{case.name}: GPTQModel gptq_torch_fused"):
+            model = runtimes.gptqmodel(out, "gptq_torch_fused", "float32")
+            compare_perplexity(
+                results, f"{case.name}: GPTQModel gptq_torch_fused", ours, runtimes.logits(model, windows), windows
+            )
+    if case.transformers:
+        with results.part(f"{case.name}: transformers f32"):
+            model = runtimes.transformers(out, "float32")
+            compare_f32(results, f"{case.name}: transformers f32", ours, runtimes.logits(model, windows), windows)
+        with results.part(f"{case.name}: transformers as published"):
+            model = runtimes.transformers(out, "auto")
+            theirs = runtimes.logits(model, windows)
+            compare_perplexity(results, f"{case.name}: transformers as published", ours, theirs, windows)
+
+
+def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path, work: Path) -> None:
+    """One case: write, decode, evaluate with quantc, load in every runtime."""
+    out = work / case.name
+    with results.part(f"{case.name}: quantize"):
+        quantc("quantize", source, "-o", out, *case.arguments(), *CALIBRATION, "--no-evaluate")
+        linears = decoder.decode(out)
+        check_files(results, case, source, out, linears)
+        if text.suffix == ".jsonl":
+            windows = np.array([json.loads(line)["input_ids"] for line in text.read_text().splitlines()])
+        else:
+            windows = runtimes.text_windows(out, text, CONTEXT, WINDOWS)
+        ours = quantc.evaluate(out, text)
+        compare_f32(
+            results, f"{case.name}: decoded here", ours, runtimes.logits(runtimes.decoded(source, linears), windows), windows
+        )
+        loaders = {CT: check_compressed_tensors, GPTQ: check_gptq}
+        loaders[case.to](results, case, out, ours, windows, linears)
+    runtimes.forget()
+
+
+def sources(work: Path, demo: Path) -> dict[str, tuple[Path, Path]]:
+    """Model and evaluation text of every kind: prose for the demo model, random tokens for the random ones."""
+    found = {"demo": (demo / "model", demo / "evaluation.txt")}
+    for kind in models.CONFIGS:
+        models.make(kind, demo / "model", work / kind)
+        tokens = np.random.default_rng(7).integers(2, models.SHAPE["vocab_size"], (WINDOWS, CONTEXT))
+        tokens[:, 0] = models.SHAPE["bos_token_id"]
+        text = work / f"{kind}.jsonl"
+        text.write_text("".join(json.dumps({"input_ids": row.tolist()}) + "\n" for row in tokens))
+        found[kind] = (work / kind, text)
+    return found
+
+
+def check_decoder(results: Results) -> None:
+    """The decoder against the worked examples of the formats' documents."""
+    examples = {
+        4: [0x61C72D83, 0xE94FA50B, 0x61C72D83, 0xE94FA50B],
+        3: [0x43C67543, 0x7543C675, 0xC67543C6],
+        2: [0x93939393, 0x93939393],
+        8: [0x120D0803, 0x26211C17, 0x3A35302B],
+    }
+    for bits, words in examples.items():
+        count = min(32, len(words) * 32 // bits)
+        codes = decoder.unpack(np.array([words], dtype=np.uint32), bits, count)[0]
+        expected = (5 * np.arange(count) + 3) % (1 << bits)
+        results.at_most(f"decoder: worked example of {bits} bits", int((codes != expected).sum()), 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("quantc", nargs="?", type=Path, default=ROOT / "target/release/quantc")
+    parser.add_argument("--only", default="", help="regular expression: cases to run")
+    parser.add_argument("--work", type=Path, default=ROOT / "target/interop", help="directory that is emptied and filled")
+    parser.add_argument("--demo", type=Path, default=ROOT / "demo")
+    arguments = parser.parse_args()
+
+    shutil.rmtree(arguments.work, ignore_errors=True)
+    arguments.work.mkdir(parents=True)
+    log = arguments.work / "runtimes.log"
+    results = Results(os.fdopen(os.dup(1), "w"))
+    chatter = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(chatter, 1)
+    os.dup2(chatter, 2)
+
+    check_decoder(results)
+    quantc = Quantc(arguments.quantc.resolve())
+    with results.part("making the random models"):
+        found = sources(arguments.work, arguments.demo)
+        for case in CASES:
+            if re.search(arguments.only, case.name):
+                start = time.monotonic()
+                check(results, quantc, case, *found[case.model], arguments.work)
+                results.say(f"     {case.name}: {time.monotonic() - start:.1f} s")
+    if results.failed:
+        results.say(f"the runtimes' own output is in {log}")
+    results.say(f"{results.passed} passed, {results.failed} failed")
+    return 1 if results.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""An independent decoder of the checkpoints quantc writes: numpy only, written from the formats' documents and not from
+quantc's sources, so that a misunderstanding shared by quantc's writer and its own reader does not pass unseen.
+
+GPTQ (v1 and v2) and compressed-tensors pack-quantized, 2 to 8 bits. Codes and zero points are returned unsigned, as
+`weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for both formats.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+NUMPY_OF = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64, "BF16": np.uint16}
+
+
+@dataclass
+class Linear:
+    """One quantized linear in the common form; arrays are [out_features, in_features] or [out_features, groups]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray
+    group_of: np.ndarray  # [in_features]
+    bits: int
+
+    def step(self) -> np.ndarray:
+        """The (signed) scale of every weight."""
+        return self.scales[:, self.group_of]
+
+    def dense(self) -> np.ndarray:
+        """The weights that the file stands for, in f32: one rounding, as in a runtime that computes in f32."""
+        return (self.codes - self.zero_points[:, self.group_of]).astype(np.float32) * self.step()
+
+
+def read_tensors(file: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Every tensor of a safetensors file as (dtype name, array); bf16 stays in its 16 bits."""
+    raw = Path(file).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        array = np.frombuffer(raw[begin:end], NUMPY_OF[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = (entry["dtype"], array)
+    return tensors
+
+
+def read_safetensors(directory: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """The same of every shard of a checkpoint."""
+    tensors = {}
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        for name, tensor in read_tensors(file).items():
+            if name in tensors:
+                raise ValueError(f"`{name}` is in two shards")
+            tensors[name] = tensor
+    return tensors
+
+
+def as_f32(tensor: tuple[str, np.ndarray]) -> np.ndarray:
+    """A float tensor in f32."""
+    dtype, array = tensor
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
+
+
+def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The first `count` codes of every row's stream of bits: least significant bit first, contiguous across words."""
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    fields = stream[:, : count * bits].reshape(words.shape[0], count, bits).astype(np.int64)
+    return (fields << np.arange(bits)).sum(axis=2)
+
+
+def gptq(tensors: dict, config: dict, module: str) -> Linear:
+    """One GPTQ linear. `dynamic` overrides: exclusions are looked at first, then the first match wins."""
+    bits = config["bits"]
+    rules = sorted((config.get("dynamic") or {}).items(), key=lambda rule: not rule[0].startswith("-:"))
+    for pattern, override in rules:
+        if re.match(pattern.removeprefix("+:").removeprefix("-:"), module):
+            if pattern.startswith("-:"):
+                raise ValueError(f"`{module}` is excluded by `{pattern}` but packed")
+            bits = override.get("bits", bits)
+            break
+    scales = as_f32(tensors[f"{module}.scales"]).T
+    qweight, qzeros = (tensors[f"{module}.{part}"][1] for part in ("qweight", "qzeros"))
+    group_of = tensors[f"{module}.g_idx"][1]
+    zero_points = unpack(qzeros, bits, scales.shape[0]).T
+    if config["checkpoint_format"] == "gptq":  # v1 stores the zero point less one
+        zero_points = (zero_points + 1) % (1 << bits)
+    return Linear(unpack(qweight.T, bits, len(group_of)), scales, zero_points, group_of, bits)
+
+
+def compressed_tensors(tensors: dict, config: dict, module: str) -> Linear:
+    """One compressed-tensors linear. Of the config groups, an exact name counts before a pattern before a class."""
+
+    def rank(target: str) -> int:
+        if target == module:
+            return 3
+        return 2 if target.startswith("re:") and re.match(target[3:], module) else int(target == "Linear")
+
+    group = max(config["config_groups"].values(), key=lambda group: max(map(rank, group["targets"])))
+    bits = group["weights"]["num_bits"]
+    out_features, in_features = tensors[f"{module}.weight_shape"][1].tolist()
+    scales = as_f32(tensors[f"{module}.weight_scale"])
+    group_of = np.arange(in_features) // (in_features // scales.shape[1])
+    zero_points = np.full(scales.shape, 1 << (bits - 1))
+    if not group["weights"]["symmetric"]:
+        zero_points = unpack(tensors[f"{module}.weight_zero_point"][1].T, bits, out_features).T
+    codes = unpack(tensors[f"{module}.weight_packed"][1], bits, in_features)
+    return Linear(codes, scales, zero_points, group_of, bits)
+
+
+def decode(directory: Path) -> dict[str, Linear]:
+    """Every quantized linear of a checkpoint, by module name."""
+    config = json.loads((Path(directory) / "config.json").read_text())["quantization_config"]
+    reader, suffix = {
+        "gptq": (gptq, ".qweight"),
+        "compressed-tensors": (compressed_tensors, ".weight_packed"),
+    }[config["quant_method"]]
+    tensors = read_safetensors(directory)
+    modules = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
+    return {module: reader(tensors, config, module) for module in modules}
