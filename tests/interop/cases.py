@@ -45,6 +45,7 @@ CASES = [
     Case("ct-4-exclude", CT, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
     Case("ct-4-qwen2", CT, model="qwen2"),
     Case("ct-4-qwen3", CT, model="qwen3"),
+    Case("ct-4-mistral", CT, model="mistral"),
     Case("gptq-4", GPTQ, options=["--max-shard-size", "3MB"]),
     Case("gptq-3", GPTQ, bits=3),
     Case("gptq-2", GPTQ, bits=2),
@@ -55,8 +56,10 @@ CASES = [
     # At 4 bits transformers on a CPU picks kernels that call PyTorch's operator, without asking it.
     Case("gptq-4-channel", GPTQ, options=["--group-size", "channel"], transformers=False, fused=False),
     Case("gptq-3-channel", GPTQ, bits=3, options=["--group-size", "channel"]),
-    # optimum, through which transformers loads GPTQ, does not look at `dynamic`.
+    # optimum, through which transformers loads GPTQ, does not look at `dynamic`; it knows kinds of linears.
+    Case("gptq-4-exclude-kind", GPTQ, excluded=r"\.down_proj$"),
     Case("gptq-4-exclude", GPTQ, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn", transformers=False),
     Case("gptq-4-qwen2", GPTQ, model="qwen2"),
     Case("gptq-4-qwen3", GPTQ, model="qwen3"),
+    Case("gptq-4-mistral", GPTQ, model="mistral"),
 ]

@@ -36,6 +36,7 @@ WINDOWS, CONTEXT = 4, 128
 
 LOGITS = 1e-3  # largest difference over largest magnitude, where a runtime computes in f32
 NLL = 1e-4  # relative, of every window, likewise
+ROUNDED = 10  # times these, where it rounded the weights to 16 bit as it unpacked them
 PERPLEXITY = 5e-3  # relative, for kernels that compute in 16 bit
 
 
@@ -93,12 +94,13 @@ class Quantc:
         return decoder.as_f32(tensors["logits"]), np.array(nll)
 
 
-def compare_f32(results: Results, name: str, ours, theirs: np.ndarray, windows: np.ndarray) -> None:
+def compare_f32(results: Results, name: str, ours, theirs: np.ndarray, windows: np.ndarray, exact: bool = True) -> None:
     """Logits and the likelihood of every window, where both sides compute in f32."""
     logits, nll = ours
     other = runtimes.window_nll(theirs, windows)
-    results.at_most(f"{name}: logits", np.abs(logits - theirs).max() / np.abs(theirs).max(), LOGITS)
-    results.at_most(f"{name}: likelihood of a window", np.abs(nll / other - 1).max(), NLL)
+    factor = 1 if exact else ROUNDED
+    results.at_most(f"{name}: logits", np.abs(logits - theirs).max() / np.abs(theirs).max(), LOGITS * factor)
+    results.at_most(f"{name}: likelihood of a window", np.abs(nll / other - 1).max(), NLL * factor)
 
 
 def compare_perplexity(results: Results, name: str, ours, theirs: np.ndarray, windows: np.ndarray) -> None:
@@ -107,17 +109,17 @@ def compare_perplexity(results: Results, name: str, ours, theirs: np.ndarray, wi
     results.at_most(f"{name}: perplexity", abs(np.expm1(difference)), PERPLEXITY)
 
 
-def compare_weights(results: Results, name: str, model, linears: dict, round_to_bf16: bool = False) -> None:
-    """What the runtime unpacked against what the decoder of this suite did: no difference at all."""
-    largest = 0.0
+def compare_weights(results: Results, name: str, model, linears: dict, unpacks_to: str = "float32") -> bool:
+    """What the runtime unpacked against what the decoder of this suite did: no difference at all, once rounded to the type that
+    the runtime unpacks to. Says whether that rounding changed nothing."""
+    largest, exact = 0.0, True
     for module, linear in linears.items():
         dense = linear.dense()
-        if round_to_bf16:
-            import torch
-
-            dense = torch.from_numpy(dense).bfloat16().float().numpy()
-        largest = max(largest, float(np.abs(runtimes.runtime_weight(model, module) - dense).max()))
+        rounded = runtimes.rounded(dense, unpacks_to)
+        exact = exact and np.array_equal(dense, rounded)
+        largest = max(largest, float(np.abs(runtimes.runtime_weight(model, module) - rounded).max()))
     results.at_most(f"{name}: weights", largest, 0)
+    return exact
 
 
 def rounding_excess(weight: np.ndarray, linear: decoder.Linear) -> float:
@@ -175,16 +177,22 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
         results.at_most(f"{case.name}: weight error", worst, WEIGHT_ERROR[case.bits])
 
 
+def dtype_of(out: Path) -> str:
+    """The type that config.json tells a runtime to compute in."""
+    return json.loads((out / "config.json").read_text())["dtype"]
+
+
 def check_compressed_tensors(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
     """transformers, through the compressed-tensors package."""
     asymmetric = not case.symmetric
-    with results.part(f"{case.name}: transformers f32"):
+    name = f"{case.name}: transformers f32"
+    with results.part(name):
         model = runtimes.transformers(out, "float32", dequantize=asymmetric)
         theirs = runtimes.logits(model, windows)
-        compare_weights(results, f"{case.name}: transformers f32", model, linears, round_to_bf16=asymmetric)
         # Decompressing everything at load rounds the weights to the scales' type.
-        compare = compare_perplexity if asymmetric else compare_f32
-        compare(results, f"{case.name}: transformers f32", ours, theirs, windows)
+        scales_in = {"float32": "float16"}.get(dtype_of(out), dtype_of(out))
+        exact = compare_weights(results, name, model, linears, scales_in if asymmetric else "float32")
+        compare_f32(results, name, ours, theirs, windows, exact)
     with results.part(f"{case.name}: transformers as published"):
         model = runtimes.transformers(out, "auto", dequantize=asymmetric)
         compare_perplexity(results, f"{case.name}: transformers as published", ours, runtimes.logits(model, windows), windows)
@@ -192,32 +200,43 @@ def check_compressed_tensors(results: Results, case: Case, out: Path, ours, wind
 
 def check_gptq(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
     """GPTQModel itself, and transformers through optimum and GPTQModel."""
-    dtype = json.loads((out / "config.json").read_text())["dtype"]
-    with results.part(f"{case.name}: GPTQModel gptq_torch f32"):
-        model = runtimes.gptqmodel(out, "gptq_torch", dtype, to_f32=True)
-        compare_weights(results, f"{case.name}: GPTQModel gptq_torch f32", model, linears)
-        compare_f32(results, f"{case.name}: GPTQModel gptq_torch f32", ours, runtimes.logits(model, windows), windows)
+    dtype = dtype_of(out)
+    name = f"{case.name}: GPTQModel gptq_torch f32"
+    with results.part(name):
+        half = "float16" if dtype == "float32" else dtype
+        model = runtimes.gptqmodel(out, "gptq_torch", half, to_f32=True)
+        compare_weights(results, name, model, linears)
+        # Of a float32 model everything but the linears has been rounded.
+        compare = compare_f32 if dtype == half else compare_perplexity
+        compare(results, name, ours, runtimes.logits(model, windows), windows)
     if case.bits == 4 and case.symmetric and case.fused:
-        with results.part(f"{case.name}: GPTQModel gptq_torch_fused"):
+        name = f"{case.name}: GPTQModel gptq_torch_fused"
+        with results.part(name):
             model = runtimes.gptqmodel(out, "gptq_torch_fused", "float32")
-            compare_perplexity(
-                results, f"{case.name}: GPTQModel gptq_torch_fused", ours, runtimes.logits(model, windows), windows
-            )
+            compare_perplexity(results, name, ours, runtimes.logits(model, windows), windows)
     if case.transformers:
-        with results.part(f"{case.name}: transformers f32"):
+        name = f"{case.name}: transformers f32"
+        with results.part(name):
             model = runtimes.transformers(out, "float32")
-            compare_f32(results, f"{case.name}: transformers f32", ours, runtimes.logits(model, windows), windows)
-        with results.part(f"{case.name}: transformers as published"):
-            model = runtimes.transformers(out, "auto")
             theirs = runtimes.logits(model, windows)
-            compare_perplexity(results, f"{case.name}: transformers as published", ours, theirs, windows)
+            exact = compare_weights(results, name, model, linears, "float16")
+            compare_f32(results, name, ours, theirs, windows, exact)
+        name = f"{case.name}: transformers as published"
+        with results.part(name):
+            model = runtimes.transformers(out, "auto")
+            compare_perplexity(results, name, ours, runtimes.logits(model, windows), windows)
 
 
 def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path, work: Path) -> None:
     """One case: write, decode, evaluate with quantc, load in every runtime."""
     out = work / case.name
     with results.part(f"{case.name}: quantize"):
-        quantc("quantize", source, "-o", out, *case.arguments(), *CALIBRATION, "--no-evaluate")
+        report = out.with_suffix(".report.json")
+        quantc("quantize", source, "-o", out, *case.arguments(), *CALIBRATION, "--no-evaluate", "--export-json", report)
+        claims = {row["runtime"]: row["loads"] for row in json.loads(report.read_text())["runtimes"]}
+        runnable = {"transformers": case.transformers or not case.fused, "GPTQModel": True}
+        false = [name for name, loads in claims.items() if loads != runnable.get(name.split()[0], loads)]
+        results.no(f"{case.name}: says rightly which runtimes load it", false)
         linears = decoder.decode(out)
         check_files(results, case, source, out, linears)
         if text.suffix == ".jsonl":

@@ -29,6 +29,10 @@ CONFIGS = {
     "qwen3": lambda: transformers.Qwen3Config(
         **SHAPE, hidden_size=192, intermediate_size=512, tie_word_embeddings=True, dtype="bfloat16"
     ),
+    # A sliding window shorter than the text; float32.
+    "mistral": lambda: transformers.MistralConfig(
+        **SHAPE, hidden_size=256, intermediate_size=512, sliding_window=48, tie_word_embeddings=True, dtype="float32"
+    ),
 }
 
 

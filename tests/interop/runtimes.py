@@ -6,8 +6,8 @@ Which of them computes in what was measured on GPTQModel 7.7.0 and transformers 
   multiplies in f32 with the weights it unpacked itself; that loses nothing as long as the scales are exact in that type.
 * GPTQModel `gptq_torch_fused` takes f32 models, but rounds the input of every linear to bf16, and its CPU operator has no zero
   points: asymmetric checkpoints come out as noise. Symmetric 4 bit only.
-* transformers with `dtype=torch.float32` picks GPTQModel's `TorchAtenLinear` at 4 bits and `TorchLinear` otherwise; the
-  latter unpacks into f16, which is exact for 4-bit codes with scales of bf16 precision and rounds 8-bit ones.
+* transformers with `dtype=torch.float32` goes through GPTQModel's kernels, which then unpack into f16 and multiply in f32: exact
+  for codes of up to 4 bits with scales of bf16 precision, one rounding of the weights otherwise.
 * transformers decompresses compressed-tensors into the model's type at the first forward. Asymmetric checkpoints load only
   with `dequantize=True`, which rounds the weights to the scales' type.
 """
@@ -72,6 +72,11 @@ def transformers(directory: Path, dtype: str, dequantize: bool = False):
     extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, device_map="cpu", **extra).eval()
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """f32 values after a stay in another type."""
+    return torch.from_numpy(values).to(getattr(torch, dtype)).float().numpy()
 
 
 def runtime_weight(model, name: str) -> np.ndarray:
