@@ -1,7 +1,13 @@
-//! What the machine does: products on packed and dense matrices, factorizations. No model, no file, no algorithm.
+//! What the machine does: products on packed and dense matrices, factorizations, and the solver's inner loops. No model,
+//! no file, no algorithm.
 
 mod arch;
+mod dense;
+pub mod factor;
 pub mod packed;
+pub mod panel;
 pub mod product;
+#[cfg(test)]
+mod sample;
 
 pub use packed::{CodeLayout, PackedMatrix, PackedShape, PackedShapeError, reference_product};

@@ -1,3 +1,4 @@
 //! The portable definitions.
 
+pub(crate) mod lanes;
 pub(crate) mod packed;

@@ -1,3 +1,4 @@
 //! AVX2 and AVX-512.
 
+pub(crate) mod lanes;
 pub(crate) mod packed_avx512;

@@ -1,0 +1,187 @@
+//! The solver's inner loops: rounding the rows of a matrix to a grid, one column after the other.
+//!
+//! # Mathematics
+//!
+//! A row `w` is rounded to `q` so that `(w - q) H (w - q)ᵀ` is small. With `H = R Rᵀ`, `R` upper triangular, and columns in
+//! processing order, [`successive_rounding`] computes for `k = 0, 1, ..`
+//!
+//! ```text
+//! w'_k = w_k + sum over j < k of (w_j - q_j) U_jk        U = R with column k divided by R_kk
+//! q_k  = nearest value of the grid to w'_k
+//! loss = sum over k of R_kk² (w'_k - q_k)²  =  (w - q) H (w - q)ᵀ
+//! ```
+//!
+//! These are the codes of GPTQ (arXiv 2210.17323), of LDLQ (QuIP, arXiv 2307.13304) and of Babai's nearest plane
+//! (arXiv 2507.18553), without an inverse and without changing `w`. [`coordinate_descent`] then improves codes one at a
+//! time (QuantEase, arXiv 2309.01885; CDQuant, arXiv 2406.17542).
+//!
+//! # Layout
+//!
+//! Rows never see each other. A chunk of rows is solved wholly in cache, with one row in each SIMD lane; columns are
+//! gathered in panels of 128, and the matrix that mixes columns is packed once in tiles of 8 columns in the order in which
+//! the loops read it.
+//!
+//! # Determinism
+//!
+//! A row's sums run over the columns in ascending order, one fused multiply-add each, whatever the chunk, the panel or the
+//! vector unit. The codes of a row depend on nothing but its inputs: not on the other rows, the number of threads or the
+//! machine.
+//!
+//! Not here: choosing scales, ordering columns, damping. Columns arrive in processing order and scales are given.
+
+mod chunk;
+mod descent;
+mod rounding;
+mod rule;
+#[cfg(test)]
+mod tests;
+mod tiles;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+use crate::arch::lanes::Unit;
+use rule::Uniform;
+use tiles::ColumnTiles;
+
+/// Columns that are solved together.
+const PANEL: usize = 128;
+/// Columns whose sums are in registers at the same time.
+const TILE: usize = 8;
+
+/// A uniform grid for each row and group of columns: code `c` of `0..=max_code` stands for `scale (c - zero_point)`.
+///
+/// `w` is rounded to `c = clamp(round_half_even(w / scale + zero_point), 0, max_code)`, in single precision. Scales may have
+/// either sign, and zero points need not be integers. Where the scale is 0, or the sum not a number, the value is that of
+/// code 0 or `max_code`.
+#[derive(Clone, Copy, Debug)]
+pub struct RowGrid<'a> {
+    /// `[rows, groups]`.
+    pub scales: ArrayView2<'a, f32>,
+    /// `[rows, groups]`.
+    pub zero_points: ArrayView2<'a, f32>,
+    /// The group of each column, in processing order: `[columns]`, values below `groups`.
+    pub group_of: &'a [u32],
+    /// The largest code.
+    pub max_code: u8,
+}
+
+/// How the rounding errors of earlier columns feed into later ones: `U = R` with column `k` divided by `R_kk`, in single
+/// precision, packed for [`successive_rounding`]; and the weights `R_kk²` of the loss.
+///
+/// It takes about `2 n²` bytes. One factor serves every matrix that shares the Hessian.
+#[derive(Clone, Debug)]
+pub struct FeedbackFactor {
+    size: usize,
+    feedback: ColumnTiles,
+    /// `R_kk²`.
+    weights: Vec<f64>,
+}
+
+impl FeedbackFactor {
+    /// Packs the upper triangular factor `r` `[n, n]` of a Hessian whose columns are in processing order. Its strict lower
+    /// triangle is not read.
+    ///
+    /// # Panics
+    /// When `r` is not square.
+    pub fn new(r: &Array2<f64>) -> Self {
+        let n = r.nrows();
+        assert_eq!(r.ncols(), n, "a triangular factor {:?}", r.dim());
+        let feedback = ColumnTiles::upper(n, |j, k| (r[[j, k]] / r[[k, k]]) as f32);
+        Self { size: n, feedback, weights: r.diag().iter().map(|r| r * r).collect() }
+    }
+
+    /// The number of columns.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+}
+
+/// Rounds every row of `weights` so that later columns make up for the errors of earlier ones, and returns the loss of each
+/// row, `sum over k of R_kk² (w'_k - q_k)²`.
+///
+/// Shapes: `weights` and `codes` `[rows, n]`, the factor `n`; the grid has `rows` rows. Columns are in processing order.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn successive_rounding(
+    weights: ArrayView2<'_, f32>,
+    factor: &FeedbackFactor,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+) -> Vec<f64> {
+    successive_rounding_on(Unit::widest(), weights, factor, grid, codes)
+}
+
+fn successive_rounding_on(
+    unit: Unit,
+    weights: ArrayView2<'_, f32>,
+    factor: &FeedbackFactor,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+) -> Vec<f64> {
+    grid.check(weights.dim(), codes.dim());
+    assert_eq!(factor.size, weights.ncols(), "size of the factor for weights {:?}", weights.dim());
+    let mut losses = vec![0.0; weights.nrows()];
+    let rule = Uniform::new(grid.max_code);
+    chunk::for_each(unit, weights, grid, codes, &mut losses, |lanes, chunk, scratch, loss| {
+        rounding::Rounding { chunk, factor, rule, scratch, loss }.run_on(lanes);
+    });
+    losses
+}
+
+/// Improves `codes` one column at a time: each moves to the value of the grid nearest to the minimum of the loss with all
+/// other columns held, if that lowers the loss. Returns how many codes changed; at 0 a row cannot be improved this way.
+///
+/// Shapes: `weights` and `codes` `[rows, n]`, `hessian` `[n, n]`, symmetric and in full; the grid has `rows` rows. Columns are
+/// in processing order. Stops after `sweeps` passes over the columns, or, for a chunk of rows, after a pass without a
+/// change. `codes` holds the start. The loss of a row never rises but for rounding errors of single precision.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn coordinate_descent(
+    weights: ArrayView2<'_, f32>,
+    hessian: ArrayView2<'_, f32>,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+    sweeps: usize,
+) -> u64 {
+    coordinate_descent_on(Unit::widest(), weights, hessian, grid, codes, sweeps)
+}
+
+fn coordinate_descent_on(
+    unit: Unit,
+    weights: ArrayView2<'_, f32>,
+    hessian: ArrayView2<'_, f32>,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+    sweeps: usize,
+) -> u64 {
+    grid.check(weights.dim(), codes.dim());
+    let n = weights.ncols();
+    assert_eq!(hessian.dim(), (n, n), "shape of the Hessian for weights {:?}", weights.dim());
+    if sweeps == 0 {
+        return 0;
+    }
+    let columns = ColumnTiles::full(n, |j, k| hessian[[j, k]]);
+    let curvature = hessian.diag().to_vec();
+    let rule = Uniform::new(grid.max_code);
+    let mut changed = vec![0_u64; weights.nrows()];
+    chunk::for_each(unit, weights, grid, codes, &mut changed, |lanes, chunk, scratch, changed| {
+        let curvature = &curvature;
+        let hessian = &columns;
+        descent::Descent { chunk, hessian, curvature, rule, scratch, sweeps, changed }.run_on(lanes);
+    });
+    changed.iter().sum()
+}
+
+impl RowGrid<'_> {
+    fn check(&self, weights: (usize, usize), codes: (usize, usize)) {
+        assert_eq!(codes, weights, "shape of the codes of weights {weights:?}");
+        assert_eq!(self.scales.nrows(), weights.0, "rows of the scales of weights {weights:?}");
+        assert_eq!(self.zero_points.dim(), self.scales.dim(), "shape of the zero points");
+        assert_eq!(self.group_of.len(), weights.1, "groups of the columns of weights {weights:?}");
+        let groups = self.scales.ncols();
+        let inside = self.group_of.iter().all(|&group| (group as usize) < groups);
+        assert!(inside, "a column's group is beyond the {groups} groups of the scales");
+    }
+}

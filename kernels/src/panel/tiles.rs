@@ -1,0 +1,110 @@
+//! The matrix that mixes columns, packed in the order in which the loops read it, and the one product that reads it.
+
+use rayon::prelude::*;
+
+use super::{PANEL, TILE};
+use crate::arch::lanes::Lanes;
+
+/// A matrix `M` `[n, n]` for sums over its rows, `sum over j of e_j M_jk`: panels of 128 columns; in a panel, stripes of
+/// 128 rows; in a stripe, tiles of 8 columns; in a tile, row after row.
+#[derive(Clone, Debug)]
+pub(super) struct ColumnTiles {
+    panels: Vec<Vec<[f32; TILE]>>,
+}
+
+impl ColumnTiles {
+    /// The strict upper triangle of `entry(row, column)`, zero elsewhere. Panel `p` has the stripes `0..=p`.
+    pub(super) fn upper(n: usize, entry: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+        Self::pack(n, |panel| panel + 1, |column| column, entry)
+    }
+
+    /// Every `entry(row, column)`.
+    pub(super) fn full(n: usize, entry: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+        Self::pack(n, |_| n.div_ceil(PANEL), |_| n, entry)
+    }
+
+    /// Rows below `rows(column)` are read, the others zero.
+    fn pack(
+        n: usize,
+        stripes: impl Fn(usize) -> usize + Sync,
+        rows: impl Fn(usize) -> usize + Sync,
+        entry: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Self {
+        let pack = |panel: usize| {
+            let mut packed = vec![[0.0; TILE]; stripes(panel) * PANEL * PANEL / TILE];
+            for column in panel * PANEL..n.min((panel + 1) * PANEL) {
+                let (tile, lane) = ((column % PANEL) / TILE, column % TILE);
+                for row in 0..rows(column) {
+                    packed[Self::start(row / PANEL, tile) + row % PANEL][lane] = entry(row, column);
+                }
+            }
+            packed
+        };
+        Self { panels: (0..n.div_ceil(PANEL)).into_par_iter().map(pack).collect() }
+    }
+
+    fn start(stripe: usize, tile: usize) -> usize {
+        (stripe * (PANEL / TILE) + tile) * PANEL
+    }
+
+    /// The 128 rows of one tile.
+    pub(super) fn tile(&self, panel: usize, stripe: usize, tile: usize) -> &[[f32; TILE]] {
+        let start = Self::start(stripe, tile);
+        &self.panels[panel][start..start + PANEL]
+    }
+}
+
+/// `sums[c] += sum over j of errors[j] tile[j][c]` for each row in a lane, `j` ascending, one fused multiply-add each.
+///
+/// `errors` is `[j, V vectors]`, `sums` `[8, V vectors]`; `tile` may be longer than `errors`.
+#[inline(always)]
+pub(super) fn accumulate<L: Lanes, const V: usize>(
+    lanes: L,
+    errors: &[f32],
+    tile: &[[f32; TILE]],
+    sums: &mut [f32],
+) {
+    if L::COUNT == 16 {
+        // 24 sums and 3 errors in 32 registers.
+        accumulate_columns::<L, V, 0, TILE>(lanes, errors, tile, sums);
+    } else {
+        // 12 sums and 3 errors in 16 registers, twice.
+        accumulate_columns::<L, V, 0, { TILE / 2 }>(lanes, errors, tile, sums);
+        accumulate_columns::<L, V, { TILE / 2 }, { TILE / 2 }>(lanes, errors, tile, sums);
+    }
+}
+
+/// [`accumulate`] for the columns `FIRST..FIRST + C`.
+#[inline(always)]
+fn accumulate_columns<L: Lanes, const V: usize, const FIRST: usize, const C: usize>(
+    lanes: L,
+    errors: &[f32],
+    tile: &[[f32; TILE]],
+    sums: &mut [f32],
+) {
+    let width = V * L::COUNT;
+    let sums = &mut sums[FIRST * width..(FIRST + C) * width];
+    let mut totals = [[lanes.splat(0.0); V]; C];
+    for (c, totals) in totals.iter_mut().enumerate() {
+        for (v, total) in totals.iter_mut().enumerate() {
+            *total = lanes.load(&sums[c * width + v * L::COUNT..]);
+        }
+    }
+    for (errors, tile) in errors.chunks_exact(width).zip(tile) {
+        let mut error = [lanes.splat(0.0); V];
+        for (v, error) in error.iter_mut().enumerate() {
+            *error = lanes.load(&errors[v * L::COUNT..(v + 1) * L::COUNT]);
+        }
+        for (c, totals) in totals.iter_mut().enumerate() {
+            let factor = lanes.splat(tile[FIRST + c]);
+            for (total, &error) in totals.iter_mut().zip(&error) {
+                *total = lanes.multiply_add(error, factor, *total);
+            }
+        }
+    }
+    for (c, totals) in totals.iter().enumerate() {
+        for (v, &total) in totals.iter().enumerate() {
+            lanes.store(total, &mut sums[c * width + v * L::COUNT..]);
+        }
+    }
+}
