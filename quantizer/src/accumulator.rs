@@ -1,0 +1,219 @@
+//! Second moments of a stage's input, gathered over any number of batches.
+//!
+//! `H = Xᵀ X / tokens` for the rows `x` that a linear sees, and, where the original model's activations flow beside the quantized
+//! ones, `C = (X_original - X)ᵀ X / tokens` (QEP, arXiv 2504.09629, section 4; Qronos, arXiv 2505.11695): what the quantized inputs
+//! lack. `C` is gathered from the difference itself, since `G - H` of two large moments would cancel.
+//!
+//! Rows are buffered to chunks of a fixed number of tokens: one single-precision product per chunk, added up in double precision. The
+//! chunk boundaries depend on nothing but the position in the stream, so however the caller splits its batches, no bit changes.
+//!
+//! Not here: which tokens count (the caller leaves padding out), and damping (`hessian.rs`).
+
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, Axis, Zip};
+
+use crate::hessian::{CrossMoment, Hessian, HessianError};
+
+/// Tokens of one single-precision product.
+pub const CHUNK_TOKENS: usize = 2048;
+
+/// Gathers a [`Hessian`].
+#[derive(Clone, Debug)]
+pub struct HessianAccumulator {
+    chunk: Chunk,
+    moment: Moment,
+}
+
+impl HessianAccumulator {
+    /// For inputs of `in_features` columns.
+    #[must_use]
+    pub fn new(in_features: usize) -> Self {
+        Self { chunk: Chunk::new(in_features), moment: Moment::new(in_features) }
+    }
+
+    /// Adds `rows`, `[tokens, in_features]`.
+    ///
+    /// # Errors
+    /// Rows of another width, or an activation that is not finite.
+    pub fn observe(&mut self, rows: ArrayView2<'_, f32>) -> Result<(), HessianError> {
+        check(self.chunk.width(), rows, self.moment.tokens + self.chunk.filled as u64)?;
+        let mut rest = rows;
+        while rest.nrows() > 0 {
+            rest = self.chunk.take(rest);
+            if self.chunk.is_full() {
+                self.flush();
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean over all tokens.
+    ///
+    /// # Errors
+    /// No token was observed.
+    pub fn finish(mut self) -> Result<Hessian, HessianError> {
+        self.flush();
+        Hessian::from_lower(self.moment.mean()?, self.moment.tokens)
+    }
+
+    fn flush(&mut self) {
+        let chunk = self.chunk.drain();
+        self.moment.add(chunk.nrows(), |product| kernels::product::gram(chunk, product.view_mut()));
+    }
+}
+
+/// Gathers a [`CrossMoment`].
+#[derive(Clone, Debug)]
+pub struct CrossMomentAccumulator {
+    difference: Chunk,
+    quantized: Chunk,
+    moment: Moment,
+}
+
+impl CrossMomentAccumulator {
+    /// For inputs of `in_features` columns.
+    #[must_use]
+    pub fn new(in_features: usize) -> Self {
+        Self {
+            difference: Chunk::new(in_features),
+            quantized: Chunk::new(in_features),
+            moment: Moment::new(in_features),
+        }
+    }
+
+    /// Adds the same tokens' inputs in the original model and in the quantized one, both `[tokens, in_features]`.
+    ///
+    /// # Errors
+    /// Rows of another width or count, or an activation that is not finite.
+    pub fn observe(
+        &mut self,
+        original: ArrayView2<'_, f32>,
+        quantized: ArrayView2<'_, f32>,
+    ) -> Result<(), HessianError> {
+        let seen = self.moment.tokens + self.quantized.filled as u64;
+        check(self.quantized.width(), original, seen)?;
+        check(self.quantized.width(), quantized, seen)?;
+        if original.nrows() != quantized.nrows() {
+            return Err(HessianError::TokenCount {
+                original: original.nrows(),
+                quantized: quantized.nrows(),
+            });
+        }
+        let difference = &original - &quantized;
+        let (mut rest, mut rest_difference) = (quantized, difference.view());
+        while rest.nrows() > 0 {
+            rest = self.quantized.take(rest);
+            rest_difference = self.difference.take(rest_difference);
+            if self.quantized.is_full() {
+                self.flush();
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean over all tokens.
+    ///
+    /// # Errors
+    /// No token was observed.
+    pub fn finish(mut self) -> Result<CrossMoment, HessianError> {
+        self.flush();
+        Ok(CrossMoment::new(self.moment.mean()?, self.moment.tokens))
+    }
+
+    fn flush(&mut self) {
+        let (difference, quantized) = (self.difference.drain(), self.quantized.drain());
+        self.moment.add(quantized.nrows(), |product| {
+            kernels::product::product_tn(difference, quantized, product.view_mut());
+        });
+    }
+}
+
+/// Rows waiting for their product.
+#[derive(Clone, Debug)]
+struct Chunk {
+    /// `[CHUNK_TOKENS, in_features]`
+    rows: Array2<f32>,
+    filled: usize,
+}
+
+impl Chunk {
+    fn new(in_features: usize) -> Self {
+        Self { rows: Array2::zeros((CHUNK_TOKENS, in_features)), filled: 0 }
+    }
+
+    fn width(&self) -> usize {
+        self.rows.ncols()
+    }
+
+    fn is_full(&self) -> bool {
+        self.filled == CHUNK_TOKENS
+    }
+
+    /// Copies as many rows as fit; returns those that are left.
+    fn take<'a>(&mut self, rows: ArrayView2<'a, f32>) -> ArrayView2<'a, f32> {
+        let count = rows.nrows().min(CHUNK_TOKENS - self.filled);
+        let (now, later) = rows.split_at(Axis(0), count);
+        self.rows.slice_axis_mut(Axis(0), (self.filled..self.filled + count).into()).assign(&now);
+        self.filled += count;
+        later
+    }
+
+    /// The rows gathered so far; the next row starts a new chunk.
+    fn drain(&mut self) -> ArrayView2<'_, f32> {
+        let filled = std::mem::take(&mut self.filled);
+        self.rows.slice_axis(Axis(0), (..filled).into())
+    }
+}
+
+/// A double-precision sum of single-precision products.
+#[derive(Clone, Debug)]
+struct Moment {
+    /// `[in_features, in_features]`
+    sum: Array2<f64>,
+    /// The last chunk's product, kept so that its memory is mapped once.
+    product: Array2<f32>,
+    tokens: u64,
+}
+
+impl Moment {
+    fn new(in_features: usize) -> Self {
+        let shape = (in_features, in_features);
+        Self { sum: Array2::zeros(shape), product: Array2::zeros(shape), tokens: 0 }
+    }
+
+    fn add(&mut self, tokens: usize, multiply: impl FnOnce(&mut Array2<f32>)) {
+        if tokens > 0 {
+            multiply(&mut self.product);
+            Zip::from(&mut self.sum).and(&self.product).par_for_each(|sum, &x| *sum += f64::from(x));
+            self.tokens += tokens as u64;
+        }
+    }
+
+    fn mean(&mut self) -> Result<Array2<f64>, HessianError> {
+        if self.tokens == 0 {
+            return Err(HessianError::NoTokens);
+        }
+        let mut mean = std::mem::take(&mut self.sum);
+        let tokens = self.tokens as f64;
+        mean.par_mapv_inplace(|sum| sum / tokens);
+        Ok(mean)
+    }
+}
+
+fn check(expected: usize, rows: ArrayView2<'_, f32>, seen: u64) -> Result<(), HessianError> {
+    if rows.ncols() != expected {
+        return Err(HessianError::Width { expected, found: rows.ncols() });
+    }
+    let bad =
+        rows.axis_iter(Axis(0)).into_par_iter().enumerate().find_map_first(|(token, row)| {
+            row.iter().position(|x| !x.is_finite()).map(|column| (token, column))
+        });
+    match bad {
+        Some((token, column)) => Err(HessianError::NonFiniteActivation {
+            column,
+            token: seen + token as u64,
+            found: rows[[token, column]],
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,245 @@
+//! A Hessian made ready for solving, once for all linears that share an input.
+//!
+//! What it holds, with `n` input features: the processing order; `R` packed for the solver and dense for losses; the damped Hessian
+//! for refinement; and the matrix that moves a weight to the target which makes up for earlier layers' errors. All in single precision,
+//! `2 n²` to `3 n²` numbers besides the packed factor; the double-precision matrices live only while this is made.
+
+use kernels::panel::FeedbackFactor;
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
+use serde::Serialize;
+
+use crate::hessian::{CrossMoment, Damped, Factor, Hessian, HessianError};
+use crate::order::Permutation;
+use crate::settings::SolverSettings;
+
+/// A damped, ordered and factored Hessian.
+pub struct PreparedHessian {
+    order: Permutation,
+    feedback: FeedbackFactor,
+    /// `R`, `[n, n]`, upper triangular, processing order.
+    r: Array2<f32>,
+    /// `H + λI`, `[n, n]`, natural order.
+    damped: Array2<f32>,
+    /// `R_kk²` of each column, natural order.
+    pivots: Vec<f32>,
+    /// `α C (H + λ'I)⁻¹`, `[n, n]`, natural order.
+    propagation: Option<Array2<f32>>,
+    dead: Vec<usize>,
+    lambda: f64,
+    /// What stands on the diagonal for dead inputs, before damping.
+    mean_diagonal: f64,
+    damping: DampingReport,
+}
+
+/// How the factorization went.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DampingReport {
+    /// λ over the mean diagonal, as used.
+    pub damping: f64,
+    /// How far from what was asked.
+    pub rung: Rung,
+    /// λ over the mean diagonal in the regression behind `alpha`, if errors were propagated.
+    pub alpha_damping: Option<f64>,
+    /// Inputs that were never active; their weights count as 0.
+    pub dead_inputs: usize,
+}
+
+/// How far a Hessian had to be bent to be factored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// With the damping that was asked for.
+    AsAsked,
+    /// With more damping.
+    Raised,
+    /// Not at all: its diagonal stands in for it, so every column is rounded on its own.
+    Diagonal,
+}
+
+impl Hessian {
+    /// Damps, orders and factors, once for all linears of a stage. With a cross moment and `settings.alpha` above 0, targets move by
+    /// `α W C (H + λ'I)⁻¹`.
+    ///
+    /// # Errors
+    /// Settings out of range, or a cross moment of another width. A matrix that is not positive definite is no error: damping
+    /// is raised, and the rung is reported.
+    pub fn prepare(
+        self,
+        settings: &SolverSettings,
+        cross: Option<CrossMoment>,
+    ) -> Result<PreparedHessian, HessianError> {
+        settings.check()?;
+        let expected = self.in_features();
+        if let Some(found) = cross.as_ref().map(|cross| cross.matrix().nrows()).filter(|&n| n != expected) {
+            return Err(HessianError::CrossWidth { expected, found });
+        }
+        let dead = self.dead_inputs();
+        let mean_diagonal = self.mean_diagonal();
+        let mut damped = self.damp(settings.damping);
+        let order = settings.order.permutation(damped.matrix());
+        let (factor, rung) = climb(&mut damped, &order);
+        let (damping, lambda) = (damped.damping(), damped.lambda());
+        let single = to_single(damped.matrix());
+        let pivots = pivots(&factor, &order);
+        let feedback = FeedbackFactor::new(factor.r());
+        let r = to_single(factor.r().view());
+        let (propagation, alpha_damping) = match cross.filter(|_| settings.alpha > 0.0) {
+            Some(cross) => {
+                let regression = if settings.alpha_damping <= damping || rung == Rung::Diagonal {
+                    factor
+                } else {
+                    drop(factor);
+                    damped.set(settings.alpha_damping);
+                    climb(&mut damped, &order).0
+                };
+                let alpha_damping = damped.damping();
+                drop(damped);
+                (Some(propagation(cross, &regression, &order, settings.alpha)), Some(alpha_damping))
+            }
+            None => (None, None),
+        };
+        let report = DampingReport { damping, rung, alpha_damping, dead_inputs: dead.len() };
+        Ok(PreparedHessian {
+            order,
+            feedback,
+            r,
+            damped: single,
+            pivots,
+            propagation,
+            dead,
+            lambda,
+            mean_diagonal,
+            damping: report,
+        })
+    }
+}
+
+/// Raises the damping tenfold, at most to 1, until there is a factor; then falls back to the diagonal.
+fn climb(damped: &mut Damped, order: &Permutation) -> (Factor, Rung) {
+    let mut rung = Rung::AsAsked;
+    loop {
+        match damped.factor(order) {
+            Ok(factor) => return (factor, rung),
+            Err(_) if damped.damping() < 1.0 => {
+                rung = Rung::Raised;
+                damped.set((damped.damping() * 10.0).clamp(LEAST_RAISED_DAMPING, 1.0));
+            }
+            Err(_) => return (damped.diagonal_factor(order), Rung::Diagonal),
+        }
+    }
+}
+
+const LEAST_RAISED_DAMPING: f64 = 1e-4;
+
+fn pivots(factor: &Factor, order: &Permutation) -> Vec<f32> {
+    let mut pivots = vec![0.0; order.columns().len()];
+    for (&r, &column) in factor.r().diag().iter().zip(order.columns()) {
+        pivots[column] = (r * r) as f32;
+    }
+    pivots
+}
+
+fn propagation(cross: CrossMoment, factor: &Factor, order: &Permutation, alpha: f64) -> Array2<f32> {
+    let columns = order.columns();
+    let mut right = cross.into_matrix();
+    reorder_rows(&mut right, order);
+    let solved = kernels::factor::solve_right(factor.r(), right);
+    let mut out = Array2::<f32>::zeros(solved.dim());
+    Zip::from(out.rows_mut()).and(solved.rows()).par_for_each(|mut out, solved| {
+        for (&column, &value) in columns.iter().zip(solved) {
+            out[column] = (alpha * value) as f32;
+        }
+    });
+    out
+}
+
+/// Puts the entries of every row into processing order.
+fn reorder_rows(matrix: &mut Array2<f64>, order: &Permutation) {
+    matrix.axis_iter_mut(Axis(0)).into_par_iter().for_each(|mut row| {
+        let natural = row.to_vec();
+        for (entry, &column) in row.iter_mut().zip(order.columns()) {
+            *entry = natural[column];
+        }
+    });
+}
+
+fn to_single(matrix: ArrayView2<'_, f64>) -> Array2<f32> {
+    let mut single = Array2::<f32>::zeros(matrix.dim());
+    Zip::from(&mut single).and(matrix).par_for_each(|single, &double| *single = double as f32);
+    single
+}
+
+impl PreparedHessian {
+    /// Columns.
+    #[must_use]
+    pub fn in_features(&self) -> usize {
+        self.r.nrows()
+    }
+
+    /// How the factorization went.
+    #[must_use]
+    pub fn damping(&self) -> DampingReport {
+        self.damping
+    }
+
+    /// Inputs that were never active, ascending.
+    #[must_use]
+    pub fn dead_inputs(&self) -> &[usize] {
+        &self.dead
+    }
+
+    /// The processing order.
+    #[must_use]
+    pub fn order(&self) -> &Permutation {
+        &self.order
+    }
+
+    /// `H + λI`, `[n, n]`, natural order.
+    #[must_use]
+    pub fn damped(&self) -> ArrayView2<'_, f32> {
+        self.damped.view()
+    }
+
+    /// `R_kk²` of each column in natural order: its variance given the columns that are processed after it.
+    #[must_use]
+    pub fn pivots(&self) -> &[f32] {
+        &self.pivots
+    }
+
+    pub(crate) fn feedback(&self) -> &FeedbackFactor {
+        &self.feedback
+    }
+
+    pub(crate) fn r(&self) -> ArrayView2<'_, f32> {
+        self.r.view()
+    }
+
+    pub(crate) fn lambda(&self) -> f64 {
+        self.lambda
+    }
+
+    /// What the dead inputs' stand-ins on the diagonal add to the loss of one row of errors, natural order.
+    pub(crate) fn dead_loss(&self, errors: ArrayView1<'_, f32>) -> f64 {
+        let squares = self.dead.iter().map(|&column| f64::from(errors[column]).powi(2));
+        self.mean_diagonal * squares.sum::<f64>()
+    }
+
+    /// What the codes should approximate, `[rows, n]`: the weight, dead columns set to 0, moved by `α W C (H + λ'I)⁻¹`.
+    #[must_use]
+    pub fn target(&self, weight: ArrayView2<'_, f32>) -> Array2<f32> {
+        let mut target = match &self.propagation {
+            Some(propagation) => {
+                let mut moved = Array2::zeros(weight.dim());
+                kernels::product::product_nn(weight, propagation.view(), moved.view_mut());
+                moved += &weight;
+                moved
+            }
+            None => weight.to_owned(),
+        };
+        for &column in &self.dead {
+            target.column_mut(column).fill(0.0);
+        }
+        target
+    }
+}

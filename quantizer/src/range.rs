@@ -1,0 +1,285 @@
+//! Choosing scales, once, from the original weights.
+//!
+//! The extremes of a group give its full range; the search tries shares `c` of it, from 0.4 to 1.2, and keeps the one with the least
+//! error in the metric of [`Range`]. Clipping a few weights to round the others more finely pays, the more so the fewer the bits.
+//! On symmetric grids `c = 1` puts the weight of largest magnitude on the outermost code of the longer side, and both signs are tried,
+//! besides the scale that clips nothing; on asymmetric ones, the zero point beside the nearest on either side.
+//!
+//! | metric | error of a candidate, `δ` = rounding errors of the group's columns |
+//! |---|---|
+//! | plain | `Σ δ_j²` (`mse` of the original GPTQ code, arXiv 2210.17323) |
+//! | diagonal | `Σ H_jj δ_j²` (imatrix weighting) |
+//! | pivots | `Σ R_jj² δ_j²`: how a column's error counts in the solver's loss `Σ R_jj² (w'_j - q_j)²` |
+//! | conditional | `δ R_gg R_ggᵀ δᵀ` after the solver's own recursion within the group, `R_gg` = the group's rows and columns of `R` |
+//!
+//! Not here: scales from weights that a solver has already compensated (they drift at low widths), and scales for given codes
+//! (`refine/refit.rs`).
+
+use kernels::panel::{FeedbackFactor, RowGrid, successive_rounding};
+use ndarray::parallel::prelude::*;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+
+use crate::grid::{Grid, ROUND};
+use crate::prepared::PreparedHessian;
+use crate::scheme::{Granularity, Scheme, Symmetry};
+use crate::settings::{Range, SolverSettings};
+
+/// The grid for `weights`, `[out_features, in_features]`, all finite, of a scheme whose groups divide the columns.
+#[must_use]
+pub fn choose(
+    weights: ArrayView2<'_, f32>,
+    scheme: Scheme,
+    settings: &SolverSettings,
+    hessian: Option<&PreparedHessian>,
+) -> Grid {
+    let (rows, columns) = weights.dim();
+    let size = scheme.granularity.columns_per_scale(columns).max(1);
+    let importance = importance(columns, settings.range, hessian);
+    let search = Search { scheme, shares: shares(settings), kept: kept(settings.range, hessian) };
+    let mut scales = Array2::zeros((rows, columns.div_ceil(size)));
+    let mut zero_points = Array2::zeros(scales.dim());
+    for (group, first) in (0..columns).step_by(size).enumerate() {
+        let weights = weights.slice_axis(Axis(1), (first..first + size).into());
+        let finalists = search.finalists(weights, &importance[first..first + size]);
+        let chosen = match hessian.filter(|_| search.kept > 1) {
+            Some(hessian) => least_conditional_loss(weights, first, &finalists, scheme, hessian),
+            None => finalists.iter().map(|candidates| candidates[0]).collect(),
+        };
+        for row in 0..rows {
+            let candidate = chosen[row.min(chosen.len() - 1)];
+            scales[[row, group]] = candidate.scale;
+            zero_points[[row, group]] = candidate.zero_point;
+        }
+    }
+    Grid::new(scheme, columns, scales, zero_points)
+}
+
+/// A scale, exact in its stored type, and a zero point.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    scale: f32,
+    zero_point: f32,
+}
+
+struct Search {
+    scheme: Scheme,
+    /// Shares of the full range, the whole of it first; none without a search.
+    shares: Vec<f32>,
+    /// How many of the best candidates survive.
+    kept: usize,
+}
+
+impl Search {
+    /// The best candidates of each row (of the whole matrix: one entry) for one group of columns, the best first.
+    fn finalists(&self, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Vec<Vec<Candidate>> {
+        let rows = weights.axis_iter(Axis(0)).into_par_iter();
+        let alone = |weights: ArrayView1<'_, f32>| {
+            let extent = Extent::of(weights);
+            let candidates = self.candidates(extent);
+            let errors = self.errors(weights, importance, extent, &candidates);
+            self.best(candidates, &errors)
+        };
+        match self.scheme.granularity {
+            Granularity::PerChannel | Granularity::PerGroup(_) => rows.map(alone).collect(),
+            Granularity::PerTensor => {
+                let extents: Vec<Extent> = rows.clone().map(Extent::of).collect();
+                let extent = extents.into_iter().fold(Extent::default(), Extent::union);
+                let candidates = self.candidates(extent);
+                let errors: Vec<Vec<f32>> =
+                    rows.map(|weights| self.errors(weights, importance, extent, &candidates)).collect();
+                let total = (0..candidates.len())
+                    .map(|k| errors.iter().map(|row| f64::from(row[k])).sum::<f64>() as f32)
+                    .collect::<Vec<_>>();
+                vec![self.best(candidates, &total)]
+            }
+        }
+    }
+
+    fn candidates(&self, extent: Extent) -> Vec<Candidate> {
+        let round = |scale: f32| self.scheme.scale_dtype.round(scale);
+        let (max_code, zero) =
+            (f32::from(self.scheme.bits.max_code()), f32::from(self.scheme.bits.symmetric_zero()));
+        match (self.scheme.symmetry, self.shares.is_empty()) {
+            (Symmetry::Symmetric, _) => {
+                let unclipped = extent.magnitude() / (max_code - zero);
+                let longer_side = -extent.furthest() / zero;
+                let signed = self.shares.iter().flat_map(|share| [share * longer_side, -share * longer_side]);
+                let scales = std::iter::once(unclipped).chain(signed);
+                scales.map(|scale| Candidate { scale: round(scale), zero_point: zero }).collect()
+            }
+            (Symmetry::Asymmetric, unsearched) => {
+                // Halves first: the difference of two finite extremes may overflow.
+                let full = (extent.high / max_code) - (extent.low / max_code);
+                let zero = (-extent.low / round(full)).round_ties_even().clamp(0.0, max_code);
+                if unsearched {
+                    return vec![Candidate { scale: round(full), zero_point: zero }];
+                }
+                let zeros =
+                    [zero, zero - 1.0, zero + 1.0].into_iter().filter(|zero| (0.0..=max_code).contains(zero));
+                let pairs =
+                    self.shares.iter().flat_map(|share| zeros.clone().map(move |zero| (share * full, zero)));
+                pairs.map(|(scale, zero_point)| Candidate { scale: round(scale), zero_point }).collect()
+            }
+        }
+    }
+
+    /// The weighted square error of each candidate, in units of the group's extent and largest importance, which keeps the squares of
+    /// tiny weights from vanishing.
+    fn errors(
+        &self,
+        weights: ArrayView1<'_, f32>,
+        importance: &[f32],
+        extent: Extent,
+        candidates: &[Candidate],
+    ) -> Vec<f32> {
+        if candidates.len() == 1 {
+            return vec![0.0];
+        }
+        let unit = extent.magnitude().max(f32::MIN_POSITIVE);
+        let most = importance.iter().fold(f32::MIN_POSITIVE, |most, &x| most.max(x));
+        let padded = weights.len().next_multiple_of(LANES);
+        let (mut relative, mut share) = (vec![0.0; padded], vec![0.0; padded]);
+        for (to, &weight) in relative.iter_mut().zip(weights) {
+            *to = weight / unit;
+        }
+        for (to, &x) in share.iter_mut().zip(importance) {
+            *to = x / most;
+        }
+        let max_code = f32::from(self.scheme.bits.max_code());
+        let error = |c: &Candidate| weighted_error(&relative, &share, c.scale / unit, c.zero_point, max_code);
+        candidates.iter().map(error).collect()
+    }
+
+    /// The `kept` candidates of least error, the best first; the earlier one where errors are equal.
+    fn best(&self, candidates: Vec<Candidate>, errors: &[f32]) -> Vec<Candidate> {
+        let mut ranked: Vec<(f32, Candidate)> = errors.iter().copied().zip(candidates).collect();
+        if self.kept == 1 {
+            let best =
+                ranked.iter().copied().reduce(|best, other| if other.0 < best.0 { other } else { best });
+            return best.into_iter().map(|(_, candidate)| candidate).collect();
+        }
+        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+        ranked.truncate(self.kept);
+        ranked.into_iter().map(|(_, candidate)| candidate).collect()
+    }
+}
+
+const LANES: usize = 16;
+
+/// `Σ importance * (weight - value(nearest code))²`, in a form that becomes vector instructions. Lengths are multiples of `LANES`.
+fn weighted_error(weights: &[f32], importance: &[f32], scale: f32, zero_point: f32, max_code: f32) -> f32 {
+    let (inverse, low, high) = (1.0 / scale, -zero_point, max_code - zero_point);
+    let mut sums = [0.0_f32; LANES];
+    for (weights, importance) in weights.chunks_exact(LANES).zip(importance.chunks_exact(LANES)) {
+        for lane in 0..LANES {
+            let multiple = weights[lane] * inverse;
+            let above = if multiple > low { multiple } else { low };
+            let within = if above < high { above } else { high };
+            let error = weights[lane] - ((within + ROUND) - ROUND) * scale;
+            sums[lane] += importance[lane] * (error * error);
+        }
+    }
+    sums.iter().sum()
+}
+
+/// The smallest interval that holds 0 and some weights.
+#[derive(Clone, Copy, Debug, Default)]
+struct Extent {
+    low: f32,
+    high: f32,
+}
+
+impl Extent {
+    fn of(weights: ArrayView1<'_, f32>) -> Self {
+        let widen =
+            |extent: Self, &weight: &f32| Self { low: extent.low.min(weight), high: extent.high.max(weight) };
+        weights.iter().fold(Self::default(), widen)
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
+    }
+
+    fn magnitude(self) -> f32 {
+        self.high.max(-self.low)
+    }
+
+    /// The end of larger magnitude, with its sign.
+    fn furthest(self) -> f32 {
+        if self.high > -self.low { self.high } else { self.low }
+    }
+}
+
+/// Candidates that the conditional metric judges.
+const FINALISTS: usize = 6;
+
+fn kept(range: Range, hessian: Option<&PreparedHessian>) -> usize {
+    if range == Range::Conditional && hessian.is_some() { FINALISTS } else { 1 }
+}
+
+fn shares(settings: &SolverSettings) -> Vec<f32> {
+    if settings.range == Range::MinMax {
+        return Vec::new();
+    }
+    let (least, most, last) = (0.4, 1.2, settings.range_candidates - 1);
+    let mut shares: Vec<f32> = vec![1.0];
+    shares.extend((0..=last).map(|k| least + (most - least) * k as f32 / last as f32));
+    shares
+}
+
+/// The weight of each column's square error.
+fn importance(columns: usize, range: Range, hessian: Option<&PreparedHessian>) -> Vec<f32> {
+    match (range, hessian) {
+        (Range::MinMax | Range::Plain, _) | (_, None) => vec![1.0; columns],
+        (Range::Diagonal, Some(hessian)) => hessian.damped().diag().to_vec(),
+        (Range::Pivots | Range::Conditional, Some(hessian)) => hessian.pivots().to_vec(),
+    }
+}
+
+/// The finalist of each row (of the whole matrix: of one entry) with the least loss of successive rounding within the group.
+fn least_conditional_loss(
+    weights: ArrayView2<'_, f32>,
+    first: usize,
+    finalists: &[Vec<Candidate>],
+    scheme: Scheme,
+    hessian: &PreparedHessian,
+) -> Vec<Candidate> {
+    let (rows, size) = weights.dim();
+    let members = first..first + size;
+    let positions: Vec<usize> =
+        (0..hessian.in_features()).filter(|&k| members.contains(&hessian.order().columns()[k])).collect();
+    let r = hessian.r();
+    let within = Array2::from_shape_fn((size, size), |(i, j)| f64::from(r[[positions[i], positions[j]]]));
+    let factor = FeedbackFactor::new(&within);
+    let ordered = Array2::from_shape_fn((rows, size), |(row, k)| {
+        weights[[row, hessian.order().columns()[positions[k]] - first]]
+    });
+    let group_of = vec![0; size];
+    let mut codes = Array2::zeros((rows, size));
+    let mut best: Vec<(f64, Candidate)> =
+        finalists.iter().map(|finalists| (f64::INFINITY, finalists[0])).collect();
+    for k in 0..finalists.iter().map(Vec::len).max().unwrap_or(0) {
+        let candidate = |row: usize| {
+            let finalists = &finalists[row.min(finalists.len() - 1)];
+            finalists[k.min(finalists.len() - 1)]
+        };
+        let scales = Array1::from_shape_fn(rows, |row| candidate(row).scale).insert_axis(Axis(1));
+        let zero_points = Array1::from_shape_fn(rows, |row| candidate(row).zero_point).insert_axis(Axis(1));
+        let grid = RowGrid {
+            scales: scales.view(),
+            zero_points: zero_points.view(),
+            group_of: &group_of,
+            max_code: scheme.bits.max_code(),
+        };
+        let mut losses = successive_rounding(ordered.view(), &factor, &grid, codes.view_mut());
+        if best.len() == 1 {
+            losses = vec![losses.iter().sum()];
+        }
+        for (row, (&loss, best)) in losses.iter().zip(&mut best).enumerate() {
+            if loss < best.0 {
+                *best = (loss, candidate(row));
+            }
+        }
+    }
+    best.into_iter().map(|(_, candidate)| candidate).collect()
+}

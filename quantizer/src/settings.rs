@@ -1,0 +1,134 @@
+//! What a solver may be told, and the named settings that recipes start from.
+
+use serde::{Deserialize, Serialize};
+
+use crate::order::Order;
+
+/// How hard a solver tries. Fields that a solver has no use for are ignored by it (RTN knows only the range).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SolverSettings {
+    /// λ over the mean diagonal of the Hessian; raised tenfold, up to 1, until the factorization succeeds.
+    pub damping: f64,
+    /// Processing order of the columns.
+    pub order: Order,
+    /// How scales are chosen.
+    pub range: Range,
+    /// Candidate scales for each sign that the range search tries between 0.4 and 1.2 times the full range.
+    pub range_candidates: usize,
+    /// Rounds of scale refit, each followed by another solve with the new scales.
+    pub refits: usize,
+    /// Sweeps of coordinate descent over the codes after that, each pair followed by a scale refit.
+    pub sweeps: usize,
+    /// Share of the earlier layers' error that the target makes up for, 0 to 1; needs a cross moment.
+    pub alpha: f64,
+    /// λ over the mean diagonal in the regression behind `alpha`.
+    pub alpha_damping: f64,
+}
+
+impl Default for SolverSettings {
+    fn default() -> Self {
+        DEFAULT
+    }
+}
+
+impl SolverSettings {
+    /// # Errors
+    /// A damping that is negative or not finite, an alpha outside 0 to 1, or a search without candidates.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let (damping, alpha, alpha_damping) = (self.damping, self.alpha, self.alpha_damping);
+        if !(damping.is_finite() && damping >= 0.0) {
+            return Err(SettingsError {
+                name: "damping",
+                expected: "a finite number, at least 0",
+                found: damping,
+            });
+        }
+        if !(alpha_damping.is_finite() && alpha_damping >= 0.0) {
+            let (name, expected) = ("alpha_damping", "a finite number, at least 0");
+            return Err(SettingsError { name, expected, found: alpha_damping });
+        }
+        if !(0.0..=1.0).contains(&alpha) {
+            return Err(SettingsError { name: "alpha", expected: "0 to 1", found: alpha });
+        }
+        if !(2..=256).contains(&self.range_candidates) {
+            let (name, expected) = ("range_candidates", "2 to 256");
+            return Err(SettingsError { name, expected, found: self.range_candidates as f64 });
+        }
+        Ok(())
+    }
+}
+
+/// How scales are chosen: from the extremes, or as the candidate with the least error in some metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Range {
+    /// The smallest grid that clips nothing.
+    MinMax,
+    /// Least `Σ δ²`.
+    Plain,
+    /// Least `Σ H_jj δ_j²`.
+    Diagonal,
+    /// Least `Σ R_jj² δ_j²`: a column counts by the variance that later columns cannot make up for.
+    Pivots,
+    /// Least loss of the solver's own recursion within the group (`algorithms`: the exact conditional metric `δ R_gg R_ggᵀ δᵀ`), among
+    /// the best candidates by `Pivots`.
+    Conditional,
+}
+
+/// Settings with a name, and the solver that they are for.
+#[derive(Clone, Debug)]
+pub struct BuiltIn {
+    /// As recipes spell it.
+    pub name: &'static str,
+    /// One line for a list.
+    pub summary: &'static str,
+    /// A name in [`crate::solver::ALL`].
+    pub solver: &'static str,
+    /// What the solver is told.
+    pub settings: SolverSettings,
+}
+
+/// Every named setting, the cheapest first.
+pub static BUILT_IN: &[BuiltIn] = &[
+    BuiltIn { name: "rtn", summary: "round to nearest; needs no calibration", solver: "rtn", settings: RTN },
+    BuiltIn {
+        name: "gptq",
+        summary: "GPTQ with activation order and range search",
+        solver: "gptq",
+        settings: GPTQ,
+    },
+    BuiltIn {
+        name: "default",
+        summary: "GPTQ, then scale refit and coordinate descent, and error propagation",
+        solver: "gptq",
+        settings: DEFAULT,
+    },
+];
+
+const RTN: SolverSettings = SolverSettings {
+    damping: 0.01,
+    order: Order::Natural,
+    range: Range::MinMax,
+    range_candidates: 33,
+    refits: 0,
+    sweeps: 0,
+    alpha: 0.0,
+    alpha_damping: 0.01,
+};
+
+const GPTQ: SolverSettings = SolverSettings { order: Order::Activation, range: Range::Diagonal, ..RTN };
+
+const DEFAULT: SolverSettings = SolverSettings { refits: 3, sweeps: 4, alpha: 0.5, ..GPTQ };
+
+/// A setting out of range.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("`{name}` is {found}, expected {expected}")]
+pub struct SettingsError {
+    /// The field.
+    pub name: &'static str,
+    /// What it may be.
+    pub expected: &'static str,
+    /// What it is.
+    pub found: f64,
+}

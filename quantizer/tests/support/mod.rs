@@ -1,0 +1,95 @@
+//! Matrices like those of a transformer, from a seed.
+
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use ndarray::{Array2, ArrayView2};
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::{Hessian, HessianAccumulator, QuantizedTensor};
+
+/// SplitMix64.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn uniform(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 24) as f32
+    }
+
+    /// Nearly normal: the sum of twelve uniforms.
+    pub(crate) fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
+    }
+
+    pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Array2<f32> {
+        Array2::from_shape_simple_fn((rows, columns), || self.normal())
+    }
+}
+
+pub(crate) fn weight(seed: u64, rows: usize, columns: usize) -> Array2<f32> {
+    Random(seed).matrix(rows, columns) * 0.05
+}
+
+/// `[tokens, columns]`: neighbours correlate, and the columns' magnitudes differ by more than tenfold.
+pub(crate) fn inputs(seed: u64, tokens: usize, columns: usize) -> Array2<f32> {
+    let mut random = Random(seed ^ 0x51ab);
+    let gains: Vec<f32> = (0..columns).map(|_| (0.8 * random.normal()).exp()).collect();
+    let mut x = random.matrix(tokens, columns);
+    for mut token in x.rows_mut() {
+        for column in 1..columns {
+            token[column] = 0.9 * token[column - 1] + 0.44 * token[column];
+        }
+        for (x, gain) in token.iter_mut().zip(&gains) {
+            *x *= gain;
+        }
+    }
+    x
+}
+
+pub(crate) fn hessian_of(x: ArrayView2<'_, f32>) -> Hessian {
+    let mut accumulator = HessianAccumulator::new(x.ncols());
+    accumulator.observe(x).unwrap();
+    accumulator.finish().unwrap()
+}
+
+pub(crate) fn hessian(seed: u64, columns: usize) -> Hessian {
+    hessian_of(inputs(seed, 4 * columns, columns).view())
+}
+
+pub(crate) fn scheme(bits: u8, granularity: Granularity, symmetry: Symmetry) -> Scheme {
+    Scheme { bits: BitWidth::new(bits).unwrap(), granularity, symmetry, scale_dtype: ScaleDtype::F16AndBf16 }
+}
+
+pub(crate) fn groups(size: usize) -> Granularity {
+    Granularity::PerGroup(GroupSize::new(size).unwrap())
+}
+
+/// Widths, granularities and symmetries for matrices of 64 columns.
+pub(crate) fn schemes() -> Vec<Scheme> {
+    let mut schemes = Vec::new();
+    for bits in [2, 3, 4, 8] {
+        for granularity in [groups(16), groups(32), Granularity::PerChannel, Granularity::PerTensor] {
+            for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
+                schemes.push(scheme(bits, granularity, symmetry));
+            }
+        }
+    }
+    schemes
+}
+
+/// `d H dᵀ` of each row, in double precision, the plain way.
+pub(crate) fn row_losses(
+    weight: ArrayView2<'_, f32>,
+    tensor: &QuantizedTensor,
+    h: ArrayView2<'_, f64>,
+) -> Vec<f64> {
+    let errors = (&weight - &tensor.dequantize()).mapv(f64::from);
+    let product = errors.dot(&h);
+    errors.rows().into_iter().zip(product.rows()).map(|(d, p)| d.dot(&p)).collect()
+}
