@@ -1,11 +1,17 @@
 //! Text to windows of tokens.
 //!
-//! Windows are disjoint, from the start of the text, all of one length, each with the model's beginning token first where it has one. The
-//! text is cut to 12 characters for each token that is needed before it is tokenized, so that a large file costs no more than a small one;
-//! where that gives too few windows, more of it is read. With a seed, windows are drawn from the whole text instead.
+//! **Plain text** gives disjoint windows from its start, all of one length, each with the model's beginning token first where it has one. The
+//! text is cut to 12 characters for each token that is needed and tokenized in one piece, as other quantizers' evaluations do, so that figures
+//! compare; what is behind the cut is not even read. Where that gives too few windows, more is read. Line ends are read as `\n`, whatever
+//! the file has.
 //!
-//! JSON lines: each line is an object with `text`, `messages` (rendered by the model's chat template) or `input_ids` (tokens, which need no
-//! tokenizer and get no beginning token). The tokens of all lines follow each other.
+//! **JSON lines**: each line is an object with `text`, `messages` (rendered by the model's chat template) or `input_ids`. The tokens of texts
+//! and conversations follow each other and are cut like plain text; no token is put between them. `input_ids` need no tokenizer: each line
+//! is a document of its own, cut into windows that are taken as they are, without a beginning token; its last one may be shorter.
+//!
+//! With a seed, windows are drawn from four times the text, and at least [`DRAWN_CHARACTERS`] characters, instead of taken from its start.
+
+mod reader;
 
 use std::path::Path;
 
@@ -14,22 +20,25 @@ use sha2::{Digest, Sha256};
 
 use crate::error::CalibrationError;
 use crate::tokenizer::TextTokenizer;
+use reader::{Lines, Source, Text};
 
 /// Characters read for each token that is needed.
 const CHARACTERS_PER_TOKEN: usize = 12;
+/// Characters, at least, that windows are drawn from with a seed.
+pub const DRAWN_CHARACTERS: usize = 4 << 20;
 
 /// Text with a name for messages.
 #[derive(Clone, Debug)]
 pub struct Corpus {
     name: String,
-    content: String,
+    source: Source,
     json_lines: bool,
 }
 
-/// Windows of one length.
+/// Windows of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// Token ids; all windows are equally long.
+    /// Token ids. All windows are equally long, except the last one of each line of `input_ids`.
     pub tokens: Vec<Vec<u32>>,
     /// SHA-256 over the tokens.
     pub fingerprint: String,
@@ -40,43 +49,33 @@ pub struct Windows {
 pub struct WindowShape {
     /// Windows at most.
     pub samples: usize,
-    /// Tokens of a window, the beginning token included.
+    /// Tokens of a window, the beginning token included; at least 2.
     pub context: usize,
     /// Draw at random; none: the first ones.
     pub seed: Option<u64>,
-}
-
-/// A run of tokens, and whether it came as tokens already.
-struct Stream {
-    tokens: Vec<u32>,
-    given_as_tokens: bool,
-    complete: bool,
 }
 
 impl Corpus {
     /// Text that is at hand.
     #[must_use]
     pub fn new(name: impl Into<String>, content: impl Into<String>) -> Self {
-        let (name, content) = (name.into(), content.into());
-        let json_lines = looks_like_json_lines(&content);
-        Self { name, content, json_lines }
+        let source = Source::Memory(content.into());
+        // Memory can always be read.
+        let json_lines = source.first_line().is_ok_and(|line| is_document(&line));
+        Self { name: name.into(), source, json_lines }
     }
 
-    /// A file: JSON lines when it is called `.jsonl` or `.ndjson` or its first line is a document, plain text otherwise.
+    /// A file: JSON lines when it is called `.jsonl` or `.ndjson` or its first line is a document, plain text otherwise. No more of it is
+    /// read, later, than the windows need.
     ///
     /// # Errors
-    /// A file that cannot be read, is not UTF-8 or is empty.
+    /// A file that cannot be read.
     pub fn read(path: &Path) -> Result<Self, CalibrationError> {
-        let name = path.display().to_string();
-        let bytes =
-            std::fs::read(path).map_err(|source| CalibrationError::Io { path: path.to_owned(), source })?;
-        let content = String::from_utf8(bytes).map_err(|error| CalibrationError::NotUtf8 {
-            text: name.clone(),
-            offset: error.utf8_error().valid_up_to(),
-        })?;
+        let source = Source::File(path.to_owned());
+        let first = source.first_line()?;
         let by_name = path.extension().is_some_and(|kind| kind == "jsonl" || kind == "ndjson");
-        let json_lines = by_name || looks_like_json_lines(&content);
-        Ok(Self { name, content, json_lines })
+        let json_lines = by_name || is_document(&first);
+        Ok(Self { name: path.display().to_string(), source, json_lines })
     }
 
     /// What messages call it.
@@ -88,137 +87,257 @@ impl Corpus {
     /// The windows; fewer than asked for where the text is short.
     ///
     /// # Errors
-    /// Empty text, text that does not fill one window, a line that is no document, a token that the embedding does not have, text that
-    /// needs a tokenizer where there is none.
+    /// Text that is empty, not UTF-8 or does not fill one window, a line that is no document, a token that the embedding does not have
+    /// (`vocabulary` is its number of rows), text that needs a tokenizer where there is none.
     pub fn windows(
         &self,
         tokenizer: Option<&TextTokenizer>,
         vocabulary: usize,
         shape: WindowShape,
     ) -> Result<Windows, CalibrationError> {
-        if self.content.trim().is_empty() {
-            return Err(CalibrationError::Empty { text: self.name.clone() });
+        if shape.samples == 0 || shape.context < 2 {
+            return Err(CalibrationError::Shape { samples: shape.samples, context: shape.context });
         }
-        let needed = shape.samples.saturating_mul(shape.context);
-        let mut budget =
-            if shape.seed.is_some() { usize::MAX } else { needed.saturating_mul(CHARACTERS_PER_TOKEN) };
-        loop {
-            let stream = self.stream(tokenizer, budget, needed)?;
-            let begin = if stream.given_as_tokens { None } else { tokenizer.and_then(TextTokenizer::begin) };
-            let step = shape.context - usize::from(begin.is_some());
-            let found = stream.tokens.len();
-            let whole = found / step;
-            if whole < shape.samples && !stream.complete {
-                budget = budget.saturating_mul(4);
-                continue;
-            }
-            if whole == 0 {
-                return Err(CalibrationError::TooShort { text: self.name.clone(), found, needed: step });
-            }
-            let ids = stream.tokens.iter().chain(&begin);
-            if let Some(&token) = ids.into_iter().find(|&&token| token as usize >= vocabulary) {
-                let token = u64::from(token);
-                return Err(CalibrationError::TokenOutOfRange { text: self.name.clone(), token, vocabulary });
-            }
-            let mut order: Vec<usize> = (0..whole).collect();
-            if let Some(seed) = shape.seed {
-                shuffle(&mut order, seed);
-            }
-            order.truncate(shape.samples);
-            let window = |&index: &usize| {
-                begin
-                    .into_iter()
-                    .chain(stream.tokens[index * step..(index + 1) * step].iter().copied())
-                    .collect()
-            };
-            let tokens: Vec<Vec<u32>> = order.iter().map(window).collect();
-            let fingerprint = fingerprint(&tokens);
-            return Ok(Windows { tokens, fingerprint });
+        let mut cutter = Cutter::new(tokenizer, shape);
+        if self.json_lines {
+            self.cut_lines(tokenizer, vocabulary, &mut cutter)?;
+        } else {
+            self.cut_plain(tokenizer, vocabulary, &mut cutter)?;
         }
+        let (found, needed) = (cutter.tokens, cutter.step);
+        let tokens = cutter.finish();
+        if tokens.is_empty() {
+            return Err(CalibrationError::TooShort { text: self.name.clone(), found, needed });
+        }
+        let fingerprint = fingerprint(&tokens);
+        Ok(Windows { tokens, fingerprint })
     }
 
-    /// Tokens from the start of the text: of at most `characters` characters of plain text, of lines until `needed` tokens.
-    fn stream(
+    fn cut_plain(
         &self,
         tokenizer: Option<&TextTokenizer>,
-        characters: usize,
-        needed: usize,
-    ) -> Result<Stream, CalibrationError> {
-        let missing = || CalibrationError::NoTokenizer { text: self.name.clone() };
-        if !self.json_lines {
-            let cut =
-                self.content.char_indices().nth(characters).map_or(self.content.len(), |(offset, _)| offset);
-            let tokens = tokenizer.ok_or_else(missing)?.encode(&self.content[..cut])?;
-            return Ok(Stream { tokens, given_as_tokens: false, complete: cut == self.content.len() });
-        }
-        let mut tokens = Vec::new();
-        let mut given_as_tokens = true;
-        for (index, line) in self.content.lines().enumerate() {
-            if line.trim().is_empty() {
+        vocabulary: usize,
+        cutter: &mut Cutter,
+    ) -> Result<(), CalibrationError> {
+        let tokenizer = tokenizer.ok_or_else(|| self.no_tokenizer())?;
+        let mut text = Text::open(&self.name, &self.source)?;
+        let mut characters = cutter.characters();
+        loop {
+            let prefix = text.prefix(characters)?;
+            if prefix.trim().is_empty() {
+                return Err(self.empty());
+            }
+            let tokens = tokenizer.encode(prefix)?;
+            let complete = text.is_complete(characters);
+            if !complete && tokens.len() / cutter.step < cutter.shape.samples {
+                characters = characters.saturating_mul(2);
                 continue;
             }
-            if tokens.len() >= needed && characters != usize::MAX {
-                return Ok(Stream { tokens, given_as_tokens, complete: false });
-            }
-            match self.document(index + 1, line)? {
-                Document::Tokens(more) => tokens.extend(more),
-                Document::Text(text) => {
-                    given_as_tokens = false;
-                    tokens.extend(tokenizer.ok_or_else(missing)?.encode(&text)?);
-                }
-                Document::Messages(messages) => {
-                    given_as_tokens = false;
-                    let tokenizer = tokenizer.ok_or_else(missing)?;
-                    tokens.extend(tokenizer.encode(&tokenizer.render_chat(&messages)?)?);
-                }
-            }
+            check(&self.name, tokenizer, tokens.iter().chain(&cutter.begin), vocabulary)?;
+            cutter.follow(tokens);
+            return Ok(());
         }
-        Ok(Stream { tokens, given_as_tokens, complete: true })
     }
 
-    fn document(&self, line: usize, text: &str) -> Result<Document, CalibrationError> {
-        let fail = |problem: String| CalibrationError::Line { text: self.name.clone(), line, problem };
-        let mut value: Value = serde_json::from_str(text).map_err(|e| fail(e.to_string()))?;
-        if let Some(text) = value.get("text").and_then(Value::as_str) {
-            return Ok(Document::Text(text.to_owned()));
-        }
-        if let Some(messages) = value.get_mut("messages").filter(|value| value.is_array()) {
-            return Ok(Document::Messages(messages.take()));
-        }
-        if let Some(ids) = value.get("input_ids").and_then(Value::as_array) {
-            let id = |value: &Value| match value.as_u64() {
-                Some(id) => u32::try_from(id).map_err(|_| fail(format!("token {id} is too large"))),
-                None => Err(fail(format!("`input_ids` holds {value}, expected whole numbers"))),
+    fn cut_lines(
+        &self,
+        tokenizer: Option<&TextTokenizer>,
+        vocabulary: usize,
+        cutter: &mut Cutter,
+    ) -> Result<(), CalibrationError> {
+        let mut lines = Lines::open(&self.name, &self.source)?;
+        let mut documents = 0;
+        let mut characters = 0_usize;
+        while let Some((number, line)) = lines.next_line()? {
+            documents += 1;
+            characters += line.len();
+            let place = format!("{}, line {number}", self.name);
+            match self.document(number, &line)? {
+                Document::Tokens(tokens) => {
+                    if let Some(&token) = tokens.iter().find(|&&token| token >= vocabulary as u64) {
+                        let text = place;
+                        return Err(CalibrationError::TokenOutOfRange {
+                            text,
+                            token: token.to_string(),
+                            vocabulary,
+                        });
+                    }
+                    let tokens: Vec<u32> = tokens.into_iter().map(|token| token as u32).collect();
+                    cutter.stand_alone(&tokens);
+                }
+                Document::Text(text) => {
+                    let tokenizer = tokenizer.ok_or_else(|| self.no_tokenizer())?;
+                    let tokens = tokenizer.encode(&text)?;
+                    check(&place, tokenizer, tokens.iter().chain(&cutter.begin), vocabulary)?;
+                    cutter.follow(tokens);
+                }
+                Document::Messages(messages) => {
+                    let tokenizer = tokenizer.ok_or_else(|| self.no_tokenizer())?;
+                    let text = tokenizer.render_chat(&messages).map_err(|error| match error {
+                        CalibrationError::Chat { problem, .. } => self.bad_line(number, problem),
+                        other => other,
+                    })?;
+                    let tokens = tokenizer.encode(&text)?;
+                    check(&place, tokenizer, tokens.iter().chain(&cutter.begin), vocabulary)?;
+                    cutter.follow(tokens);
+                }
+            }
+            let enough = match cutter.shape.seed {
+                None => cutter.windows.len() >= cutter.shape.samples,
+                Some(_) => cutter.windows.len() >= cutter.shape.samples && characters >= cutter.characters(),
             };
-            return ids.iter().map(id).collect::<Result<_, _>>().map(Document::Tokens);
+            if enough {
+                return Ok(());
+            }
         }
-        Err(fail("expected an object with `text`, `messages` or `input_ids`".to_owned()))
+        if documents == 0 { Err(self.empty()) } else { Ok(()) }
+    }
+
+    fn document(&self, number: usize, line: &str) -> Result<Document, CalibrationError> {
+        let fail = |problem: String| self.bad_line(number, problem);
+        let mut value: Value = serde_json::from_str(line).map_err(|e| fail(e.to_string()))?;
+        let expected = || fail("expected an object with `text`, `messages` or `input_ids`".to_owned());
+        let object = value.as_object_mut().ok_or_else(expected)?;
+        let kind = |value: &Value| match value {
+            Value::Null => "null",
+            Value::Bool(_) => "a truth value",
+            Value::Number(_) => "a number",
+            Value::String(_) => "text",
+            Value::Array(_) => "a list",
+            Value::Object(_) => "an object",
+        };
+        let mut take = |key| object.get_mut(key).filter(|value| !value.is_null()).map(Value::take);
+        if let Some(value) = take("text") {
+            let found = kind(&value);
+            return match value {
+                Value::String(text) => Ok(Document::Text(text)),
+                _ => Err(fail(format!("`text` is {found}, expected text"))),
+            };
+        }
+        if let Some(value) = take("messages") {
+            return match value {
+                Value::Array(_) => Ok(Document::Messages(value)),
+                other => Err(fail(format!("`messages` is {}, expected a list", kind(&other)))),
+            };
+        }
+        let value = take("input_ids").ok_or_else(expected)?;
+        let Value::Array(ids) = value else {
+            return Err(fail(format!("`input_ids` is {}, expected a list", kind(&value))));
+        };
+        let id = |value: &Value| {
+            value.as_u64().ok_or_else(|| fail(format!("`input_ids` holds {value}, expected whole numbers")))
+        };
+        ids.iter().map(id).collect::<Result<_, _>>().map(Document::Tokens)
+    }
+
+    fn bad_line(&self, line: usize, problem: String) -> CalibrationError {
+        CalibrationError::Line { text: self.name.clone(), line, problem }
+    }
+
+    fn no_tokenizer(&self) -> CalibrationError {
+        CalibrationError::NoTokenizer { text: self.name.clone() }
+    }
+
+    fn empty(&self) -> CalibrationError {
+        CalibrationError::Empty { text: self.name.clone() }
     }
 }
 
 enum Document {
     Text(String),
     Messages(Value),
-    Tokens(Vec<u32>),
+    Tokens(Vec<u64>),
 }
 
-fn looks_like_json_lines(content: &str) -> bool {
-    let first = content.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
-    first.trim_start().starts_with('{')
-        && serde_json::from_str::<Value>(first)
+/// Cuts tokens into windows as they come.
+struct Cutter {
+    shape: WindowShape,
+    begin: Option<u32>,
+    /// Tokens of a window that come from the text.
+    step: usize,
+    /// Tokens that do not fill a window yet.
+    rest: Vec<u32>,
+    /// All tokens seen.
+    tokens: usize,
+    windows: Vec<Vec<u32>>,
+}
+
+impl Cutter {
+    fn new(tokenizer: Option<&TextTokenizer>, shape: WindowShape) -> Self {
+        let begin = tokenizer.and_then(TextTokenizer::begin);
+        let step = shape.context - usize::from(begin.is_some());
+        Self { shape, begin, step, rest: Vec::new(), tokens: 0, windows: Vec::new() }
+    }
+
+    /// Characters of text to take in at first.
+    fn characters(&self) -> usize {
+        let needed =
+            self.shape.samples.saturating_mul(self.shape.context).saturating_mul(CHARACTERS_PER_TOKEN);
+        if self.shape.seed.is_some() { needed.saturating_mul(4).max(DRAWN_CHARACTERS) } else { needed }
+    }
+
+    /// Tokens that follow those before.
+    fn follow(&mut self, tokens: Vec<u32>) {
+        self.tokens += tokens.len();
+        let tokens =
+            if self.rest.is_empty() { tokens } else { [std::mem::take(&mut self.rest), tokens].concat() };
+        let windows = tokens.chunks_exact(self.step);
+        self.rest = windows.remainder().to_vec();
+        self.windows
+            .extend(windows.map(|window| self.begin.iter().chain(window).copied().collect::<Vec<u32>>()));
+    }
+
+    /// Tokens of a document of its own.
+    fn stand_alone(&mut self, tokens: &[u32]) {
+        self.tokens += tokens.len();
+        let windows = tokens.chunks(self.shape.context).filter(|window| window.len() >= 2);
+        self.windows.extend(windows.map(<[u32]>::to_vec));
+    }
+
+    fn finish(mut self) -> Vec<Vec<u32>> {
+        if let Some(seed) = self.shape.seed {
+            shuffle(&mut self.windows, seed);
+        }
+        self.windows.truncate(self.shape.samples);
+        self.windows
+    }
+}
+
+/// Whether a line is an object with one of the keys of a document.
+fn is_document(line: &str) -> bool {
+    line.trim_start().starts_with('{')
+        && serde_json::from_str::<Value>(line)
             .is_ok_and(|value| ["text", "messages", "input_ids"].iter().any(|key| value.get(key).is_some()))
 }
 
+fn check<'t>(
+    place: &str,
+    tokenizer: &TextTokenizer,
+    mut tokens: impl Iterator<Item = &'t u32>,
+    vocabulary: usize,
+) -> Result<(), CalibrationError> {
+    match tokens.find(|&&token| token as usize >= vocabulary) {
+        None => Ok(()),
+        Some(&token) => {
+            let token = match tokenizer.name_of(token) {
+                Some(name) => format!("{token} ({name:?})"),
+                None => token.to_string(),
+            };
+            Err(CalibrationError::TokenOutOfRange { text: place.to_owned(), token, vocabulary })
+        }
+    }
+}
+
 /// Fisher-Yates with the SplitMix64 generator (Steele et al. 2014), so that a seed means the same everywhere.
-fn shuffle(order: &mut [usize], seed: u64) {
+fn shuffle<T>(items: &mut [T], seed: u64) {
     let mut state = seed;
-    for last in (1..order.len()).rev() {
+    for last in (1..items.len()).rev() {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
         let other = (u128::from(mixed) * (last as u128 + 1)) >> 64;
-        order.swap(last, other as usize);
+        items.swap(last, other as usize);
     }
 }
 

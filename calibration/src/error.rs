@@ -16,10 +16,12 @@ pub enum CalibrationError {
         source: std::io::Error,
     },
     /// Text that is not UTF-8.
-    #[error("{text} is not UTF-8: byte {offset} does not fit")]
+    #[error("{text}, line {line}: not UTF-8, byte {offset} of the file does not fit")]
     NotUtf8 {
         /// The text's name.
         text: String,
+        /// The line, from 1.
+        line: usize,
         /// Offset of the first byte that does not fit.
         offset: usize,
     },
@@ -49,13 +51,29 @@ pub enum CalibrationError {
         /// What is wrong.
         problem: String,
     },
+    /// Windows that hold nothing.
+    #[error("{samples} windows of {context} tokens are asked for, expected at least 1 of at least 2")]
+    Shape {
+        /// Windows asked for.
+        samples: usize,
+        /// Tokens of a window.
+        context: usize,
+    },
+    /// A conversation that the model's chat template does not render.
+    #[error("{path}: {problem}")]
+    Chat {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A token that the model's embedding does not have.
     #[error("{text} has token {token}, but the model's embedding has {vocabulary} rows")]
     TokenOutOfRange {
         /// The text's name, and the line where there is one.
         text: String,
-        /// The token.
-        token: u64,
+        /// The token, and its text where the tokenizer has one.
+        token: String,
         /// Rows of the embedding.
         vocabulary: usize,
     },

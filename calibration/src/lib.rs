@@ -5,6 +5,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+mod chat;
 pub mod corpus;
 mod error;
 pub mod evaluation;

@@ -2,12 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error as TemplateError, ErrorKind, context};
-use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::chat::{self, SpecialTokens};
 use crate::error::CalibrationError;
 
 /// Largest tokenizer.json or configuration that is read, bytes.
@@ -19,8 +17,7 @@ pub struct TextTokenizer {
     path: PathBuf,
     tokenizer: Tokenizer,
     begin: Option<u32>,
-    begin_text: String,
-    end_text: String,
+    special: SpecialTokens,
     chat_template: Option<String>,
 }
 
@@ -32,10 +29,11 @@ impl TextTokenizer {
     pub fn open(directory: &Path) -> Result<Option<Self>, CalibrationError> {
         let path = directory.join("tokenizer.json");
         let Some(bytes) = read(&path)? else { return Ok(None) };
-        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|problem| CalibrationError::Tokenizer {
-            path: path.clone(),
-            problem: problem.to_string(),
-        })?;
+        let failed = |problem: String| CalibrationError::Tokenizer { path: path.clone(), problem };
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|problem| failed(problem.to_string()))?;
+        // A file may ask for texts to be cut or filled up, which is meant for other uses.
+        tokenizer.with_truncation(None).map_err(|problem| failed(problem.to_string()))?;
+        tokenizer.with_padding(None);
         let configuration = read_json(&directory.join("tokenizer_config.json"))?;
         let special = read_json(&directory.join("special_tokens_map.json"))?;
         let named = |key: &str| {
@@ -55,8 +53,12 @@ impl TextTokenizer {
             path,
             tokenizer,
             begin,
-            begin_text: begin_text.unwrap_or_default(),
-            end_text: named("eos_token").unwrap_or_default(),
+            special: SpecialTokens {
+                begin: begin_text.unwrap_or_default(),
+                end: named("eos_token").unwrap_or_default(),
+                unknown: named("unk_token"),
+                padding: named("pad_token"),
+            },
             chat_template,
         }))
     }
@@ -81,32 +83,17 @@ impl TextTokenizer {
     /// # Errors
     /// A model without a chat template, or a template that refuses the messages.
     pub fn render_chat(&self, messages: &Value) -> Result<String, CalibrationError> {
-        let template = self
-            .chat_template
-            .as_deref()
-            .ok_or_else(|| self.problem(&"the model has no chat template, which `messages` need"))?;
-        let messages: minijinja::Value =
-            minijinja::Value::deserialize(messages).map_err(|e| self.problem(&e))?;
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| self.problem(&e))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, TemplateError> {
-            Err(TemplateError::new(ErrorKind::InvalidOperation, message))
-        });
-        // Templates print today's date; a fixed one keeps the windows the same tomorrow.
-        environment.add_function("strftime_now", |_format: String| "1 January 2026".to_owned());
-        environment
-            .render_str(
-                template,
-                context! {
-                    messages => messages,
-                    bos_token => self.begin_text.as_str(),
-                    eos_token => self.end_text.as_str(),
-                    add_generation_prompt => false,
-                },
-            )
-            .map_err(|e| self.problem(&format!("chat template: {e}")))
+        let failed = |problem: String| CalibrationError::Chat { path: self.path.clone(), problem };
+        match &self.chat_template {
+            None => Err(failed("the model has no chat template, which `messages` need".to_owned())),
+            Some(template) => chat::render(template, messages, &self.special)
+                .map_err(|error| failed(format!("chat template: {error:#}"))),
+        }
+    }
+
+    /// What the tokenizer calls a token.
+    pub(crate) fn name_of(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
     }
 
     fn problem(&self, problem: &dyn std::fmt::Display) -> CalibrationError {

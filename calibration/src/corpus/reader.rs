@@ -1,0 +1,243 @@
+//! Reads as much of a text as is asked for, and checks that it is UTF-8.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, Read};
+use std::path::PathBuf;
+
+use crate::error::CalibrationError;
+
+/// Bytes read at a time.
+const PIECE: usize = 1 << 16;
+/// Bytes of the longest line that is read; a longer one is no document.
+const LONGEST_LINE: u64 = 1 << 28;
+
+/// Where text is.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Memory(String),
+    File(PathBuf),
+}
+
+impl Source {
+    fn open(&self) -> Result<Box<dyn BufRead + '_>, CalibrationError> {
+        match self {
+            Self::Memory(text) => Ok(Box::new(Cursor::new(text.as_bytes()))),
+            Self::File(path) => {
+                let file =
+                    File::open(path).map_err(|source| CalibrationError::Io { path: path.clone(), source })?;
+                Ok(Box::new(BufReader::with_capacity(PIECE, file)))
+            }
+        }
+    }
+
+    fn failed(&self, source: std::io::Error) -> CalibrationError {
+        match self {
+            Self::Memory(_) => CalibrationError::Io { path: PathBuf::new(), source },
+            Self::File(path) => CalibrationError::Io { path: path.clone(), source },
+        }
+    }
+
+    /// The first line that is not blank, or an empty one; what is not UTF-8 is replaced.
+    pub(super) fn first_line(&self) -> Result<String, CalibrationError> {
+        let mut reader = self.open()?;
+        loop {
+            let mut bytes = Vec::new();
+            let limited = &mut reader.by_ref().take(LONGEST_LINE);
+            let count = limited.read_until(b'\n', &mut bytes).map_err(|e| self.failed(e))?;
+            let line = String::from_utf8_lossy(&bytes);
+            if count == 0 || !line.trim().is_empty() {
+                return Ok(line.into_owned());
+            }
+        }
+    }
+}
+
+/// A text that grows from its start; every line end is `\n`.
+pub(super) struct Text<'a> {
+    name: &'a str,
+    source: &'a Source,
+    reader: Box<dyn BufRead + 'a>,
+    text: String,
+    characters: usize,
+    /// Bytes of a character whose end was not read yet.
+    partial: Vec<u8>,
+    /// Bytes before those.
+    bytes: usize,
+    /// Line ends before those.
+    lines: usize,
+    ends_in_return: bool,
+    exhausted: bool,
+}
+
+impl<'a> Text<'a> {
+    pub(super) fn open(name: &'a str, source: &'a Source) -> Result<Self, CalibrationError> {
+        Ok(Self {
+            name,
+            source,
+            reader: source.open()?,
+            text: String::new(),
+            characters: 0,
+            partial: Vec::new(),
+            bytes: 0,
+            lines: 0,
+            ends_in_return: false,
+            exhausted: false,
+        })
+    }
+
+    /// The first `characters` characters, or all where there are not so many.
+    pub(super) fn prefix(&mut self, characters: usize) -> Result<&str, CalibrationError> {
+        // One more tells whether there is more.
+        while !self.exhausted && self.characters <= characters {
+            self.grow()?;
+        }
+        let cut = self.text.char_indices().nth(characters).map_or(self.text.len(), |(offset, _)| offset);
+        Ok(&self.text[..cut])
+    }
+
+    /// Whether the prefix of so many characters, which was asked for before, is all of the text.
+    pub(super) fn is_complete(&self, characters: usize) -> bool {
+        self.exhausted && self.characters <= characters
+    }
+
+    fn grow(&mut self) -> Result<(), CalibrationError> {
+        let before = self.partial.len();
+        let limited = &mut self.reader.by_ref().take(PIECE as u64);
+        limited.read_to_end(&mut self.partial).map_err(|e| self.source.failed(e))?;
+        self.exhausted = self.partial.len() == before;
+        let piece = std::mem::take(&mut self.partial);
+        let (valid, rest, broken) = match std::str::from_utf8(&piece) {
+            Ok(text) => (text, &[][..], false),
+            Err(error) => {
+                let (valid, rest) = piece.split_at(error.valid_up_to());
+                let broken = error.error_len().is_some() || self.exhausted;
+                (std::str::from_utf8(valid).unwrap_or_default(), rest, broken)
+            }
+        };
+        self.bytes += valid.len();
+        self.lines += valid.matches('\n').count();
+        if broken {
+            let (text, line, offset) = (self.name.to_owned(), self.lines + 1, self.bytes);
+            return Err(CalibrationError::NotUtf8 { text, line, offset });
+        }
+        self.partial = rest.to_vec();
+        let start = self.text.len();
+        let fresh = if self.ends_in_return { valid.strip_prefix('\n').unwrap_or(valid) } else { valid };
+        if !valid.is_empty() {
+            self.ends_in_return = valid.ends_with('\r');
+        }
+        if fresh.contains('\r') {
+            self.text.push_str(&fresh.replace("\r\n", "\n").replace('\r', "\n"));
+        } else {
+            self.text.push_str(fresh);
+        }
+        self.characters += self.text[start..].chars().count();
+        Ok(())
+    }
+}
+
+/// Lines, one at a time.
+pub(super) struct Lines<'a> {
+    name: &'a str,
+    source: &'a Source,
+    reader: Box<dyn BufRead + 'a>,
+    number: usize,
+    bytes: usize,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn open(name: &'a str, source: &'a Source) -> Result<Self, CalibrationError> {
+        Ok(Self { name, source, reader: source.open()?, number: 0, bytes: 0 })
+    }
+
+    /// The next line that is not blank, and its number, from 1.
+    pub(super) fn next_line(&mut self) -> Result<Option<(usize, String)>, CalibrationError> {
+        loop {
+            let mut bytes = Vec::new();
+            let limited = &mut self.reader.by_ref().take(LONGEST_LINE);
+            let count = limited.read_until(b'\n', &mut bytes).map_err(|e| self.source.failed(e))?;
+            if count == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            let (text, line) = (self.name.to_owned(), self.number);
+            if count as u64 == LONGEST_LINE {
+                let problem = format!("longer than {LONGEST_LINE} bytes");
+                return Err(CalibrationError::Line { text, line, problem });
+            }
+            let decoded = String::from_utf8(bytes).map_err(|error| {
+                let offset = self.bytes + error.utf8_error().valid_up_to();
+                CalibrationError::NotUtf8 { text, line, offset }
+            })?;
+            self.bytes += count;
+            if !decoded.trim().is_empty() {
+                return Ok(Some((line, decoded)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(text: &str) -> String {
+        let source = Source::Memory(text.to_owned());
+        let mut reader = Text::open("test", &source).unwrap();
+        reader.prefix(usize::MAX - 1).unwrap().to_owned()
+    }
+
+    #[test]
+    fn line_ends_are_one_character_wherever_pieces_end() {
+        assert_eq!(all("a\r\nb\rc\n\r\n"), "a\nb\nc\n\n");
+        for filler in [PIECE - 2, PIECE - 1, PIECE, PIECE + 1] {
+            let long = format!("{}\r\n\r\rü€\r\n", "x".repeat(filler));
+            assert_eq!(all(&long), long.replace("\r\n", "\n").replace('\r', "\n"));
+        }
+    }
+
+    #[test]
+    fn prefixes_are_counted_in_characters() {
+        let text = "ä€𝄞x".repeat(PIECE / 4);
+        let source = Source::Memory(text.clone());
+        let mut reader = Text::open("test", &source).unwrap();
+        for count in [0, 1, 5, PIECE / 4, PIECE - 1] {
+            let expected: String = text.chars().take(count).collect();
+            assert_eq!(reader.prefix(count).unwrap(), expected);
+            assert!(!reader.is_complete(count));
+        }
+        assert_eq!(reader.prefix(PIECE).unwrap(), text);
+        assert!(reader.is_complete(PIECE));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_named_by_line_and_offset() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        for (before, bad) in
+            [("ab\nc", &b"\xff"[..]), (&"é\n".repeat(PIECE), b"\xc3"), ("x\n", b"\xe2\x28\xa1 tail")]
+        {
+            std::fs::write(&path, [before.as_bytes(), bad].concat()).unwrap();
+            let source = Source::File(path.clone());
+            let expected_line = before.matches('\n').count() + 1;
+            let errors = [Text::open("text", &source).unwrap().prefix(1 << 30).unwrap_err(), {
+                let mut lines = Lines::open("text", &source).unwrap();
+                loop {
+                    match lines.next_line() {
+                        Ok(Some(_)) => {}
+                        Ok(None) => panic!("the bad byte was passed over"),
+                        Err(error) => break error,
+                    }
+                }
+            }];
+            for error in errors {
+                match error {
+                    CalibrationError::NotUtf8 { line, offset, .. } => {
+                        assert_eq!((line, offset), (expected_line, before.len()));
+                    }
+                    other => panic!("{other}"),
+                }
+            }
+        }
+    }
+}

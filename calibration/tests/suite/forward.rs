@@ -1,0 +1,128 @@
+//! The forward pass against transformers 5.23 in f32: logits of the tiny random models in tests/data/hf_tiny.
+
+use std::fs;
+
+use crate::tiny::{InMemory, folder};
+use calibration::evaluation::visit_logits;
+use calibration::forward::{Forward, WindowState};
+use calibration::weights::{LinearWeights, WeightSource};
+use kernels::packed::{CodeLayout, PackedMatrix, PackedShape};
+use ndarray::{Array2, ArrayView2, s};
+use serde_json::Value;
+
+const TINY: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
+
+fn golden(name: &str) -> (Vec<u32>, Vec<f64>, Vec<f64>, f64, f64) {
+    let golden: Value =
+        serde_json::from_str(&fs::read_to_string(folder(name).join("golden.json")).unwrap()).unwrap();
+    let ids = golden["input_ids"].as_array().unwrap();
+    let ids = ids.first().and_then(Value::as_array).unwrap_or(ids);
+    let numbers = |key: &str| golden[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    (
+        ids.iter().map(|v| v.as_u64().unwrap() as u32).collect(),
+        numbers("logits_first"),
+        numbers("logits_last"),
+        golden["sum"].as_f64().unwrap(),
+        golden["abs_sum"].as_f64().unwrap(),
+    )
+}
+
+#[test]
+fn logits_meet_the_reference_implementation() {
+    for name in TINY {
+        let source = InMemory::open(name);
+        let (ids, first, last, sum, abs_sum) = golden(name);
+        let mut seen = 0;
+        visit_logits(&source.model, &source, std::slice::from_ref(&ids), &mut |logits| {
+            seen += 1;
+            for (row, expected) in [(0, &first), (ids.len() - 1, &last)] {
+                for (found, expected) in logits.row(row).iter().zip(expected) {
+                    assert!((f64::from(*found) - expected).abs() < 1e-4, "{name}: {found} {expected}");
+                }
+            }
+            let total: f64 = logits.iter().map(|&v| f64::from(v)).sum();
+            let absolute: f64 = logits.iter().map(|&v| f64::from(v.abs())).sum();
+            assert!((total - sum).abs() < 1e-2 && (absolute - abs_sum).abs() < 1e-2, "{name}");
+        })
+        .unwrap();
+        assert_eq!(seen, 1);
+    }
+}
+
+#[test]
+fn stages_in_turn_are_the_layer() {
+    let source = InMemory::open("qwen3");
+    let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
+    let forward = Forward::new(&source.model, tokens.len());
+    let mut whole = WindowState::new(source.embed(&tokens).unwrap());
+    let mut staged = whole.clone();
+    for layer in &source.model.layers {
+        let weights = source.layer(layer).unwrap();
+        forward.advance_layer(layer, &weights, &mut whole);
+        for (stage, described) in layer.stages.iter().enumerate() {
+            let input = forward.stage_input(layer, stage, &weights, &staged);
+            assert_eq!(input.dim(), (tokens.len(), described.linears[0].in_features));
+            drop(input);
+            forward.advance(layer, stage, &weights, &mut staged);
+        }
+        assert_eq!(whole.hidden(), staged.hidden());
+    }
+}
+
+#[test]
+fn later_tokens_change_nothing_before_them() {
+    let source = InMemory::open("mistral_sw");
+    let tokens: Vec<u32> = (0..150).map(|i| (i * 13 + 5) % 64).collect();
+    let mut logits = Vec::new();
+    let windows = [tokens.clone(), tokens[..97].to_vec()];
+    visit_logits(&source.model, &source, &windows, &mut |seen| logits.push(seen.to_owned())).unwrap();
+    let difference = &logits[0].slice(s![..97, ..]) - &logits[1];
+    assert!(difference.iter().all(|d| d.abs() < 1e-5));
+}
+
+/// The matrix rounded to 8 bits with one scale a row, packed, and what that stands for.
+fn packed(matrix: ArrayView2<'_, f32>) -> (PackedMatrix, Array2<f32>) {
+    let (rows, columns) = matrix.dim();
+    let shape = PackedShape {
+        bits: 8,
+        layout: CodeLayout::OutputMajor,
+        out_features: rows,
+        in_features: columns,
+        group_size: columns,
+    };
+    let scales = Array2::from_shape_fn((1, rows), |(_, row)| {
+        matrix.row(row).iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 127.0
+    });
+    let code = |row: usize, column: usize| (matrix[[row, column]] / scales[[0, row]]).round() as i32 + 128;
+    let words = (0..rows).flat_map(|row| {
+        (0..columns / 4)
+            .map(move |word| (0..4).fold(0, |bits, i| bits | (code(row, word * 4 + i) as u32) << (8 * i)))
+    });
+    let zero_points = Array2::from_elem((1, rows), 128.0);
+    let packed = PackedMatrix::new(shape, words.collect(), scales.clone(), zero_points).unwrap();
+    let dense = packed.dequantize();
+    (packed, dense)
+}
+
+#[test]
+fn packed_weights_do_what_their_dense_values_do() {
+    let source = InMemory::open("qwen2");
+    let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
+    let forward = Forward::new(&source.model, tokens.len());
+    let mut states = [source.embed(&tokens).unwrap(), source.embed(&tokens).unwrap()].map(WindowState::new);
+    for layer in &source.model.layers {
+        let mut dense_weights = source.layer(layer).unwrap();
+        let mut packed_weights = dense_weights.clone();
+        for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
+            let role = linear.id.role;
+            let LinearWeights::Dense(matrix) = &dense_weights.linear(role).weights else { unreachable!() };
+            let (packed, dense) = packed(matrix.view());
+            dense_weights.replace(role, dense);
+            packed_weights.replace(role, packed);
+        }
+        forward.advance_layer(layer, &dense_weights, &mut states[0]);
+        forward.advance_layer(layer, &packed_weights, &mut states[1]);
+    }
+    let difference = &states[0].hidden() - &states[1].hidden();
+    assert!(difference.iter().all(|d| d.abs() < 1e-4), "{difference}");
+}

@@ -1,0 +1,97 @@
+//! The tiny random checkpoints of tests/data/hf_tiny, wholly in memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
+use model::{Layer, Model};
+use ndarray::{Array1, Array2, Axis, s};
+use serde_json::Value;
+
+pub(crate) fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hf_tiny").join(name)
+}
+
+/// A checkpoint of f32 tensors, wholly in memory.
+pub(crate) struct InMemory {
+    pub(crate) model: Model,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl InMemory {
+    pub(crate) fn open(name: &str) -> Self {
+        let config = fs::read_to_string(folder(name).join("config.json")).unwrap();
+        let bytes = fs::read(folder(name).join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let values =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            (name, (view.shape().to_vec(), values))
+        });
+        let config: Value = serde_json::from_str(&config).unwrap();
+        Self { model: Model::resolve(&config).unwrap(), tensors: tensors.collect() }
+    }
+
+    /// The same model with every weight of its decoder layers' linears off by up to `share` of itself.
+    pub(crate) fn perturbed(name: &str, share: f32) -> Self {
+        let mut source = Self::open(name);
+        for linear in source.model.linears() {
+            let (_, values) = source.tensors.get_mut(&linear.weight_name()).unwrap();
+            for (index, value) in values.iter_mut().enumerate() {
+                *value *= 1.0 + share * (index as f32 * 0.7).sin();
+            }
+        }
+        source
+    }
+
+    /// Puts one number into a tensor.
+    pub(crate) fn set(&mut self, tensor: &str, index: usize, value: f32) {
+        self.tensors.get_mut(tensor).unwrap().1[index] = value;
+    }
+
+    fn vector(&self, name: &str) -> Array1<f32> {
+        Array1::from(self.tensors[name].1.clone())
+    }
+
+    fn matrix(&self, name: &str) -> Array2<f32> {
+        let (shape, values) = &self.tensors[name];
+        Array2::from_shape_vec((shape[0], shape[1]), values.clone()).unwrap()
+    }
+}
+
+impl WeightSource for InMemory {
+    fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
+        let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
+        Ok(self.matrix(&self.model.embedding()).select(Axis(0), &rows))
+    }
+
+    fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
+        let linears = layer.stages.iter().flat_map(|stage| &stage.linears).map(|linear| {
+            let operator = LinearOperator {
+                weights: LinearWeights::Dense(self.matrix(&linear.weight_name())),
+                bias: linear.bias_name().map(|name| self.vector(&name)),
+            };
+            (linear.id.role, operator)
+        });
+        Ok(LayerWeights {
+            linears: linears.collect(),
+            attention_norm: self.vector(&layer.attention_norm.weight),
+            mlp_norm: self.vector(&layer.mlp_norm.weight),
+            head_norms: layer
+                .head_norms
+                .as_ref()
+                .map(|norms| (self.vector(&norms.query), self.vector(&norms.key))),
+        })
+    }
+
+    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
+        Ok(self.vector(&self.model.final_norm()))
+    }
+
+    fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
+        let rows = self.matrix(&self.model.head()).slice(s![rows, ..]).to_owned();
+        Ok(LinearOperator { weights: rows.into(), bias: None })
+    }
+}
