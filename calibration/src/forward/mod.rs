@@ -13,9 +13,8 @@ use model::linear::Role;
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix2};
 
-pub use rotary::RotaryTable;
-
 use crate::weights::{LayerWeights, LinearOperator};
+use rotary::Rotary;
 
 /// Where one window is in the model: the residual stream, and what waits between two stages.
 #[derive(Clone, Debug)]
@@ -50,14 +49,14 @@ impl WindowState {
 #[derive(Debug)]
 pub struct Forward<'m> {
     model: &'m Model,
-    rotary: RotaryTable,
+    rotary: Rotary,
 }
 
 impl<'m> Forward<'m> {
-    /// For windows of at most `tokens` tokens. Rotary frequencies that depend on the sequence's length take this for it.
+    /// For windows of at most `tokens` tokens.
     #[must_use]
     pub fn new(model: &'m Model, tokens: usize) -> Self {
-        Self { model, rotary: RotaryTable::new(&model.hyperparameters.rope, tokens) }
+        Self { model, rotary: Rotary::new(&model.hyperparameters.rope, tokens) }
     }
 
     /// The model that is run.

@@ -3,51 +3,99 @@
 //! Feature `i` and `i + dim/2` of a head form a pair; its angle is `position * frequency[i]`. The stretches of [`RopeScaling`] change the
 //! frequencies and may scale cosine and sine.
 
+use std::borrow::Cow;
 use std::f64::consts::{PI, TAU};
 
 use model::rope::{Rope, RopeScaling};
 use ndarray::Array2;
 
-/// Cosine and sine of every position and pair.
+/// The angles of a model.
 #[derive(Debug)]
-pub struct RotaryTable {
-    /// Pairs of a head.
-    pairs: usize,
+pub(super) struct Rotary {
+    rope: Rope,
+    /// Length of the sequences that `long` is for.
+    longest: usize,
+    /// For sequences up to the original context; for all, where the length changes nothing.
+    short: Table,
+    /// For longer ones of length `longest`.
+    long: Option<Table>,
+}
+
+/// Cosine and sine of every position and pair.
+#[derive(Clone, Debug)]
+struct Table {
     /// `[tokens, pairs]`.
     cosine: Array2<f32>,
     /// `[tokens, pairs]`.
     sine: Array2<f32>,
 }
 
-impl RotaryTable {
-    /// For positions 0 to `tokens - 1` of a sequence of that length.
-    #[must_use]
-    pub fn new(rope: &Rope, tokens: usize) -> Self {
-        let (frequencies, factor) = frequencies(rope, tokens);
-        let pairs = frequencies.len();
-        // Angles in f32 like the reference implementations: a position times a frequency, both f32.
-        let angle = |position: usize, pair: usize| position as f32 * frequencies[pair] as f32;
-        let table = |turn: fn(f64) -> f64| {
-            Array2::from_shape_fn((tokens, pairs), |(position, pair)| {
-                (turn(f64::from(angle(position, pair))) * factor) as f32
-            })
+impl Rotary {
+    /// For sequences of at most `longest` tokens.
+    pub(super) fn new(rope: &Rope, longest: usize) -> Self {
+        let (short, long) = match changes_beyond(&rope.scaling) {
+            Some(context) if longest > context => {
+                (Table::new(rope, context), Some(Table::new(rope, longest)))
+            }
+            _ => (Table::new(rope, longest), None),
         };
-        Self { pairs, cosine: table(f64::cos), sine: table(f64::sin) }
+        Self { rope: rope.clone(), longest, short, long }
     }
 
-    /// Turns every head of `x` `[tokens, heads * head_dim]` in place; row `t` is at position `t`.
+    /// Turns every head of `x` `[tokens, heads * head_dim]` in place; row `t` is at position `t` of a sequence of as many tokens as `x`
+    /// has rows.
     pub(super) fn rotate(&self, x: &mut Array2<f32>, head_dim: usize) {
+        let table = self.table(x.nrows());
+        let pairs = table.cosine.ncols();
         for (position, mut row) in x.rows_mut().into_iter().enumerate() {
             let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
-            let cosine = self.cosine.row(position);
-            let sine = self.sine.row(position);
+            let cosine = table.cosine.row(position).to_slice().expect("so are a table's");
+            let sine = table.sine.row(position).to_slice().expect("so are a table's");
             for head in row.chunks_exact_mut(head_dim) {
-                let (first, rest) = head.split_at_mut(self.pairs);
+                let (first, rest) = head.split_at_mut(pairs);
                 for (((a, b), &cosine), &sine) in first.iter_mut().zip(rest).zip(cosine).zip(sine) {
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
                 }
             }
         }
+    }
+
+    fn table(&self, tokens: usize) -> Cow<'_, Table> {
+        match (&self.long, &self.rope.scaling) {
+            (Some(long), _) if tokens == self.longest => Cow::Borrowed(long),
+            (Some(_), scaling) if changes_beyond(scaling).is_some_and(|context| tokens > context) => {
+                Cow::Owned(Table::new(&self.rope, tokens))
+            }
+            _ => Cow::Borrowed(&self.short),
+        }
+    }
+}
+
+impl Table {
+    /// Positions 0 to `tokens - 1` of a sequence of that length.
+    fn new(rope: &Rope, tokens: usize) -> Self {
+        let (frequencies, factor) = frequencies(rope, tokens);
+        // Angles in f32 like the reference implementations: a position times a frequency, both f32.
+        let angle = |position: usize, pair: usize| position as f32 * frequencies[pair] as f32;
+        let table = |turn: fn(f64) -> f64| {
+            Array2::from_shape_fn((tokens, frequencies.len()), |(position, pair)| {
+                (turn(f64::from(angle(position, pair))) * factor) as f32
+            })
+        };
+        Self { cosine: table(f64::cos), sine: table(f64::sin) }
+    }
+}
+
+/// The length beyond which frequencies depend on the length.
+fn changes_beyond(scaling: &RopeScaling) -> Option<usize> {
+    match scaling {
+        RopeScaling::Dynamic { original_context, .. } | RopeScaling::LongRope { original_context, .. } => {
+            Some(*original_context)
+        }
+        RopeScaling::Default
+        | RopeScaling::Linear { .. }
+        | RopeScaling::Llama3 { .. }
+        | RopeScaling::Yarn { .. } => None,
     }
 }
 
@@ -142,22 +190,38 @@ mod tests {
     }
 
     #[test]
-    fn stretches_leave_short_wavelengths_and_lengths_alone() {
-        let rope = |scaling| Rope { theta: 1e4, dim: 64, scaling };
-        let (plain, _) = frequencies(&rope(RopeScaling::Default), 10);
-        let dynamic = rope(RopeScaling::Dynamic { factor: 2.0, original_context: 2048 });
-        assert_eq!(frequencies(&dynamic, 2048).0, plain);
-        assert!(frequencies(&dynamic, 4096).0[31] < plain[31]);
-        let yarn = rope(RopeScaling::Yarn {
-            factor: 4.0,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            truncate: true,
-            attention_factor: 1.1,
-            original_context: 2048,
-        });
-        let (found, factor) = frequencies(&yarn, 10);
-        assert_eq!((found[0], factor), (plain[0], 1.1));
-        assert!((found[31] * 4.0 / plain[31] - 1.0).abs() < 1e-12);
+    fn every_stretch_turns_as_in_transformers() {
+        let goldens = include_str!("../../tests/data/rope.json");
+        let goldens: Vec<serde_json::Value> = serde_json::from_str(goldens).unwrap();
+        for golden in goldens {
+            let rope = model::Model::resolve(&golden["config"]).unwrap().hyperparameters.rope;
+            let numbers = |key: &str| -> Vec<f64> {
+                golden[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+            };
+            let close = |found: f64, expected: f64, tolerance: f64| {
+                assert!((found - expected).abs() < tolerance, "{}: {found} {expected}", golden["config"]);
+            };
+            let length = golden["length"].as_u64().unwrap() as usize;
+            let (found, factor) = frequencies(&rope, length);
+            close(factor, golden["factor"].as_f64().unwrap(), 1e-6);
+            for (found, expected) in found.iter().zip(numbers("frequencies")) {
+                close(found / expected, 1.0, 1e-6);
+            }
+            // However long the longest sequence is, one of this length turns like this.
+            for longest in [length, length + 1, 4 * length] {
+                let rotary = Rotary::new(&rope, longest);
+                let mut x = Array2::from_shape_fn((length, 64), |(_, column)| f32::from(column % 32 < 16));
+                rotary.rotate(&mut x, 32);
+                let last = x.row(length - 1);
+                for (pair, (cosine, sine)) in
+                    numbers("last_cosines").into_iter().zip(numbers("last_sines")).enumerate()
+                {
+                    for head in [0, 32] {
+                        close(f64::from(last[head + pair]), cosine, 2e-4);
+                        close(f64::from(last[head + 16 + pair]), sine, 2e-4);
+                    }
+                }
+            }
+        }
     }
 }

@@ -125,3 +125,38 @@ for name, template in TEMPLATES.items():
         rendered, _ = render_jinja_template([messages], chat_template=template, bos_token="<s>", eos_token="</s>")
         chats.append({"name": name, "template": template, "messages": messages, "expected": rendered[0]})
 json.dump(chats, open(os.path.join(HERE, "chat.json"), "w"), indent=1)
+
+# Rotary frequencies: config.json keys, the length of the sequence, what transformers rotates with.
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+pairs = 16
+short, long = [1.0 + 0.05 * i for i in range(pairs)], [1.5 + 0.9 * i for i in range(pairs)]
+ROPES = [
+    ({"rope_type": "default", "rope_theta": 10000.0}, 2048, [100]),
+    ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}, 2048, [100]),
+    ({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, 256, [100, 256, 300, 1000]),
+    ({"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 512}, 4096, [100]),
+    ({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}, 2048, [100]),
+    ({"rope_type": "yarn", "rope_theta": 1e6, "factor": 8.0, "original_max_position_embeddings": 512, "beta_fast": 16.0,
+      "beta_slow": 2.0, "truncate": False, "mscale": 0.7, "mscale_all_dim": 1.2}, 4096, [100]),
+    ({"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 512,
+      "attention_factor": 1.25}, 4096, [100]),
+    ({"rope_type": "longrope", "rope_theta": 1e4, "short_factor": short, "long_factor": long, "factor": 8.0,
+      "original_max_position_embeddings": 128}, 1024, [100, 128, 129, 500]),
+    ({"rope_type": "longrope", "rope_theta": 1e4, "short_factor": short, "long_factor": long,
+      "original_max_position_embeddings": 128}, 1024, [100]),
+]
+ropes = []
+for parameters, context, lengths in ROPES:
+    keys = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "vocab_size": 64, "max_position_embeddings": context, "rms_norm_eps": 1e-6}
+    for length in lengths:
+        rope = LlamaRotaryEmbedding(LlamaConfig(**keys, rope_parameters=dict(parameters)))
+        cos, sin = rope(torch.zeros(1, length, 32), torch.arange(length)[None])
+        ropes.append({"config": {"model_type": "llama", **keys, "rope_parameters": parameters}, "length": length,
+                      "frequencies": rope.inv_freq.double().tolist(), "factor": float(rope.attention_scaling),
+                      "last_cosines": cos[0, -1, :pairs].double().tolist(), "last_sines": sin[0, -1, :pairs].double().tolist()})
+json.dump(ropes, open(os.path.join(HERE, "rope.json"), "w"), indent=1)

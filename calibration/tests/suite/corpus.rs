@@ -57,14 +57,24 @@ fn a_seed_draws_other_windows_of_the_same_text_and_always_the_same_ones() {
 }
 
 #[test]
-fn a_text_with_long_tokens_is_read_further_than_the_first_cut() {
-    // The word is one token of eight characters and the demo's tokenizer has spaces of its own; 200 spaces make a token of many characters.
-    let text = format!("{}The sea was calm.", " \n".repeat(4000));
-    let tokenizer = demo_tokenizer();
-    let all = tokenizer.encode(&text).unwrap();
-    let found =
-        Corpus::new("text", text).windows(Some(&tokenizer), VOCABULARY, first(1_000_000, 16)).unwrap();
-    assert_eq!(found.tokens.len(), all.len() / 15);
+fn a_text_of_long_tokens_is_read_further_than_the_first_cut() {
+    // A token for each word of 50 characters: 12 characters a token are not enough.
+    let folder = tempfile::tempdir().unwrap();
+    let words: Vec<String> = (0..300).map(|word| format!("{word:050}")).collect();
+    let vocabulary: serde_json::Map<String, Value> =
+        words.iter().enumerate().map(|(id, word)| (word.clone(), json!(id))).collect();
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": words[0]}
+    });
+    fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let tokenizer = TextTokenizer::open(folder.path()).unwrap().unwrap();
+    let corpus = Corpus::new("words", words.join(" "));
+    let found = corpus.windows(Some(&tokenizer), 300, first(20, 10)).unwrap();
+    assert_eq!(found.tokens.concat(), (0..200).collect::<Vec<u32>>());
+    let found = corpus.windows(Some(&tokenizer), 300, first(100, 10)).unwrap();
+    assert_eq!(found.tokens.len(), 30);
 }
 
 #[test]
