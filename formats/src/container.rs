@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Dtype, INDEX};
 use crate::error::FormatsError;
+use crate::files::write_at;
 
 /// Name, type and shape of a tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,20 +183,6 @@ impl SafetensorsWriter {
     #[allow(clippy::unused_self)]
     fn misuse(&self, path: &Path, tensor: &str, problem: &str) -> FormatsError {
         FormatsError::Writer { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.to_owned() }
-    }
-}
-
-fn write_at(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-    }
-    #[cfg(not(unix))]
-    {
-        use std::io::{Seek, SeekFrom, Write};
-        let mut file = file.try_clone()?;
-        file.seek(SeekFrom::Start(offset))?;
-        file.write_all(bytes)
     }
 }
 

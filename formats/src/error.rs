@@ -21,6 +21,14 @@ pub enum FormatsError {
         /// Expected and found.
         problem: String,
     },
+    /// A file that ends too early or too late.
+    #[error("{path}: {problem}")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Expected and found.
+        problem: String,
+    },
     /// A directory without weights that can be read.
     #[error("{path}: {problem}")]
     NoWeights {
@@ -28,6 +36,22 @@ pub enum FormatsError {
         path: PathBuf,
         /// What is there instead.
         problem: String,
+    },
+    /// A name that is no plain file name, or a link that leads elsewhere.
+    #[error("{path}: `{name}` leads out of the directory")]
+    Outside {
+        /// The directory.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// Weights in a format that can run code when it is read.
+    #[error("{path}: there is only `{file}`, whose pickled format can run code; expected safetensors")]
+    Pickled {
+        /// The directory.
+        path: PathBuf,
+        /// The file found.
+        file: String,
     },
     /// A tensor that is not in the checkpoint.
     #[error("{path}: there is no tensor `{tensor}`")]
@@ -58,10 +82,18 @@ pub enum FormatsError {
         problem: String,
     },
     /// An output that exists already.
-    #[error("{path} exists already; --force replaces it")]
+    #[error("{path} exists already")]
     Exists {
         /// The output.
         path: PathBuf,
+    },
+    /// An output that would replace what quantc did not write.
+    #[error("{path} is not replaced: it holds `{found}` and no `quantc.json`")]
+    NotOurs {
+        /// The output.
+        path: PathBuf,
+        /// A file in it.
+        found: String,
     },
     /// A writer that was used wrongly.
     #[error("{path}: tensor `{tensor}` {problem}")]
@@ -76,6 +108,28 @@ pub enum FormatsError {
 }
 
 impl FormatsError {
+    /// What the user can do about it, if there is something to say beyond the message.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Pickled { .. } => Some(
+                "convert it once where you trust it: `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)` writes safetensors",
+            ),
+            Self::Outside { .. } => Some("put the file itself into the directory if you trust it"),
+            Self::Truncated { .. } => {
+                Some("the download is not complete, or another file has its name: fetch it again")
+            }
+            Self::Exists { .. } => Some("choose another output, or replace it with --force"),
+            Self::NotOurs { .. } => {
+                Some("--force replaces outputs of quantc only; remove the directory yourself if it can go")
+            }
+            Self::Unsupported { .. } => Some(
+                "leave the linear in 16 bit with --exclude, or choose another format (`quantc list formats`)",
+            ),
+            _ => None,
+        }
+    }
+
     /// For `map_err` on file operations.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

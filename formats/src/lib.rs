@@ -8,6 +8,8 @@
 pub mod checkpoint;
 pub mod container;
 mod error;
+mod files;
+pub mod json;
 pub mod output;
 pub mod packing;
 pub mod side_files;

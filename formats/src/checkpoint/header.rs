@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::dtype::Dtype;
-use super::read_at;
 use crate::error::FormatsError;
+use crate::files::read_at;
 
 /// Longest header, bytes: the standard's own limit.
 const MOST_HEADER: u64 = 100_000_000;
@@ -32,32 +33,45 @@ pub(super) struct Entry {
 pub(super) fn read(path: &Path, file: &File) -> Result<BTreeMap<String, Entry>, FormatsError> {
     let length = file.metadata().map_err(FormatsError::io(path))?.len();
     let bad = |problem: String| FormatsError::malformed(path, problem);
+    let truncated = |problem: String| FormatsError::Truncated { path: path.to_owned(), problem };
     if length < 8 {
-        return Err(bad(format!("{length} bytes are too few for a safetensors header")));
+        return Err(truncated(format!("{length} bytes are too few for a safetensors header")));
     }
     let mut prefix = [0; 8];
     read_at(file, &mut prefix, 0).map_err(FormatsError::io(path))?;
     let header_bytes = u64::from_le_bytes(prefix);
-    if header_bytes > MOST_HEADER || header_bytes > length - 8 {
+    if header_bytes > MOST_HEADER {
         return Err(bad(format!(
-            "the safetensors header is said to have {header_bytes} bytes, the file has {length} (truncated, or not safetensors)"
+            "the safetensors header is said to have {header_bytes} bytes, expected at most {MOST_HEADER} (not safetensors?)"
+        )));
+    }
+    if header_bytes > length - 8 {
+        return Err(truncated(format!(
+            "the safetensors header has {header_bytes} bytes, the file has {length}"
         )));
     }
     let mut json = vec![0; header_bytes as usize];
     read_at(file, &mut json, 8).map_err(FormatsError::io(path))?;
+    if json.first() != Some(&b'{') {
+        return Err(bad("the safetensors header does not begin with `{`".to_owned()));
+    }
     let raw: RawHeader = serde_json::from_slice(&json)
         .map_err(|e| bad(format!("the safetensors header is not valid: {e}")))?;
     let mut entries = BTreeMap::new();
     for (name, tensor) in raw.tensors {
-        let entry = check(&tensor, 8 + header_bytes, length)
-            .map_err(|problem| FormatsError::tensor(path, &name, problem))?;
+        let entry =
+            check(&tensor, 8 + header_bytes).map_err(|problem| FormatsError::tensor(path, &name, problem))?;
         entries.insert(name, entry);
     }
-    covered(&entries, 8 + header_bytes, length).map_err(bad)?;
+    let end = covered(path, &entries, 8 + header_bytes)?;
+    if end != length {
+        let problem = format!("tensors end at byte {end}, the file has {length}");
+        return Err(if end > length { truncated(problem) } else { bad(problem) });
+    }
     Ok(entries)
 }
 
-fn check(tensor: &RawTensor, data: u64, length: u64) -> Result<Entry, String> {
+fn check(tensor: &RawTensor, data: u64) -> Result<Entry, String> {
     let dtype =
         Dtype::named(&tensor.dtype).ok_or_else(|| format!("has the unknown type `{}`", tensor.dtype))?;
     let elements = tensor.shape.iter().try_fold(1_usize, |product, &extent| product.checked_mul(extent));
@@ -72,15 +86,14 @@ fn check(tensor: &RawTensor, data: u64, length: u64) -> Result<Entry, String> {
             tensor.shape, tensor.dtype
         ));
     }
-    let stop = data.checked_add(end).filter(|&stop| stop <= length);
-    if stop.is_none() {
-        return Err(format!("ends at byte {end} of the data, which has {} (truncated)", length - data));
+    if data.checked_add(end).is_none() {
+        return Err(format!("ends at byte {end}, which no file has"));
     }
     Ok(Entry { dtype, shape: tensor.shape.clone(), offset: data + begin, bytes: found })
 }
 
-/// Tensors must follow each other without hole or overlap, to the end of the file.
-fn covered(entries: &BTreeMap<String, Entry>, data: u64, length: u64) -> Result<(), String> {
+/// Tensors must follow each other without hole or overlap; returns where the last one ends.
+fn covered(path: &Path, entries: &BTreeMap<String, Entry>, data: u64) -> Result<u64, FormatsError> {
     let mut order: Vec<(&String, &Entry)> = entries.iter().collect();
     order.sort_by_key(|(_, entry)| (entry.offset, entry.bytes));
     let mut next = data;
@@ -88,14 +101,12 @@ fn covered(entries: &BTreeMap<String, Entry>, data: u64, length: u64) -> Result<
         if entry.offset != next {
             let what =
                 if entry.offset < next { "overlaps the tensor before it" } else { "leaves a hole before it" };
-            return Err(format!("tensor `{name}` {what}: begins at byte {}, expected {next}", entry.offset));
+            let problem = format!("{what}: begins at byte {}, expected {next}", entry.offset);
+            return Err(FormatsError::tensor(path, name, problem));
         }
         next += entry.bytes;
     }
-    if next != length {
-        return Err(format!("{} bytes follow the last tensor", length - next));
-    }
-    Ok(())
+    Ok(next)
 }
 
 #[derive(Deserialize)]
@@ -105,15 +116,15 @@ struct RawTensor {
     data_offsets: (u64, u64),
 }
 
-/// Like a map, but a name that comes twice is an error.
+/// The tensors of a header, each name once.
 struct RawHeader {
-    tensors: Vec<(String, RawTensor)>,
+    tensors: BTreeMap<String, RawTensor>,
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
+        struct HeaderEntries;
+        impl<'de> Visitor<'de> for HeaderEntries {
             type Value = RawHeader;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,22 +132,55 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut seen = std::collections::BTreeSet::new();
-                let mut tensors = Vec::new();
+                let mut tensors = BTreeMap::new();
+                let mut metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("`{name}` is there twice")));
-                    }
-                    if name == "__metadata__" {
-                        map.next_value::<BTreeMap<String, String>>()?;
+                    let at = |e: A::Error| A::Error::custom(format!("at `{name}`: {e}"));
+                    let twice = if name == "__metadata__" {
+                        map.next_value::<UniqueMap<String>>().map_err(at)?;
+                        std::mem::replace(&mut metadata, true)
                     } else {
-                        let tensor = map.next_value()?;
-                        tensors.push((name, tensor));
+                        let tensor = map.next_value::<RawTensor>().map_err(at)?;
+                        tensors.insert(name.clone(), tensor).is_some()
+                    };
+                    if twice {
+                        return Err(A::Error::custom(format!("`{name}` is there twice")));
                     }
                 }
                 Ok(RawHeader { tensors })
             }
         }
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_map(HeaderEntries)
+    }
+}
+
+/// A map in which a key that comes twice is an error.
+pub(super) struct UniqueMap<T>(pub(super) BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for UniqueMap<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+struct Entries<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+    type Value = UniqueMap<T>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap<T>, A::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let value = map.next_value().map_err(|e| A::Error::custom(format!("at `{name}`: {e}")))?;
+            if entries.contains_key(&name) {
+                return Err(A::Error::custom(format!("`{name}` is there twice")));
+            }
+            entries.insert(name, value);
+        }
+        Ok(UniqueMap(entries))
     }
 }

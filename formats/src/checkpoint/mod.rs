@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use ndarray::{Array1, Array2};
 use serde::Deserialize;
@@ -17,6 +17,8 @@ use serde::Deserialize;
 pub use dtype::Dtype;
 
 use crate::error::FormatsError;
+use crate::files::{self, read_at};
+use header::UniqueMap;
 
 const SINGLE: &str = "model.safetensors";
 /// The index of a checkpoint of several files.
@@ -47,75 +49,96 @@ pub struct TensorInfo<'a> {
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: UniqueMap<String>,
 }
 
 impl Checkpoint {
     /// Opens `directory`: model.safetensors, or the files that model.safetensors.index.json lists.
     ///
     /// # Errors
-    /// No weights; an index that names a file outside the directory or a tensor that its file does not have; a file that breaks a rule of
-    /// the safetensors standard.
+    /// No weights; both of them, naming other files; an index that names a file outside the directory or that disagrees with its files;
+    /// one name in two files; a file that breaks a rule of the safetensors standard.
     pub fn open(directory: &Path) -> Result<Self, FormatsError> {
-        let index_path = directory.join(INDEX);
-        let single = directory.join(SINGLE);
-        if exists(&index_path)? {
-            Self::open_indexed(directory, &index_path)
-        } else if exists(&single)? {
-            let (file, entries) = open_file(&single)?;
-            let tensors = entries.into_iter().map(|(name, entry)| (name, (0, entry))).collect();
-            Ok(Self { directory: directory.to_owned(), files: vec![(single, file)], tensors })
-        } else {
-            let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-            let problem = match pickled.iter().find(|name| directory.join(name).exists()) {
-                Some(name) => format!(
-                    "there is only `{name}`, whose pickled format can run code; convert it to safetensors first"
-                ),
-                None => format!("there is neither `{SINGLE}` nor `{INDEX}` (safetensors weights are needed)"),
-            };
-            Err(FormatsError::NoWeights { path: directory.to_owned(), problem })
+        // A directory that is not there has a better error than one without weights.
+        directory.read_dir().map_err(FormatsError::io(directory))?;
+        if exists(&directory.join(INDEX)) {
+            return Self::open_indexed(directory);
         }
+        if exists(&directory.join(SINGLE)) {
+            let mut checkpoint = Self::empty(directory);
+            checkpoint.add_file(SINGLE)?;
+            return Ok(checkpoint);
+        }
+        let path = directory.to_owned();
+        for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
+            if exists(&directory.join(file)) {
+                return Err(FormatsError::Pickled { path, file: file.to_owned() });
+            }
+        }
+        let problem = format!("there is neither `{SINGLE}` nor `{INDEX}` (safetensors weights are needed)");
+        Err(FormatsError::NoWeights { path, problem })
     }
 
-    fn open_indexed(directory: &Path, index_path: &Path) -> Result<Self, FormatsError> {
-        let length = std::fs::metadata(index_path).map_err(FormatsError::io(index_path))?.len();
-        if length > MOST_INDEX {
-            let problem = format!("{length} bytes, expected at most {MOST_INDEX}");
-            return Err(FormatsError::malformed(index_path, problem));
+    fn open_indexed(directory: &Path) -> Result<Self, FormatsError> {
+        let path = directory.join(INDEX);
+        let bad = |problem: String| FormatsError::malformed(&path, problem);
+        let text = files::read_small(directory, INDEX, MOST_INDEX)?;
+        let index: Index = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+        let homes = index.weight_map.0;
+        let names: BTreeSet<&String> = homes.values().collect();
+        if exists(&directory.join(SINGLE)) && !names.contains(&SINGLE.to_owned()) {
+            // Some runtimes read the one, some the other.
+            return Err(bad(format!(
+                "names other files than `{SINGLE}`, which is there too; remove one of both"
+            )));
         }
-        let text = std::fs::read(index_path).map_err(FormatsError::io(index_path))?;
-        let index: Index =
-            serde_json::from_slice(&text).map_err(|e| FormatsError::malformed(index_path, e.to_string()))?;
-        let names: BTreeSet<&String> = index.weight_map.values().collect();
-        let mut files = Vec::new();
-        let mut tensors: BTreeMap<String, (usize, header::Entry)> = BTreeMap::new();
+        let mut checkpoint = Self::empty(directory);
         for name in names {
-            let path =
-                inside(directory, name).map_err(|problem| FormatsError::malformed(index_path, problem))?;
-            let (file, entries) = open_file(&path)?;
-            let place = files.len();
-            for (tensor, entry) in entries {
-                // A file may hold a tensor that the index places elsewhere: readers go by the index.
-                match index.weight_map.get(&tensor) {
-                    Some(home) if home == name => {
-                        tensors.insert(tensor, (place, entry));
-                    }
-                    Some(_) => {}
-                    None => {
-                        let problem = format!("does not list tensor `{tensor}` of `{name}`");
-                        return Err(FormatsError::malformed(index_path, problem));
-                    }
+            checkpoint.add_file(name).map_err(|error| match error {
+                FormatsError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                    let tensor =
+                        homes.iter().find(|(_, home)| *home == name).map_or("", |(tensor, _)| tensor);
+                    bad(format!("places tensor `{tensor}` in `{name}`, which is missing"))
                 }
+                error => error,
+            })?;
+        }
+        // Both ways: a difference means that files of two downloads are mixed.
+        for (tensor, home) in &homes {
+            let found = checkpoint.tensors.get(tensor).map(|(file, _)| checkpoint.file_name(*file));
+            if found.as_ref() != Some(home) {
+                return Err(bad(format!("places tensor `{tensor}` in `{home}`, which does not have it")));
             }
-            files.push((path, file));
         }
-        if let Some((tensor, file)) =
-            index.weight_map.iter().find(|(tensor, _)| !tensors.contains_key(*tensor))
+        if let Some((tensor, (file, _))) =
+            checkpoint.tensors.iter().find(|(tensor, _)| !homes.contains_key(*tensor))
         {
-            let problem = format!("places tensor `{tensor}` in `{file}`, which does not have it");
-            return Err(FormatsError::malformed(index_path, problem));
+            return Err(bad(format!("does not list tensor `{tensor}` of `{}`", checkpoint.file_name(*file))));
         }
-        Ok(Self { directory: directory.to_owned(), files, tensors })
+        Ok(checkpoint)
+    }
+
+    fn empty(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    fn add_file(&mut self, name: &str) -> Result<(), FormatsError> {
+        let (path, file) = files::open(&self.directory, name)?;
+        let place = self.files.len();
+        for (tensor, entry) in header::read(&path, &file)? {
+            if let Some((first, _)) = self.tensors.get(&tensor) {
+                let problem = format!("is in `{}` already", self.file_name(*first));
+                return Err(FormatsError::tensor(&path, &tensor, problem));
+            }
+            self.tensors.insert(tensor, (place, entry));
+        }
+        self.files.push((path, file));
+        Ok(())
+    }
+
+    fn file_name(&self, file: usize) -> String {
+        let name = self.files[file].0.file_name();
+        name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
     }
 
     /// The directory.
@@ -167,8 +190,9 @@ impl Checkpoint {
     /// # Errors
     /// No such tensor, or a file that became shorter.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, FormatsError> {
-        let bytes = self.entry(name)?.1.bytes;
-        self.read_bytes(name, 0..bytes)
+        let mut bytes = allocate(self, name, self.entry(name)?.1.bytes as usize)?;
+        self.read_bytes_at(name, 0, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// A tensor of the given type and shape, as bytes.
@@ -191,7 +215,7 @@ impl Checkpoint {
     /// Another shape, a type that is not floating point, a value that is not finite.
     pub fn read_vector(&self, name: &str, length: usize) -> Result<Array1<f32>, FormatsError> {
         self.expect_shape(name, &[length])?;
-        Ok(Array1::from(self.numbers(name, self.read(name)?)?))
+        Ok(Array1::from(self.numbers(name, 0, length)?))
     }
 
     /// A matrix of numbers, `[rows, columns]`.
@@ -200,7 +224,7 @@ impl Checkpoint {
     /// Another shape, a type that is not floating point, a value that is not finite.
     pub fn read_matrix(&self, name: &str, shape: (usize, usize)) -> Result<Array2<f32>, FormatsError> {
         self.expect_shape(name, &[shape.0, shape.1])?;
-        let values = self.numbers(name, self.read(name)?)?;
+        let values = self.numbers(name, 0, shape.0 * shape.1)?;
         Array2::from_shape_vec(shape, values)
             .map_err(|e| FormatsError::tensor(&self.directory, name, e.to_string()))
     }
@@ -219,9 +243,7 @@ impl Checkpoint {
             let problem = format!("has {all} rows, expected at least {}", rows.end);
             return Err(FormatsError::tensor(found.file, name, problem));
         }
-        let row_bytes = (columns * found.dtype.bytes()) as u64;
-        let bytes = self.read_bytes(name, rows.start as u64 * row_bytes..rows.end as u64 * row_bytes)?;
-        let values = self.numbers(name, bytes)?;
+        let values = self.numbers(name, rows.start * columns, rows.len() * columns)?;
         Array2::from_shape_vec((rows.len(), columns), values)
             .map_err(|e| FormatsError::tensor(&self.directory, name, e.to_string()))
     }
@@ -246,67 +268,96 @@ impl Checkpoint {
         })
     }
 
-    fn read_bytes(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, FormatsError> {
+    /// Fills `buffer` with the bytes of a tensor from `offset` within it, so that a large one can be copied in pieces.
+    ///
+    /// # Errors
+    /// No such tensor, bytes beyond its end, or a file that became shorter.
+    pub fn read_bytes_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<(), FormatsError> {
         let (place, entry) = self.entry(name)?;
         let (path, file) = &self.files[*place];
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        read_at(file, &mut bytes, entry.offset + range.start).map_err(|source| match source.kind() {
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > entry.bytes {
+            return Err(FormatsError::tensor(
+                path,
+                name,
+                format!("has {} bytes, expected at least {end}", entry.bytes),
+            ));
+        }
+        read_at(file, buffer, entry.offset + offset).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => FormatsError::tensor(
                 path,
                 name,
                 "ends before its last byte: the file changed while it was read",
             ),
             _ => FormatsError::Io { path: path.clone(), source },
-        })?;
-        Ok(bytes)
+        })
     }
 
-    fn numbers(&self, name: &str, bytes: Vec<u8>) -> Result<Vec<f32>, FormatsError> {
+    /// `count` finite numbers from element `first` on, in pieces: bytes and numbers are never both held as a whole.
+    fn numbers(&self, name: &str, first: usize, count: usize) -> Result<Vec<f32>, FormatsError> {
         let found = self.info(name)?;
-        let values = found.dtype.decode(&bytes).ok_or_else(|| {
+        if !found.dtype.is_float() {
             let problem = format!("is {}, expected F32, F16 or BF16", found.dtype.name());
-            FormatsError::tensor(found.file, name, problem)
-        })?;
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(place) => {
-                let problem = format!("holds {} at element {place}", values[place]);
-                Err(FormatsError::tensor(found.file, name, problem))
-            }
+            return Err(FormatsError::tensor(found.file, name, problem));
         }
+        let width = found.dtype.bytes();
+        let mut values = allocate(self, name, count)?;
+        let mut piece = vec![0; PIECE.min(count) * width];
+        for (number, values) in values.chunks_mut(PIECE).enumerate() {
+            let piece = &mut piece[..values.len() * width];
+            let place = first + number * PIECE;
+            self.read_bytes_at(name, (place * width) as u64, piece)?;
+            found.dtype.decode_into(piece, values);
+            check_finite(values).map_err(|(offset, value)| {
+                let at = unravel(place + offset, found.shape);
+                FormatsError::tensor(
+                    found.file,
+                    name,
+                    format!("holds {value} at {at:?}, expected finite numbers"),
+                )
+            })?;
+        }
+        Ok(values)
     }
 }
 
-fn open_file(path: &Path) -> Result<(File, BTreeMap<String, header::Entry>), FormatsError> {
-    let file = File::open(path).map_err(FormatsError::io(path))?;
-    let entries = header::read(path, &file)?;
-    Ok((file, entries))
+/// Elements decoded at a time.
+const PIECE: usize = 1 << 18;
+
+/// The first value that is not finite, and where it is.
+fn check_finite(values: &[f32]) -> Result<(), (usize, f32)> {
+    // The largest magnitude, as bits: this runs at memory speed where a search would not.
+    let finite = values.iter().map(|value| value.abs().to_bits()).max() < Some(f32::INFINITY.to_bits());
+    let found = if finite { None } else { values.iter().position(|value| !value.is_finite()) };
+    found.map_or(Ok(()), |place| Err((place, values[place])))
 }
 
-fn exists(path: &Path) -> Result<bool, FormatsError> {
-    path.try_exists().map_err(FormatsError::io(path))
+/// Row-major place of an element as one index for each dimension.
+fn unravel(mut place: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (index, &extent) in index.iter_mut().zip(shape).rev() {
+        *index = place % extent.max(1);
+        place /= extent.max(1);
+    }
+    index
 }
 
-/// The path of a file that an index names, which must lie in the directory itself, links followed.
-fn inside(directory: &Path, name: &str) -> Result<PathBuf, String> {
-    let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-    if name.is_empty() || !plain {
-        return Err(format!("names the file `{name}`, which does not lie in the directory"));
-    }
-    Ok(directory.join(name))
+/// Room for a tensor, or an error where the system has none.
+fn allocate<T: Clone + Default>(
+    checkpoint: &Checkpoint,
+    name: &str,
+    count: usize,
+) -> Result<Vec<T>, FormatsError> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| {
+        let problem = format!("needs {} bytes of memory", count.saturating_mul(size_of::<T>()));
+        FormatsError::tensor(&checkpoint.directory, name, problem)
+    })?;
+    values.resize(count, T::default());
+    Ok(values)
 }
 
-/// Fills `buffer` from `offset` on, without moving a shared position.
-pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
-    }
-    #[cfg(not(unix))]
-    {
-        use std::io::{Read, Seek, SeekFrom};
-        let mut file = file.try_clone()?;
-        file.seek(SeekFrom::Start(offset))?;
-        file.read_exact(buffer)
-    }
+/// Whether something has this name; a link that leads nowhere counts, so that the error names it.
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
