@@ -1,1 +1,50 @@
-//! quantc
+//! A post-training quantization compiler: a Hugging Face checkpoint and some text in; a packed 2 to 8 bit checkpoint out, with proof that
+//! what was written is what was solved, and perplexity and KL divergence before and after.
+//!
+//! ```no_run
+//! use quantc::job::{Overrides, QuantizeJob, Text, WindowRequest};
+//! use quantc::recipe::Recipe;
+//!
+//! let windows = WindowRequest { samples: 128, context: 2048, seed: None };
+//! let job = QuantizeJob {
+//!     model: "demo/model".into(),
+//!     output: "demo/model-4bit".into(),
+//!     format: "gptq".to_owned(),
+//!     recipe: Recipe::load("default", &Overrides::default())?,
+//!     exclude: Vec::new(),
+//!     calibration: Text::BuiltInCalibration,
+//!     calibration_windows: windows,
+//!     evaluation: Some((Text::BuiltInEvaluation, windows)),
+//!     max_shard_size: 5_000_000_000,
+//!     force: false,
+//! };
+//! let report = quantc::quantize(&job, &quantc::progress::Silent)?;
+//! println!("{}", quantc::render::text::report(&report));
+//! # Ok::<(), quantc::error::Error>(())
+//! ```
+
+#![warn(clippy::unwrap_used)]
+
+pub mod cli;
+mod corpora;
+pub mod error;
+mod evaluate;
+pub mod inspect;
+pub mod job;
+pub mod listing;
+mod pipeline;
+mod plan;
+pub mod progress;
+mod quantize;
+pub mod recipe;
+pub mod record;
+pub mod render;
+pub mod report;
+pub mod resources;
+mod statistics;
+mod stored;
+mod streams;
+pub mod verify;
+
+pub use evaluate::evaluate;
+pub use quantize::quantize;

@@ -1,0 +1,323 @@
+//! The command line: flags become jobs here and nowhere else.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use regex::Regex;
+
+use crate::error::Error;
+use crate::job::{EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
+use crate::recipe::Recipe;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
+
+/// Quantize a Hugging Face checkpoint to 2 to 8 bits, prove what was written, and measure what it cost.
+#[derive(Debug, Parser)]
+#[command(name = "quantc", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a packed checkpoint, verify it, and measure perplexity and KL divergence before and after
+    #[command(
+        after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize MODEL -o OUT --bits 3 --group-size 64 --to compressed-tensors --calibration text.txt"
+    )]
+    Quantize(QuantizeArgs),
+    /// Measure a model's perplexity and, against a reference, its KL divergence and top-1 agreement
+    #[command(
+        after_help = "Example:\n  quantc evaluate demo/model-4bit --reference demo/model --evaluate-on demo/evaluation.txt"
+    )]
+    Evaluate(EvaluateArgs),
+    /// Reopen an output, decode every tensor, and compare it with what was solved (exit code 3 if it differs)
+    #[command(after_help = "Example:\n  quantc verify demo/model-4bit")]
+    Verify(DirectoryArgs),
+    /// Say what a checkpoint is: architecture, format, schemes, sizes, and which runtimes load it
+    #[command(after_help = "Example:\n  quantc inspect demo/model-4bit")]
+    Inspect(DirectoryArgs),
+    /// List what is known, one line each
+    #[command(after_help = "Example:\n  quantc list formats")]
+    List {
+        /// Which list
+        what: Listed,
+    },
+}
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// Model families that are read
+    Architectures,
+    /// Formats that are written
+    Formats,
+    /// Rounding algorithms
+    Solvers,
+}
+
+/// Arguments of `quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Directory of the Hugging Face checkpoint
+    model: PathBuf,
+    /// Directory to write; it must not exist unless --force is given
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Bits of a code, 2 to 8 [default: 4, or the recipe's]
+    #[arg(long)]
+    bits: Option<u8>,
+    /// Input columns that share a scale, 16 to 1024, or `channel`, or `tensor` [default: 128, or the recipe's]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    group_size: Option<String>,
+    /// Zero points fixed at the middle of the grid (the default)
+    #[arg(long, conflicts_with = "asymmetric")]
+    symmetric: bool,
+    /// A zero point for every scale
+    #[arg(long)]
+    asymmetric: bool,
+    /// `rtn`, `gptq`, `default`, or a recipe file (TOML)
+    #[arg(long, default_value = "default")]
+    recipe: String,
+    /// Format to write; `quantc list formats` shows them
+    #[arg(long, value_name = "FORMAT", default_value = "gptq")]
+    to: String,
+    /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in]
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Windows of calibration text
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    samples: usize,
+    /// Tokens of a calibration window, at most the model's context
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    context: usize,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    /// Leave linears whose name matches in 16 bit; may be given several times
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<String>,
+    /// Largest file of weights, such as 5GB or 500MB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    max_shard_size: u64,
+    /// Do not measure perplexity and KL divergence
+    #[arg(long, conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"])]
+    no_evaluate: bool,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: RunArgs,
+}
+
+/// The text that a model is measured on.
+#[derive(Debug, Args)]
+struct EvaluationArgs {
+    /// Evaluation text, in the same forms [default: built in]
+    #[arg(long, value_name = "FILE")]
+    evaluate_on: Option<PathBuf>,
+    /// Windows of evaluation text [default: 128]
+    #[arg(long, value_name = "N")]
+    evaluate_samples: Option<usize>,
+    /// Tokens of an evaluation window, at most the model's context [default: 2048]
+    #[arg(long, value_name = "N")]
+    evaluate_context: Option<usize>,
+    /// Draw windows at random with this seed instead of from the start of the text
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// Arguments that every long run takes.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Threads to use [default: all processors]; results do not depend on it
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Write the report as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub export_json: Option<PathBuf>,
+}
+
+/// Arguments of `evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// An original checkpoint or an output of `quantize`
+    model: PathBuf,
+    /// The model to compare with, usually the original
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<PathBuf>,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    /// Write the model's logits, f32 [windows, tokens, vocabulary], to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    export_logits: Option<PathBuf>,
+    #[command(flatten)]
+    common: RunArgs,
+}
+
+/// Arguments of `verify` and `inspect`.
+#[derive(Debug, Args)]
+pub struct DirectoryArgs {
+    /// The directory
+    pub directory: PathBuf,
+    /// What every long run takes.
+    #[command(flatten)]
+    pub common: RunArgs,
+}
+
+impl QuantizeArgs {
+    /// What every long run takes.
+    #[must_use]
+    pub fn run(&self) -> &RunArgs {
+        &self.common
+    }
+
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A width, group size, expression or recipe that cannot be.
+    pub fn into_job(self) -> Result<QuantizeJob, Error> {
+        let symmetry = match (self.symmetric, self.asymmetric) {
+            (true, _) => Some(Symmetry::Symmetric),
+            (_, true) => Some(Symmetry::Asymmetric),
+            _ => None,
+        };
+        let overrides = Overrides {
+            bits: self.bits.map(BitWidth::new).transpose().map_err(|e| argument("--bits", &e))?,
+            granularity: self.group_size.as_deref().map(parse_granularity).transpose()?,
+            symmetry,
+        };
+        let exclude = self
+            .exclude
+            .iter()
+            .map(|text| Regex::new(text).map_err(|e| argument("--exclude", &e)))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(QuantizeJob {
+            recipe: Recipe::load(&self.recipe, &overrides)?,
+            model: self.model,
+            output: self.output,
+            format: self.to,
+            calibration: self.calibration.map_or(Text::BuiltInCalibration, Text::File),
+            calibration_windows: window_request("--samples", self.samples, "--context", self.context, self.evaluation.seed)?,
+            evaluation: (!self.no_evaluate).then(|| self.evaluation.into_text()).transpose()?,
+            exclude,
+            max_shard_size: self.max_shard_size,
+            force: self.force,
+        })
+    }
+}
+
+impl EvaluateArgs {
+    /// What every long run takes.
+    #[must_use]
+    pub fn run(&self) -> &RunArgs {
+        &self.common
+    }
+
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A window without tokens.
+    pub fn into_job(self) -> Result<EvaluateJob, Error> {
+        let (text, windows) = self.evaluation.into_text()?;
+        Ok(EvaluateJob {
+            model: self.model,
+            reference: self.reference,
+            text,
+            windows,
+            export_logits: self.export_logits,
+        })
+    }
+}
+
+impl EvaluationArgs {
+    fn into_text(self) -> Result<(Text, WindowRequest), Error> {
+        let windows = window_request(
+            "--evaluate-samples",
+            self.evaluate_samples.unwrap_or(128),
+            "--evaluate-context",
+            self.evaluate_context.unwrap_or(2048),
+            self.seed,
+        )?;
+        Ok((self.evaluate_on.map_or(Text::BuiltInEvaluation, Text::File), windows))
+    }
+}
+
+fn window_request(
+    samples_flag: &'static str,
+    samples: usize,
+    context_flag: &'static str,
+    context: usize,
+    seed: Option<u64>,
+) -> Result<WindowRequest, Error> {
+    if samples == 0 {
+        return Err(argument(samples_flag, &"expected at least 1 window, found 0"));
+    }
+    if context < 2 {
+        return Err(argument(context_flag, &format!("expected at least 2 tokens, found {context}")));
+    }
+    Ok(WindowRequest { samples, context, seed })
+}
+
+fn argument(flag: &'static str, problem: &dyn std::fmt::Display) -> Error {
+    Error::Argument { flag, problem: problem.to_string() }
+}
+
+fn parse_granularity(text: &str) -> Result<Granularity, Error> {
+    match text {
+        "channel" | "-1" => Ok(Granularity::PerChannel),
+        "tensor" => Ok(Granularity::PerTensor),
+        number => number
+            .parse::<usize>()
+            .map_err(|_| argument("--group-size", &format!("expected a number, `channel` or `tensor`, found `{number}`")))
+            .and_then(|columns| GroupSize::new(columns).map_err(|e| argument("--group-size", &e)))
+            .map(Granularity::PerGroup),
+    }
+}
+
+/// Bytes from `5GB`, `500MB`, `10KB` (powers of ten), `5GiB`, ... (powers of two), or a plain number.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        unit => return Err(format!("unknown unit `{unit}`, expected KB, MB, GB, KiB, MiB or GiB")),
+    };
+    let number: u64 = digits.trim().parse().map_err(|_| format!("expected a size such as 5GB, found `{text}`"))?;
+    match number.checked_mul(unit) {
+        Some(0) | None => Err(format!("`{text}` is not a usable size")),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("1MiB"), Ok(1 << 20));
+        assert_eq!(parse_size("77"), Ok(77));
+        assert!(parse_size("0").is_err() && parse_size("5XB").is_err() && parse_size("99999999999GB").is_err());
+    }
+
+    #[test]
+    fn group_sizes_are_numbers_or_words() {
+        assert_eq!(parse_granularity("channel").unwrap(), Granularity::PerChannel);
+        assert_eq!(parse_granularity("-1").unwrap(), Granularity::PerChannel);
+        assert_eq!(parse_granularity("tensor").unwrap(), Granularity::PerTensor);
+        assert!(parse_granularity("12").is_err() && parse_granularity("many").is_err());
+    }
+}

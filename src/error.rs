@@ -1,0 +1,143 @@
+//! Everything that can go wrong, with what the user can do about it.
+
+use std::path::PathBuf;
+
+use crate::verify::Verification;
+
+/// An error of the driver or of a crate below, with the place it happened in.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A flag whose value cannot be used.
+    #[error("{flag}: {problem}")]
+    Argument {
+        /// The flag.
+        flag: &'static str,
+        /// Expected and found.
+        problem: String,
+    },
+    /// A recipe that cannot be read.
+    #[error("recipe `{path}`: {problem}")]
+    Recipe {
+        /// The file.
+        path: String,
+        /// What is wrong in it.
+        problem: String,
+    },
+    /// A name that no registry has.
+    #[error("unknown {kind} `{found}`, expected one of {known}")]
+    Unknown {
+        /// What was looked up.
+        kind: &'static str,
+        /// What was asked for.
+        found: String,
+        /// What there is.
+        known: String,
+    },
+    /// A file that cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A JSON file that does not parse.
+    #[error("{path}: {problem}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A model that no description fits.
+    #[error("{path}: {source}")]
+    Model {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// What does not fit.
+        source: model::ModelError,
+    },
+    /// A tensor that is not what config.json says.
+    #[error("{path}: {problem}")]
+    Mismatch {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// Tensor, expected and found.
+        problem: String,
+    },
+    /// A checkpoint that cannot be used for what was asked.
+    #[error("{path}: {problem}")]
+    NotSuitable {
+        /// The checkpoint's directory.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// Reading or writing a checkpoint failed.
+    #[error(transparent)]
+    Formats(#[from] formats::FormatsError),
+    /// Text or the forward pass failed.
+    #[error(transparent)]
+    Calibration(#[from] calibration::CalibrationError),
+    /// Activations that no Hessian can be made of.
+    #[error("inputs of `{linear}`: {source}")]
+    Statistics {
+        /// Module path of the stage's first linear.
+        linear: String,
+        /// Why.
+        source: quantizer::hessian::HessianError,
+    },
+    /// The solver failed.
+    #[error("solving `{linear}`: {source}")]
+    Solve {
+        /// Module path.
+        linear: String,
+        /// Why.
+        source: quantizer::solver::SolveError,
+    },
+    /// No runtime could load what the job would write.
+    #[error("no runtime could load the output: {reasons}")]
+    NoRuntime {
+        /// One reason for each runtime.
+        reasons: String,
+    },
+    /// What was written is not what was solved.
+    #[error("verification failed: {}", .0.problems.first().map_or("", |p| p.as_str()))]
+    Verification(Box<Verification>),
+    /// A bug.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// The process's exit code: 1 the user can fix it, 2 unexpected, 3 verification failed.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Verification(_) => 3,
+            Self::Internal(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// What the user can do about it, if there is something to say beyond the message.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotSuitable { hint, .. } => Some((*hint).to_owned()),
+            Self::Unknown { kind: "format", .. } => Some("`quantc list formats` says what each is for".to_owned()),
+            Self::Verification(_) => {
+                Some("the files differ from what was solved; write them again from the original".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// For `map_err` on file operations.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,126 @@
+//! `evaluate`: how well a model predicts text, and how far it is from another.
+
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use calibration::evaluation::{self, Estimate, Score};
+
+use crate::corpora;
+use crate::error::Error;
+use crate::job::EvaluateJob;
+use crate::progress::Progress;
+use crate::report::{EvaluateReport, EvaluationReport, Perplexity, QuantizedQuality, TextSummary};
+use crate::resources::Stopwatch;
+use crate::stored::StoredModel;
+
+/// Measures a model on a text, against a reference where one is given.
+///
+/// # Errors
+/// A model, reference or text that cannot be used.
+pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateReport, Error> {
+    let watch = Stopwatch::start();
+    let model = StoredModel::open(&job.model)?;
+    let reference = job.reference.as_deref().map(StoredModel::open).transpose()?;
+    let text = corpora::read(&job.text, job.windows, &model.model, model.tokenizer()?.as_ref())?;
+    if let Some(path) = &job.export_logits {
+        export_logits(&model, &text.windows.tokens, path)?;
+    }
+    let evaluation = measure(&model, reference.as_ref(), &text.windows.tokens, text.summary, progress)?;
+    Ok(EvaluateReport {
+        version: env!("CARGO_PKG_VERSION"),
+        model: model.summary()?,
+        evaluation,
+        notes: text.notes,
+        resources: watch.read(),
+    })
+}
+
+/// Scores `measured`, and its divergence from `reference`, on the windows of `text`.
+pub(crate) fn measure(
+    measured: &StoredModel,
+    reference: Option<&StoredModel>,
+    windows: &[Vec<u32>],
+    text: TextSummary,
+    progress: &dyn Progress,
+) -> Result<EvaluationReport, Error> {
+    if let Some(reference) = reference {
+        demand_same_shape(measured, reference)?;
+    }
+    let streams = 1 + usize::from(reference.is_some());
+    progress.phase("measuring", streams * measured.model.layers.len());
+    let source = reference.map(|reference| reference as &dyn calibration::weights::WeightSource);
+    let found = evaluation::evaluate(&measured.model, measured, source, windows, &mut || progress.step(""))?;
+    progress.finish();
+
+    let is_original = measured.format.is_none() && reference.is_none();
+    let divergence = found.divergence;
+    let quantized = QuantizedQuality {
+        perplexity: found.measured.perplexity.value,
+        perplexity_stderr: found.measured.perplexity.stderr,
+        kl_mean: divergence.map(|d| d.mean.value),
+        kl_stderr: divergence.map(|d| d.mean.stderr),
+        kl_p99: divergence.map(|d| d.p99.value),
+        kl_p99_stderr: divergence.map(|d| d.p99.stderr),
+        top1_agreement: divergence.map(|d| d.top1_agreement),
+    };
+    let original = if is_original { Some(&found.measured) } else { found.reference.as_ref() };
+    Ok(EvaluationReport {
+        text: text.text,
+        windows: text.windows,
+        context: text.context,
+        requested: text.requested,
+        fingerprint: text.fingerprint,
+        original: original.map(perplexity),
+        quantized: (!is_original).then_some(quantized),
+        window_nll: found.measured.window_nll,
+    })
+}
+
+fn perplexity(score: &Score) -> Perplexity {
+    let Estimate { value, stderr } = score.perplexity;
+    Perplexity { perplexity: value, perplexity_stderr: stderr }
+}
+
+/// A divergence needs the same vocabulary; the layers are run by one description, so they have to be the same too.
+fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<(), Error> {
+    let (ours, theirs) = (&measured.model, &reference.model);
+    let same = ours.architecture == theirs.architecture
+        && ours.layers == theirs.layers
+        && ours.hyperparameters.vocabulary == theirs.hyperparameters.vocabulary
+        && ours.hyperparameters.rope == theirs.hyperparameters.rope
+        && ours.hyperparameters.heads == theirs.hyperparameters.heads
+        && ours.hyperparameters.norm_eps.to_bits() == theirs.hyperparameters.norm_eps.to_bits();
+    if same {
+        return Ok(());
+    }
+    Err(Error::NotSuitable {
+        path: reference.path.clone(),
+        problem: format!("its shape is not that of {}", measured.path.display()),
+        hint: "a divergence compares a model with the original it was made from",
+    })
+}
+
+/// Writes one f32 tensor `logits` `[windows, tokens, vocabulary]`, window by window.
+fn export_logits(model: &StoredModel, windows: &[Vec<u32>], path: &Path) -> Result<(), Error> {
+    let context = windows.first().map_or(0, Vec::len);
+    let vocabulary = model.model.hyperparameters.vocabulary;
+    let bytes = 4 * windows.len() * context * vocabulary;
+    let header = serde_json::json!({
+        "logits": {"dtype": "F32", "shape": [windows.len(), context, vocabulary], "data_offsets": [0, bytes]}
+    });
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::new(std::fs::File::create(path).map_err(Error::io(path))?);
+    let mut written = file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(&header));
+    calibration::evaluation::visit_logits(&model.model, model, windows, &mut |logits| {
+        if written.is_ok() {
+            written = logits.iter().try_for_each(|logit| file.write_all(&logit.to_le_bytes()));
+        }
+    })?;
+    written.and_then(|()| file.flush()).map_err(Error::io(path))?;
+    let end = file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
+    if end != (8 + header.len() + bytes) as u64 {
+        return Err(Error::Internal(format!("{} has {end} bytes", path.display())));
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Validated inputs of a run: what the command line or another program asks for.
+
+use std::path::PathBuf;
+
+use quantizer::scheme::{BitWidth, Granularity, Symmetry};
+use regex::Regex;
+use serde::Serialize;
+
+use crate::recipe::Recipe;
+
+/// One checkpoint to quantize.
+#[derive(Clone, Debug)]
+pub struct QuantizeJob {
+    /// Directory of the original.
+    pub model: PathBuf,
+    /// Directory to write.
+    pub output: PathBuf,
+    /// Id of the target format.
+    pub format: String,
+    /// Which scheme and solver each linear gets.
+    pub recipe: Recipe,
+    /// Linears whose name matches stay in 16 bit.
+    pub exclude: Vec<Regex>,
+    /// Text that the Hessians are gathered on.
+    pub calibration: Text,
+    /// How much of it.
+    pub calibration_windows: WindowRequest,
+    /// Text that both models are measured on; none: no measurement.
+    pub evaluation: Option<(Text, WindowRequest)>,
+    /// Largest file of weights, bytes.
+    pub max_shard_size: u64,
+    /// Whether an existing output is replaced.
+    pub force: bool,
+}
+
+/// One model to measure.
+#[derive(Clone, Debug)]
+pub struct EvaluateJob {
+    /// An original, or an output of ours.
+    pub model: PathBuf,
+    /// The model that divergence is measured against.
+    pub reference: Option<PathBuf>,
+    /// Text to measure on.
+    pub text: Text,
+    /// How much of it.
+    pub windows: WindowRequest,
+    /// Where the model's logits go, if anywhere.
+    pub export_logits: Option<PathBuf>,
+}
+
+/// Where text comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// The calibration text that is compiled in.
+    BuiltInCalibration,
+    /// The evaluation text that is compiled in.
+    BuiltInEvaluation,
+    /// A file: plain UTF-8, or JSON lines.
+    File(PathBuf),
+}
+
+impl Text {
+    /// What the report calls it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::BuiltInCalibration => "built-in calibration text".to_owned(),
+            Self::BuiltInEvaluation => "built-in evaluation text".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// How many windows of how many tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WindowRequest {
+    /// Windows wanted.
+    pub samples: usize,
+    /// Tokens of a window; lowered to what the model can attend to.
+    pub context: usize,
+    /// Seed of the random draw; none: the first windows of the text.
+    pub seed: Option<u64>,
+}
+
+/// Parts of a scheme that the command line sets over the recipe's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Overrides {
+    /// Width of a code.
+    pub bits: Option<BitWidth>,
+    /// Which weights share a scale.
+    pub granularity: Option<Granularity>,
+    /// Where zero lies.
+    pub symmetry: Option<Symmetry>,
+}

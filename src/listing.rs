@@ -1,0 +1,22 @@
+//! What is known, one line each.
+
+use std::fmt::Write;
+
+use crate::cli::Listed;
+
+/// The lines of one list: a name and what it is.
+#[must_use]
+pub fn list(what: Listed) -> String {
+    let items: Vec<(&str, &str)> = match what {
+        Listed::Architectures => {
+            model::architectures::ALL.iter().map(|known| (known.model_type, known.summary)).collect()
+        }
+        Listed::Formats => formats::target::ALL.iter().map(|known| (known.id(), known.summary())).collect(),
+        Listed::Solvers => quantizer::solver::ALL.iter().map(|known| (known.name(), known.summary())).collect(),
+    };
+    let width = items.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    items.iter().fold(String::new(), |mut out, (name, summary)| {
+        let _ = writeln!(out, "{name:<width$}  {summary}");
+        out
+    })
+}

@@ -1,0 +1,164 @@
+//! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
+
+use formats::container::SafetensorsWriter;
+use model::linear::Linear;
+use model::{Layer, Stage};
+use quantizer::prepared::Rung;
+use quantizer::scheme::{Granularity, Scheme, Symmetry};
+use quantizer::solver::{Problem, Solution};
+
+use calibration::weights::{LayerWeights, LinearWeights};
+
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::record::{LinearRecord, solution_digest};
+use crate::report::LinearRow;
+use crate::statistics::StageStatistics;
+use crate::stored::StoredModel;
+use crate::streams::Streams;
+
+/// What the layer loop leaves behind.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// One row for each linear.
+    pub(crate) rows: Vec<LinearRow>,
+    /// Digest of each solution, by module path.
+    pub(crate) records: Vec<(String, LinearRecord)>,
+    /// Downgrades that happened while solving.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Quantizes every layer and puts its packed tensors into `writer`.
+pub(crate) fn quantize_layers(
+    source: &StoredModel,
+    plan: &Plan,
+    windows: &[Vec<u32>],
+    writer: &mut SafetensorsWriter,
+    progress: &dyn Progress,
+) -> Result<Outcome, Error> {
+    let mut outcome = Outcome::default();
+    let mut streams = Streams::start(source, plan, windows)?;
+    progress.phase("quantizing", source.model.layers.len());
+    for layer in &source.model.layers {
+        let mut weights = source.layer_weights(layer)?;
+        for (place, stage) in layer.stages.iter().enumerate() {
+            let seen = observe(plan, layer, place, &weights, &streams)?;
+            streams.advance_original(layer, place, &weights)?;
+            for linear in &stage.linears {
+                let Some(scheme) = plan.scheme(linear) else { continue };
+                let solution = solve(plan, linear, scheme, &weights, &seen)?;
+                for tensor in plan.format.encode(linear, &solution.tensor) {
+                    writer.put(&tensor)?;
+                }
+                outcome.add(plan, linear, &solution, progress);
+                if let Some(operator) = weights.linears.get_mut(&linear.id.role) {
+                    operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
+                }
+            }
+            streams.advance_quantized(layer, place, &weights)?;
+        }
+        progress.step(&outcome.last_loss());
+    }
+    progress.finish();
+    Ok(outcome)
+}
+
+/// What the solvers of a stage need to know about its input.
+fn observe(
+    plan: &Plan,
+    layer: &Layer,
+    place: usize,
+    weights: &LayerWeights,
+    streams: &Streams<'_>,
+) -> Result<StageStatistics, Error> {
+    let stage: &Stage = &layer.stages[place];
+    let solved = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some());
+    let settings: Vec<_> = solved.map(|linear| (linear, plan.treatment(linear))).collect();
+    StageStatistics::gather(&settings, |see| streams.see_stage_input(layer, place, weights, see))
+}
+
+fn solve(
+    plan: &Plan,
+    linear: &Linear,
+    scheme: Scheme,
+    weights: &LayerWeights,
+    seen: &StageStatistics,
+) -> Result<Solution, Error> {
+    let treatment = plan.treatment(linear);
+    let solver = quantizer::solver::find(treatment.solver)
+        .ok_or_else(|| Error::Internal(format!("no solver is called {}", treatment.solver)))?;
+    let LinearWeights::Dense(weight) = &weights.linear(linear.id.role).weights else {
+        return Err(Error::Internal(format!("`{}` is packed before it is solved", linear.name)));
+    };
+    let hessian = seen.prepared(&treatment.settings);
+    let problem = Problem { weight: weight.view(), hessian, scheme };
+    solver
+        .solve(&problem, &treatment.settings)
+        .map_err(|source| Error::Solve { linear: linear.name.clone(), source })
+}
+
+impl Outcome {
+    fn add(&mut self, plan: &Plan, linear: &Linear, solution: &Solution, progress: &dyn Progress) {
+        let treatment = plan.treatment(linear);
+        let scheme = solution.tensor.scheme();
+        let report = &solution.report;
+        let damping = report.damping;
+        if let Some(found) = damping
+            && found.rung != Rung::AsAsked
+        {
+            let note = format!(
+                "`{}`: {} (damping {:.3}, asked for {:.3})",
+                linear.name,
+                explanation(found.rung),
+                found.damping,
+                treatment.settings.damping
+            );
+            progress.warn(&note);
+            self.notes.push(note);
+        }
+        let (granularity, group_size) = match scheme.granularity {
+            Granularity::PerTensor => ("tensor", None),
+            Granularity::PerChannel => ("channel", None),
+            Granularity::PerGroup(size) => ("group", Some(size.get())),
+        };
+        self.rows.push(LinearRow {
+            name: linear.name.clone(),
+            shape: [linear.out_features, linear.in_features],
+            bits: scheme.bits.get(),
+            group_size,
+            granularity,
+            symmetric: scheme.symmetry == Symmetry::Symmetric,
+            solver: treatment.solver.to_owned(),
+            relative_loss: report.relative_loss,
+            loss: report.loss,
+            damping: damping.map_or(0.0, |found| found.damping),
+            rung: damping.map_or("no data", |found| name(found.rung)).to_owned(),
+            dead_inputs: damping.map_or(0, |found| found.dead_inputs),
+        });
+        let record = LinearRecord { scheme, digest: solution_digest(&solution.tensor) };
+        self.records.push((linear.name.clone(), record));
+    }
+
+    fn last_loss(&self) -> String {
+        self.rows.last().map_or_else(String::new, |row| format!("relative loss {:.1e}", row.relative_loss))
+    }
+}
+
+/// What the report calls a rung of the damping ladder.
+fn name(rung: Rung) -> &'static str {
+    match rung {
+        Rung::AsAsked => "cholesky",
+        Rung::Raised => "raised damping",
+        Rung::Diagonal => "diagonal",
+    }
+}
+
+/// Why the report mentions it.
+fn explanation(rung: Rung) -> &'static str {
+    match rung {
+        Rung::AsAsked => "solved as asked",
+        Rung::Raised => "the Hessian is not positive definite, damping was raised",
+        Rung::Diagonal => "the Hessian has no factor at any damping, its diagonal was used",
+    }
+}

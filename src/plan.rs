@@ -1,0 +1,158 @@
+//! Everything that is decided before any work: each linear's scheme and solver, each tensor's place in the output, and who will load it.
+
+use std::collections::BTreeMap;
+
+use formats::Dtype;
+use formats::container::TensorSpec;
+use formats::target::{self, PlannedLinear, TargetFormat};
+use model::linear::{Linear, LinearId};
+use quantizer::scheme::Scheme;
+
+use crate::error::Error;
+use crate::job::QuantizeJob;
+use crate::recipe::Treatment;
+use crate::report::{Kept, RuntimeRow};
+use crate::stored::StoredModel;
+
+/// The decisions of a job.
+pub(crate) struct Plan {
+    pub(crate) format: &'static dyn TargetFormat,
+    /// Every linear, in forward order.
+    pub(crate) linears: Vec<PlannedLinear>,
+    pub(crate) treatments: BTreeMap<LinearId, Treatment>,
+    /// Tensors that are copied, with their type in the output.
+    pub(crate) carried: Vec<TensorSpec>,
+    pub(crate) unknown_tensors: Vec<String>,
+    pub(crate) kept: Vec<Kept>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) runtimes: Vec<RuntimeRow>,
+    /// The type that runtimes multiply in.
+    pub(crate) runtime: Dtype,
+}
+
+impl Plan {
+    /// Decides, or says why the job cannot be done.
+    pub(crate) fn make(source: &StoredModel, job: &QuantizeJob) -> Result<Self, Error> {
+        let format = find_format(&job.format)?;
+        let mut notes = Vec::new();
+        let runtime = runtime_dtype(source, &mut notes)?;
+        let mut linears = Vec::new();
+        let mut treatments = BTreeMap::new();
+        let mut kept = Vec::new();
+        let stages = source.model.layers.iter().flat_map(|layer| &layer.stages);
+        for (fused_group, stage) in stages.enumerate() {
+            for linear in &stage.linears {
+                let treatment = job.recipe.treatment(linear);
+                let excluded = job.exclude.iter().find(|pattern| pattern.is_match(&linear.name));
+                let reason = match excluded {
+                    Some(pattern) => Some(format!("excluded by `{pattern}`")),
+                    None => treatment.keep.then(|| format!("kept by recipe {}", job.recipe.name)),
+                };
+                let scheme = Scheme {
+                    bits: treatment.bits,
+                    granularity: treatment.granularity,
+                    symmetry: treatment.symmetry,
+                    scale_dtype: format.scale_dtype(runtime),
+                };
+                let scheme = reason.is_none().then_some(scheme);
+                kept.extend(reason.map(|reason| Kept { name: linear.name.clone(), reason }));
+                linears.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });
+                treatments.insert(linear.id, treatment);
+            }
+        }
+        if linears.iter().all(|planned| planned.scheme.is_none()) {
+            return Err(Error::NotSuitable {
+                path: job.model.clone(),
+                problem: "no linear is left to quantize".to_owned(),
+                hint: "loosen --exclude or the recipe's `keep`",
+            });
+        }
+        notes.extend(format.settle(&mut linears)?);
+        let runtimes = runtimes(format, &linears)?;
+        let quantized = |name: &str| {
+            linears.iter().any(|planned| planned.scheme.is_some() && planned.linear.weight_name() == name)
+        };
+        let mut carried = Vec::new();
+        for name in source.checkpoint.names().filter(|name| !quantized(name)) {
+            let info = source.checkpoint.info(name)?;
+            let dtype = if info.dtype == Dtype::F32 && source.dtype()? == Dtype::F32 { runtime } else { info.dtype };
+            carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
+        }
+        let unknown_tensors = source.unknown_tensors();
+        Ok(Self { format, linears, treatments, carried, unknown_tensors, kept, notes, runtimes, runtime })
+    }
+
+    /// The grid of a linear; none: it stays in 16 bit.
+    pub(crate) fn scheme(&self, linear: &Linear) -> Option<Scheme> {
+        self.linears.iter().find(|planned| planned.linear.id == linear.id).and_then(|planned| planned.scheme)
+    }
+
+    /// How a linear is solved.
+    pub(crate) fn treatment(&self, linear: &Linear) -> &Treatment {
+        &self.treatments[&linear.id]
+    }
+
+    /// Linears that are quantized.
+    pub(crate) fn quantized(&self) -> impl Iterator<Item = (&Linear, Scheme)> {
+        self.linears.iter().filter_map(|planned| planned.scheme.map(|scheme| (&planned.linear, scheme)))
+    }
+
+    /// Whether any linear is solved with calibration data.
+    pub(crate) fn needs_calibration(&self) -> bool {
+        self.quantized().any(|(linear, _)| {
+            quantizer::solver::find(self.treatment(linear).solver).is_some_and(|solver| solver.needs_hessian())
+        })
+    }
+
+    /// Whether any linear makes up for earlier layers' errors, which needs the original's activations.
+    pub(crate) fn propagates_errors(&self) -> bool {
+        self.needs_calibration() && self.quantized().any(|(linear, _)| self.treatment(linear).settings.alpha > 0.0)
+    }
+
+    /// Every tensor of the output: carried ones first, then the linears in forward order.
+    pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
+        let packed = self.quantized().flat_map(|(linear, scheme)| self.format.layout(linear, scheme));
+        self.carried.iter().cloned().chain(packed).collect()
+    }
+}
+
+fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {
+    target::ALL.iter().copied().find(|format| format.id() == id).ok_or_else(|| Error::Unknown {
+        kind: "format",
+        found: id.to_owned(),
+        known: target::ALL.iter().map(|format| format.id()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// The checkpoint's own 16-bit type; for one in f32 half precision, or bfloat16 where a value is too large for half.
+fn runtime_dtype(source: &StoredModel, notes: &mut Vec<String>) -> Result<Dtype, Error> {
+    let dtype = source.dtype()?;
+    if dtype != Dtype::F32 {
+        return Ok(dtype);
+    }
+    let linears: std::collections::BTreeSet<String> = source.model.linears().map(Linear::weight_name).collect();
+    let mut fits = true;
+    for tensor in source.model.expected_tensors().filter(|tensor| !linears.contains(&tensor.name)) {
+        if source.checkpoint.info(&tensor.name)?.dtype == Dtype::F32 {
+            let bytes = source.checkpoint.read(&tensor.name)?;
+            let values = Dtype::F32.decode(&bytes).unwrap_or_default();
+            fits &= values.iter().all(|value| value.abs() <= 65504.0 || !value.is_finite());
+        }
+    }
+    let runtime = if fits { Dtype::F16 } else { Dtype::Bf16 };
+    let name = runtime.torch_name().unwrap_or_default();
+    notes.push(format!("the checkpoint is float32; its tensors that are not quantized are written in {name}"));
+    Ok(runtime)
+}
+
+fn runtimes(format: &dyn TargetFormat, linears: &[PlannedLinear]) -> Result<Vec<RuntimeRow>, Error> {
+    let verdicts: Vec<_> = format.loaders().iter().map(|rule| rule.check(linears)).collect();
+    if verdicts.iter().all(|verdict| !verdict.loads) {
+        let reasons: Vec<_> = verdicts.iter().map(|v| format!("{} {}", v.runtime, v.remark)).collect();
+        return Err(Error::NoRuntime { reasons: reasons.join("; ") });
+    }
+    Ok(verdicts
+        .into_iter()
+        .map(|v| RuntimeRow { runtime: v.runtime.to_owned(), loads: v.loads, remark: v.remark })
+        .collect())
+}

@@ -1,0 +1,197 @@
+//! `quantize`: plan, solve, write, verify, put in place, measure.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use formats::container::{SafetensorsWriter, TensorData, TensorSpec};
+use formats::output::OutputDirectory;
+use formats::{Dtype, side_files};
+
+use crate::corpora;
+use crate::error::Error;
+use crate::evaluate::measure;
+use crate::job::QuantizeJob;
+use crate::pipeline::{self, Outcome};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::record::{Record, bytes_digest, file_records};
+use crate::report::{Phase, Report, Size, TextSummary};
+use crate::resources::{Resources, Stopwatch};
+use crate::stored::StoredModel;
+use crate::verify;
+
+/// Quantizes a checkpoint: everything the command does, without a terminal.
+///
+/// # Errors
+/// Whatever keeps the job from being done; nothing half-written stays. An output that was written and verified stays even if measuring
+/// it fails.
+pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Error> {
+    let watch = Stopwatch::start();
+    let mut phases = Phases::start();
+    OutputDirectory::check(&job.output, job.force)?;
+    let source = StoredModel::open_original(&job.model)?;
+    let plan = Plan::make(&source, job)?;
+    let tokenizer = source.tokenizer()?;
+    let mut notes = plan.notes.clone();
+    // Text is read first: an hour of work must not end at a misspelled file name.
+    let evaluation = match &job.evaluation {
+        None => None,
+        Some((text, request)) => {
+            let read = corpora::read(text, *request, &source.model, tokenizer.as_ref())?;
+            notes.extend(read.notes.iter().cloned());
+            Some(read)
+        }
+    };
+    let (windows, calibration) = if plan.needs_calibration() {
+        let read = corpora::read(&job.calibration, job.calibration_windows, &source.model, tokenizer.as_ref())?;
+        notes.extend(read.notes);
+        (read.windows.tokens, Some(read.summary))
+    } else {
+        (Vec::new(), None)
+    };
+    let shared = calibration.as_ref().zip(evaluation.as_ref()).filter(|(a, b)| a.fingerprint == b.summary.fingerprint);
+    if shared.is_some() {
+        let note = "the evaluation windows are those of the calibration: the figures flatter the result".to_owned();
+        progress.warn(&note);
+        notes.push(note);
+    }
+    phases.end("reading");
+
+    let output = OutputDirectory::create(&job.output, job.force)?;
+    let mut writer = SafetensorsWriter::create(output.path(), &plan.tensors(), job.max_shard_size)?;
+    let tensors = carry_over(&source, &plan.carried, &mut writer)?;
+    let outcome = pipeline::quantize_layers(&source, &plan, &windows, &mut writer, progress)?;
+    drop(windows);
+    let tensor_bytes = writer.tensor_bytes();
+    writer.finish()?;
+    write_side_files(&source, &plan, output.path())?;
+    phases.end("quantizing");
+
+    let record = Record {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        format: plan.format.id().to_owned(),
+        linears: outcome.records.iter().cloned().collect(),
+        tensors,
+        files: file_records(output.path())?,
+    };
+    record.write(output.path())?;
+    let verification = verify::verify(output.path(), progress)?;
+    if !verification.problems.is_empty() {
+        return Err(Error::Verification(Box::new(verification)));
+    }
+    output.commit()?;
+    phases.end("verifying");
+
+    let written = StoredModel::open(&job.output)?;
+    let evaluation = match evaluation {
+        None => None,
+        Some(read) => Some(measure(&written, Some(&source), &read.windows.tokens, read.summary, progress)?),
+    };
+    phases.end("measuring");
+    notes.extend(outcome.notes.iter().cloned());
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model: source.summary()?,
+        output: job.output.display().to_string(),
+        format: plan.format.id().to_owned(),
+        recipe: job.recipe.name.clone(),
+        size: size(&source, &written, &plan, &outcome, tensor_bytes)?,
+        calibration: calibration.map(|summary: TextSummary| summary),
+        linears: outcome.rows,
+        kept: plan.kept,
+        unknown_tensors: plan.unknown_tensors,
+        notes,
+        runtimes: plan.runtimes,
+        verification,
+        evaluation,
+        resources: watch.read(),
+        phases: phases.done,
+    })
+}
+
+/// Copies tensors that are not quantized; returns the digest of each as written.
+fn carry_over(
+    source: &StoredModel,
+    carried: &[TensorSpec],
+    writer: &mut SafetensorsWriter,
+) -> Result<BTreeMap<String, String>, Error> {
+    let expected: std::collections::BTreeSet<String> =
+        source.model.expected_tensors().map(|tensor| tensor.name).collect();
+    let mut digests = BTreeMap::new();
+    for spec in carried {
+        let info = source.checkpoint.info(&spec.name)?;
+        let (dtype, file) = (info.dtype, info.file.to_owned());
+        let mut bytes = source.checkpoint.read(&spec.name)?;
+        if let Some(values) = dtype.decode(&bytes) {
+            if expected.contains(&spec.name)
+                && let Some(place) = values.iter().position(|value| !value.is_finite())
+            {
+                let problem = format!("holds {} at element {place}", values[place]);
+                return Err(formats::FormatsError::Tensor { path: file, tensor: spec.name.clone(), problem }.into());
+            }
+            if spec.dtype != dtype {
+                bytes = spec.dtype.encode(&values).unwrap_or(bytes);
+            }
+        }
+        digests.insert(spec.name.clone(), bytes_digest(&bytes));
+        writer.put(&TensorData { name: spec.name.clone(), bytes })?;
+    }
+    Ok(digests)
+}
+
+fn write_side_files(source: &StoredModel, plan: &Plan, output: &Path) -> Result<(), Error> {
+    side_files::copy(&source.path, output)?;
+    let dtype = plan.runtime.torch_name().unwrap_or_else(|| Dtype::F16.name());
+    let config = side_files::quantized_config(&source.config, dtype, plan.format.config(&plan.linears));
+    side_files::write_json(&output.join("config.json"), &config)?;
+    for (name, content) in plan.format.side_files(&plan.linears) {
+        side_files::write_json(&output.join(name), &content)?;
+    }
+    Ok(())
+}
+
+fn size(
+    source: &StoredModel,
+    written: &StoredModel,
+    plan: &Plan,
+    outcome: &Outcome,
+    tensor_bytes: u64,
+) -> Result<Size, Error> {
+    let parameters = source.summary()?.parameters;
+    let packed: u64 = plan
+        .quantized()
+        .flat_map(|(linear, scheme)| plan.format.layout(linear, scheme))
+        .filter(|spec| !spec.name.ends_with("g_idx") && !spec.name.ends_with("_shape"))
+        .map(|spec| spec.bytes())
+        .sum();
+    let quantized: u64 = outcome.rows.iter().map(|row| (row.shape[0] * row.shape[1]) as u64).sum();
+    Ok(Size {
+        bytes: written.checkpoint.file_bytes()?,
+        original_bytes: source.checkpoint.file_bytes()?,
+        bits_per_weight: tensor_bytes as f64 * 8.0 / parameters as f64,
+        linear_bits_per_weight: packed as f64 * 8.0 / quantized as f64,
+    })
+}
+
+/// Times the phases of a run.
+struct Phases {
+    watch: Stopwatch,
+    before: Resources,
+    done: Vec<Phase>,
+}
+
+impl Phases {
+    fn start() -> Self {
+        Self { watch: Stopwatch::start(), before: Resources::default(), done: Vec::new() }
+    }
+
+    fn end(&mut self, name: &'static str) {
+        let now = self.watch.read();
+        self.done.push(Phase {
+            name,
+            wall_seconds: now.wall_seconds - self.before.wall_seconds,
+            cpu_seconds: now.cpu_seconds - self.before.cpu_seconds,
+        });
+        self.before = now;
+    }
+}

@@ -1,0 +1,167 @@
+//! OUT/quantc.json: what was solved, as digests, so that an output can be proven right long after it was made.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use ndarray::ArrayView2;
+use quantizer::scheme::Scheme;
+use quantizer::tensor::QuantizedTensor;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+
+/// Name of the record in an output directory.
+pub const RECORD_FILE: &str = "quantc.json";
+
+/// What an output must hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of the program that wrote it.
+    pub version: String,
+    /// Id of the format.
+    pub format: String,
+    /// Quantized linears by module path.
+    pub linears: BTreeMap<String, LinearRecord>,
+    /// SHA-256 of the bytes of every other tensor.
+    pub tensors: BTreeMap<String, String>,
+    /// Every other file of the output.
+    pub files: BTreeMap<String, FileRecord>,
+}
+
+/// One quantized linear.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinearRecord {
+    /// Its grid.
+    pub scheme: Scheme,
+    /// [`solution_digest`] of what the solver returned.
+    pub digest: String,
+}
+
+/// One file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Length.
+    pub bytes: u64,
+    /// SHA-256 of the content.
+    pub sha256: String,
+}
+
+impl Record {
+    /// Reads OUT/quantc.json.
+    ///
+    /// # Errors
+    /// No such file, or one that is not a record.
+    pub fn read(directory: &Path) -> Result<Self, Error> {
+        let path = directory.join(RECORD_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NotSuitable {
+                    path: directory.to_owned(),
+                    problem: format!("there is no `{RECORD_FILE}`, so nothing says what was solved"),
+                    hint: "`verify` works on outputs of `quantc quantize`; `inspect` and `evaluate` need no record",
+                });
+            }
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        serde_json::from_str(&text).map_err(|e| Error::Json { path, problem: e.to_string() })
+    }
+
+    /// Writes OUT/quantc.json.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, directory: &Path) -> Result<(), Error> {
+        let path = directory.join(RECORD_FILE);
+        let mut text = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(e.to_string()))?;
+        text.push('\n');
+        std::fs::write(&path, text).map_err(Error::io(path))
+    }
+}
+
+/// SHA-256 over the shape, the codes, and the scales' bits and zero points of each row: equal exactly when two solutions hold the same
+/// values, whether a scale is stored once or for each row.
+#[must_use]
+pub fn solution_digest(tensor: &QuantizedTensor) -> String {
+    let mut hash = Sha256::new();
+    for extent in [tensor.out_features(), tensor.in_features()] {
+        hash.update((extent as u64).to_le_bytes());
+    }
+    update_bytes(&mut hash, tensor.codes());
+    for scale in &tensor.scales_by_row() {
+        hash.update(scale.to_bits().to_le_bytes());
+    }
+    update_bytes(&mut hash, tensor.zero_points_by_row().view());
+    hex(&hash.finalize())
+}
+
+/// SHA-256 of bytes, as hexadecimal text.
+#[must_use]
+pub fn bytes_digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn update_bytes(hash: &mut Sha256, values: ArrayView2<'_, u8>) {
+    for row in values.rows() {
+        match row.as_slice() {
+            Some(bytes) => hash.update(bytes),
+            None => row.iter().for_each(|&byte| hash.update([byte])),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+        }
+        text
+    })
+}
+
+/// Length and SHA-256 of every file of a directory except the record, by path within it.
+///
+/// # Errors
+/// The system's.
+pub fn file_records(directory: &Path) -> Result<BTreeMap<String, FileRecord>, Error> {
+    let mut records = BTreeMap::new();
+    let mut open = vec![(directory.to_owned(), String::new())];
+    while let Some((folder, prefix)) = open.pop() {
+        for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+            let entry = entry.map_err(Error::io(&folder))?;
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if entry.file_type().map_err(Error::io(entry.path()))?.is_dir() {
+                open.push((entry.path(), format!("{name}/")));
+            } else if name != RECORD_FILE {
+                records.insert(name, FileRecord::of(&entry.path())?);
+            }
+        }
+    }
+    Ok(records)
+}
+
+impl FileRecord {
+    /// Reads and hashes a file, a part at a time.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let mut hash = Sha256::new();
+        let mut part = vec![0; 1 << 20];
+        let mut bytes = 0;
+        loop {
+            let read = file.read(&mut part).map_err(Error::io(path))?;
+            if read == 0 {
+                return Ok(Self { bytes, sha256: hex(&hash.finalize()) });
+            }
+            hash.update(&part[..read]);
+            bytes += read as u64;
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Reports as text for a terminal: the verdict first, then what a user would ask next.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::inspect::Inspection;
+use crate::report::{EvaluateReport, EvaluationReport, LinearRow, Report, RuntimeRow};
+use crate::resources::Resources;
+use crate::verify::Verification;
+
+/// The outcome of `quantize`.
+#[must_use]
+pub fn report(report: &Report) -> String {
+    let mut out = String::new();
+    let size = &report.size;
+    line(
+        &mut out,
+        format_args!(
+            "{}: {} in {}, {} -> {} ({:.2} bits a weight over all tensors, {:.2} in the {} quantized linears)",
+            report.output,
+            report.model.architecture,
+            report.format,
+            bytes(size.original_bytes),
+            bytes(size.bytes),
+            size.bits_per_weight,
+            size.linear_bits_per_weight,
+            report.linears.len(),
+        ),
+    );
+    if let Some(text) = &report.calibration {
+        line(
+            &mut out,
+            format_args!(
+                "recipe {}, calibrated on {} windows of {} tokens of {}",
+                report.recipe, text.windows, text.context, text.text
+            ),
+        );
+    } else {
+        line(&mut out, format_args!("recipe {}, which needs no calibration text", report.recipe));
+    }
+    line(&mut out, format_args!("{}", verification(&report.verification)));
+    if let Some(evaluation) = &report.evaluation {
+        out.push('\n');
+        out.push_str(&evaluation_table(evaluation));
+    }
+    out.push('\n');
+    out.push_str(&linears_table(&report.linears));
+    out.push('\n');
+    line(&mut out, format_args!("{}", runtimes_table(&report.runtimes)));
+    if !report.kept.is_empty() {
+        line(&mut out, format_args!("\nin 16 bit:"));
+        for kept in &report.kept {
+            line(&mut out, format_args!("  {} ({})", kept.name, kept.reason));
+        }
+    }
+    if !report.unknown_tensors.is_empty() {
+        line(&mut out, format_args!("\ncopied unchanged, not part of the architecture's description:"));
+        for name in &report.unknown_tensors {
+            line(&mut out, format_args!("  {name}"));
+        }
+    }
+    notes(&mut out, &report.notes);
+    line(&mut out, format_args!("\n{}", resources(&report.resources)));
+    out
+}
+
+/// The outcome of `evaluate`.
+#[must_use]
+pub fn evaluate(report: &EvaluateReport) -> String {
+    let mut out = String::new();
+    let model = &report.model;
+    let format = model.format.as_deref().unwrap_or("not quantized");
+    line(&mut out, format_args!("{}: {}, {}, {}\n", model.path, model.architecture, model.dtype, format));
+    out.push_str(&evaluation_table(&report.evaluation));
+    notes(&mut out, &report.notes);
+    line(&mut out, format_args!("\n{}", resources(&report.resources)));
+    out
+}
+
+/// One line for a verification that passed, one for each problem otherwise.
+#[must_use]
+pub fn verification(found: &Verification) -> String {
+    if found.problems.is_empty() {
+        format!(
+            "verified: {} files by SHA-256, {} linears decoded and equal to what was solved, {} other tensors equal; kernel against f64: {:.1e} of the largest output",
+            found.files, found.linears, found.tensors, found.kernel_error
+        )
+    } else {
+        let mut out = format!("VERIFICATION FAILED, {} problems:", found.problems.len());
+        for problem in &found.problems {
+            out.push_str("\n  ");
+            out.push_str(problem);
+        }
+        out
+    }
+}
+
+/// What a checkpoint is.
+#[must_use]
+pub fn inspection(found: &Inspection) -> String {
+    let mut out = String::new();
+    let model = &found.model;
+    let format = model.format.as_deref().unwrap_or("not quantized");
+    line(
+        &mut out,
+        format_args!(
+            "{}: {}, {} layers, {} parameters, {}, {format}, {} in {} files",
+            model.path,
+            model.architecture,
+            model.layers,
+            model.parameters,
+            model.dtype,
+            bytes(found.bytes),
+            found.files
+        ),
+    );
+    for row in &found.schemes {
+        line(&mut out, format_args!("  {} linears: {}", row.linears, row.scheme));
+    }
+    if !found.unknown_tensors.is_empty() {
+        line(&mut out, format_args!("  {} tensors of unknown purpose", found.unknown_tensors.len()));
+        for name in &found.unknown_tensors {
+            line(&mut out, format_args!("    {name}"));
+        }
+    }
+    if !found.runtimes.is_empty() {
+        line(&mut out, format_args!("\n{}", runtimes_table(&found.runtimes)));
+    }
+    out
+}
+
+fn runtimes_table(rows: &[RuntimeRow]) -> Table {
+    let mut runtimes = table(&["runtime", "loads", "remark"]);
+    for row in rows {
+        runtimes.add_row([row.runtime.as_str(), if row.loads { "yes" } else { "no" }, &row.remark]);
+    }
+    runtimes
+}
+
+fn evaluation_table(evaluation: &EvaluationReport) -> String {
+    let mut out = String::new();
+    line(
+        &mut out,
+        format_args!(
+            "on {}, {} windows of {} tokens:",
+            evaluation.text, evaluation.windows, evaluation.context
+        ),
+    );
+    let mut table = table(&["", "perplexity", "KL mean (nats)", "KL 99 %", "same top token"]);
+    for column in 1..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let pair = |value: f64, error: f64, digits: usize| format!("{value:.digits$} ± {error:.digits$}");
+    if let Some(original) = &evaluation.original {
+        table.add_row([
+            "original".to_owned(),
+            pair(original.perplexity, original.perplexity_stderr, 3),
+            String::new(),
+            String::new(),
+            String::new(),
+        ]);
+    }
+    if let Some(quantized) = &evaluation.quantized {
+        let both = |value: Option<f64>, error: Option<f64>, digits| match (value, error) {
+            (Some(value), Some(error)) => pair(value, error, digits),
+            _ => String::new(),
+        };
+        table.add_row([
+            "quantized".to_owned(),
+            pair(quantized.perplexity, quantized.perplexity_stderr, 3),
+            both(quantized.kl_mean, quantized.kl_stderr, 5),
+            both(quantized.kl_p99, quantized.kl_p99_stderr, 4),
+            quantized.top1_agreement.map_or_else(String::new, |share| format!("{:.2} %", share * 100.0)),
+        ]);
+    }
+    line(&mut out, format_args!("{table}"));
+    out
+}
+
+/// Linears of one role side by side; a large model has hundreds, so rows are roles and the figures span layers.
+fn linears_table(linears: &[LinearRow]) -> String {
+    let mut groups: Vec<(String, Vec<&LinearRow>)> = Vec::new();
+    for row in linears {
+        let role = row.name.rsplit('.').next().unwrap_or(&row.name).to_owned();
+        let key = format!("{role}\u{0}{}\u{0}{:?}\u{0}{}", row.bits, row.group_size, row.solver);
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, rows)) => rows.push(row),
+            None => groups.push((key, vec![row])),
+        }
+    }
+    let mut table =
+        table(&["linear", "count", "shape", "bits", "group", "solver", "relative loss: median", "worst", "in"]);
+    for (_, rows) in &groups {
+        let first = rows[0];
+        let mut losses: Vec<f64> = rows.iter().map(|row| row.relative_loss).collect();
+        losses.sort_by(f64::total_cmp);
+        let worst = rows.iter().max_by(|a, b| a.relative_loss.total_cmp(&b.relative_loss)).unwrap_or(&first);
+        table.add_row([
+            first.name.rsplit('.').next().unwrap_or(&first.name).to_owned(),
+            rows.len().to_string(),
+            format!("{} x {}", first.shape[0], first.shape[1]),
+            first.bits.to_string(),
+            first.group_size.map_or_else(|| first.granularity.to_owned(), |columns| columns.to_string()),
+            first.solver.clone(),
+            format!("{:.2e}", losses[losses.len() / 2]),
+            format!("{:.2e}", worst.relative_loss),
+            worst.name.clone(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn notes(out: &mut String, notes: &[String]) {
+    if !notes.is_empty() {
+        line(out, format_args!("\nnotes:"));
+        for note in notes {
+            line(out, format_args!("  {note}"));
+        }
+    }
+}
+
+fn resources(cost: &Resources) -> String {
+    format!(
+        "{:.1} s on the clock, {:.1} s of processors, {} at most in memory",
+        cost.wall_seconds,
+        cost.cpu_seconds,
+        bytes(cost.peak_rss_bytes)
+    )
+}
+
+/// A size with a unit of powers of ten, as disks and hubs count.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    let value = count as f64;
+    units
+        .iter()
+        .find(|(_, size)| value >= *size)
+        .map_or_else(|| format!("{count} B"), |(unit, size)| format!("{:.2} {unit}", value / size))
+}
+
+/// A table without frames.
+#[must_use]
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
+    table
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing into a string cannot fail.
+    let _ = out.write_fmt(text);
+    out.push('\n');
+}

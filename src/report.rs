@@ -1,0 +1,213 @@
+//! What a run found, as plain data. Field names are the JSON that other tools read; every number carries its unit in its name.
+
+use serde::Serialize;
+
+use crate::job::WindowRequest;
+use crate::resources::Resources;
+use crate::verify::Verification;
+
+/// The outcome of `quantize`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this program.
+    pub version: &'static str,
+    /// The original.
+    pub model: ModelSummary,
+    /// Directory written.
+    pub output: String,
+    /// Id of the format written.
+    pub format: String,
+    /// Built-in name or path of the recipe.
+    pub recipe: String,
+    /// Calibration text that was used; none for a recipe that needs no data.
+    pub calibration: Option<TextSummary>,
+    /// Size of the output.
+    pub size: Size,
+    /// One row for each quantized linear, in forward order.
+    pub linears: Vec<LinearRow>,
+    /// Linears that stay in 16 bit, with the reason.
+    pub kept: Vec<Kept>,
+    /// Tensors that no description of the architecture knows; copied unchanged.
+    pub unknown_tensors: Vec<String>,
+    /// What was not done as asked: lowered group sizes, fewer windows, stronger damping, fallbacks.
+    pub notes: Vec<String>,
+    /// Which runtimes load the output.
+    pub runtimes: Vec<RuntimeRow>,
+    /// What reopening the output found.
+    pub verification: Verification,
+    /// Perplexity and divergence; none when not asked for.
+    pub evaluation: Option<EvaluationReport>,
+    /// Cost of the whole run.
+    pub resources: Resources,
+    /// Cost of each phase, in order.
+    pub phases: Vec<Phase>,
+}
+
+/// The outcome of `evaluate`.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvaluateReport {
+    /// Version of this program.
+    pub version: &'static str,
+    /// The model that was measured.
+    pub model: ModelSummary,
+    /// Perplexity and divergence.
+    pub evaluation: EvaluationReport,
+    /// What was not done as asked.
+    pub notes: Vec<String>,
+    /// Cost of the whole run.
+    pub resources: Resources,
+}
+
+/// A checkpoint in a few words.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelSummary {
+    /// Its directory.
+    pub path: String,
+    /// Architecture, as its description names it.
+    pub architecture: String,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Weights of all tensors, each counted once.
+    pub parameters: u64,
+    /// Type that a runtime multiplies in.
+    pub dtype: String,
+    /// Format of a quantized checkpoint.
+    pub format: Option<String>,
+}
+
+/// Text that was read, as windows.
+#[derive(Clone, Debug, Serialize)]
+pub struct TextSummary {
+    /// File, or which built-in text.
+    pub text: String,
+    /// Windows used.
+    pub windows: usize,
+    /// Tokens in each.
+    pub context: usize,
+    /// What was asked for.
+    pub requested: WindowRequest,
+    /// SHA-256 of the token windows.
+    pub fingerprint: String,
+}
+
+/// Size of an output.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Size {
+    /// All files of weights.
+    pub bytes: u64,
+    /// All files of weights of the original.
+    pub original_bytes: u64,
+    /// Bits of all tensors divided by the weights of the original, embedding and head included.
+    pub bits_per_weight: f64,
+    /// The same over the quantized linears alone: codes, scales and zero points.
+    pub linear_bits_per_weight: f64,
+}
+
+/// One quantized linear.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinearRow {
+    /// Module path.
+    pub name: String,
+    /// `[out_features, in_features]`.
+    pub shape: [usize; 2],
+    /// Bits of a code.
+    pub bits: u8,
+    /// Columns that share a scale; none: the whole row or matrix.
+    pub group_size: Option<usize>,
+    /// `tensor`, `channel` or `group`.
+    pub granularity: &'static str,
+    /// Whether zero points are fixed.
+    pub symmetric: bool,
+    /// Name of the solver.
+    pub solver: String,
+    /// tr((W-Q) H (W-Q)ᵀ) / tr(W H Wᵀ) on the calibration inputs.
+    pub relative_loss: f64,
+    /// tr((W-Q) H (W-Q)ᵀ), H averaged over tokens.
+    pub loss: f64,
+    /// λ over the mean diagonal of H that the factorization needed.
+    pub damping: f64,
+    /// How the factorization went: `cholesky`, `raised damping`, `diagonal`.
+    pub rung: String,
+    /// Input columns that were zero on all calibration tokens.
+    pub dead_inputs: usize,
+}
+
+/// A linear that was not quantized.
+#[derive(Clone, Debug, Serialize)]
+pub struct Kept {
+    /// Module path.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Whether one runtime loads the output.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuntimeRow {
+    /// The runtime, with the version whose rules are checked.
+    pub runtime: String,
+    /// Whether it loads.
+    pub loads: bool,
+    /// Why not, or what to mind.
+    pub remark: String,
+}
+
+/// Cost of one phase.
+#[derive(Clone, Debug, Serialize)]
+pub struct Phase {
+    /// What was done.
+    pub name: &'static str,
+    /// Seconds on the clock.
+    pub wall_seconds: f64,
+    /// Processor seconds.
+    pub cpu_seconds: f64,
+}
+
+/// Perplexity and divergence on one text.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvaluationReport {
+    /// File, or which built-in text.
+    pub text: String,
+    /// Windows scored.
+    pub windows: usize,
+    /// Tokens in each; the first is not predicted.
+    pub context: usize,
+    /// What was asked for.
+    pub requested: WindowRequest,
+    /// SHA-256 of the token windows.
+    pub fingerprint: String,
+    /// The original, when one was given.
+    pub original: Option<Perplexity>,
+    /// The quantized model, when one was given.
+    pub quantized: Option<QuantizedQuality>,
+    /// Mean negative log-likelihood of each window, nats a token, of the measured model.
+    pub window_nll: Vec<f64>,
+}
+
+/// How well a model predicts the text.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Perplexity {
+    /// exp of the mean negative log-likelihood.
+    pub perplexity: f64,
+    /// Standard error of it.
+    pub perplexity_stderr: f64,
+}
+
+/// How well a quantized model predicts the text, and how far it is from the original.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct QuantizedQuality {
+    /// exp of the mean negative log-likelihood.
+    pub perplexity: f64,
+    /// Standard error of it.
+    pub perplexity_stderr: f64,
+    /// Mean KL divergence of the original to this model, nats a token.
+    pub kl_mean: Option<f64>,
+    /// Standard error of it.
+    pub kl_stderr: Option<f64>,
+    /// 99th percentile of the divergence over tokens, nats.
+    pub kl_p99: Option<f64>,
+    /// Standard error of it.
+    pub kl_p99_stderr: Option<f64>,
+    /// Share of tokens where both models rank the same token first.
+    pub top1_agreement: Option<f64>,
+}

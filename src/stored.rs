@@ -1,0 +1,225 @@
+//! A model on disk, original or quantized: its description, its checkpoint, and the weights that the forward pass asks for.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use calibration::tokenizer::TextTokenizer;
+use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
+use formats::target::{self, StoredFormat};
+use formats::{Checkpoint, Dtype};
+use model::linear::Linear;
+use model::{Layer, Model};
+use ndarray::{Array1, Array2, Axis};
+use quantizer::scheme::Scheme;
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::report::ModelSummary;
+
+/// Largest config.json that is read, bytes.
+const MOST_CONFIG: u64 = 16 << 20;
+
+/// An open model directory.
+#[derive(Debug)]
+pub(crate) struct StoredModel {
+    pub(crate) path: PathBuf,
+    pub(crate) config: Value,
+    pub(crate) model: Model,
+    pub(crate) checkpoint: Checkpoint,
+    /// How quantized linears are stored; none in an original.
+    pub(crate) format: Option<Box<dyn StoredFormat>>,
+}
+
+impl StoredModel {
+    /// Opens a directory and checks every tensor that the description expects.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        if !path.is_dir() {
+            let problem =
+                if path.exists() { "is not a directory" } else { "does not exist" };
+            return Err(Error::NotSuitable {
+                path: path.to_owned(),
+                problem: problem.to_owned(),
+                hint: "name the directory that holds config.json and the safetensors files",
+            });
+        }
+        let config = read_config(path)?;
+        let model = Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
+        let format = match config.get("quantization_config").filter(|value| !value.is_null()) {
+            None => None,
+            Some(quantization) => Some(target::open(quantization)?),
+        };
+        let checkpoint = Checkpoint::open(path)?;
+        let stored = Self { path: path.to_owned(), config, model, checkpoint, format };
+        stored.check_tensors()?;
+        Ok(stored)
+    }
+
+    /// Opens a directory that is to be quantized.
+    pub(crate) fn open_original(path: &Path) -> Result<Self, Error> {
+        let stored = Self::open(path)?;
+        if let Some(format) = &stored.format {
+            return Err(Error::NotSuitable {
+                path: path.to_owned(),
+                problem: format!("the checkpoint is quantized already ({})", format.id()),
+                hint: "quantize the original; its name usually stands in the model card",
+            });
+        }
+        Ok(stored)
+    }
+
+    /// The model's tokenizer, if it has one.
+    pub(crate) fn tokenizer(&self) -> Result<Option<TextTokenizer>, Error> {
+        Ok(TextTokenizer::open(&self.path)?)
+    }
+
+    /// The grid of a linear; none where its weight is dense.
+    pub(crate) fn scheme(&self, linear: &Linear) -> Option<Scheme> {
+        if self.checkpoint.contains(&linear.weight_name()) {
+            return None;
+        }
+        self.format.as_ref().and_then(|format| format.scheme(linear))
+    }
+
+    /// Type of most of the weights that are not packed.
+    pub(crate) fn dtype(&self) -> Result<Dtype, Error> {
+        Ok(self.checkpoint.info(&self.model.embedding())?.dtype)
+    }
+
+    /// Tensors that belong to no part of the description.
+    pub(crate) fn unknown_tensors(&self) -> Vec<String> {
+        let mut known: std::collections::BTreeSet<String> =
+            self.model.expected_tensors().map(|tensor| tensor.name).collect();
+        // A tied model may store its head all the same.
+        known.insert(self.model.untied_head());
+        for linear in self.model.linears() {
+            if let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) {
+                known.extend(format.tensors(linear, scheme));
+            }
+        }
+        self.checkpoint.names().filter(|name| !known.contains(*name)).map(str::to_owned).collect()
+    }
+
+    pub(crate) fn summary(&self) -> Result<ModelSummary, Error> {
+        let linears: u64 =
+            self.model.linears().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
+        let mut others = 0;
+        for tensor in self.model.expected_tensors() {
+            if !self.model.linears().any(|linear| linear.weight_name() == tensor.name) {
+                others += tensor.shape.iter().product::<usize>() as u64;
+            }
+        }
+        Ok(ModelSummary {
+            path: self.path.display().to_string(),
+            architecture: self.model.architecture.model_type.to_owned(),
+            layers: self.model.layers.len(),
+            parameters: linears + others,
+            dtype: self.dtype()?.torch_name().unwrap_or("unknown").to_owned(),
+            format: self.format.as_ref().map(|format| format.id().to_owned()),
+        })
+    }
+
+    /// Names and shapes against the file, before any work.
+    fn check_tensors(&self) -> Result<(), Error> {
+        let quantized: std::collections::BTreeMap<String, &Linear> = self
+            .model
+            .linears()
+            .filter(|linear| self.scheme(linear).is_some())
+            .map(|linear| (linear.weight_name(), linear))
+            .collect();
+        for tensor in self.model.expected_tensors() {
+            if let Some(linear) = quantized.get(&tensor.name) {
+                if let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) {
+                    for name in format.tensors(linear, scheme) {
+                        self.checkpoint.info(&name)?;
+                    }
+                }
+                continue;
+            }
+            self.checkpoint.expect_shape(&tensor.name, &tensor.shape)?;
+            let found = self.checkpoint.info(&tensor.name)?;
+            if !found.dtype.is_float() {
+                let problem = format!(
+                    "tensor `{}` of {} is {}, expected F32, F16 or BF16",
+                    tensor.name,
+                    found.file.display(),
+                    found.dtype.name()
+                );
+                return Err(Error::Mismatch { path: self.path.clone(), problem });
+            }
+        }
+        Ok(())
+    }
+
+    fn operator(&self, linear: &Linear) -> Result<LinearOperator, Error> {
+        let shape = (linear.out_features, linear.in_features);
+        let weights = match (&self.format, self.scheme(linear)) {
+            (Some(format), Some(scheme)) => LinearWeights::Packed(format.packed(linear, scheme, &self.checkpoint)?),
+            _ => LinearWeights::Dense(self.checkpoint.read_matrix(&linear.weight_name(), shape)?),
+        };
+        let bias = linear.bias_name().map(|name| self.checkpoint.read_vector(&name, linear.out_features));
+        Ok(LinearOperator { weights, bias: bias.transpose()? })
+    }
+
+    /// The weights of one layer.
+    pub(crate) fn layer_weights(&self, layer: &Layer) -> Result<LayerWeights, Error> {
+        let numbers = &self.model.hyperparameters;
+        let linears = layer.stages.iter().flat_map(|stage| &stage.linears);
+        let head_norms = match &layer.head_norms {
+            None => None,
+            Some(norms) => Some((
+                self.checkpoint.read_vector(&norms.query, numbers.head_dim)?,
+                self.checkpoint.read_vector(&norms.key, numbers.head_dim)?,
+            )),
+        };
+        Ok(LayerWeights {
+            linears: linears
+                .map(|linear| Ok((linear.id.role, self.operator(linear)?)))
+                .collect::<Result<_, Error>>()?,
+            attention_norm: self.checkpoint.read_vector(&layer.attention_norm.weight, numbers.hidden_size)?,
+            mlp_norm: self.checkpoint.read_vector(&layer.mlp_norm.weight, numbers.hidden_size)?,
+            head_norms,
+        })
+    }
+
+    /// Rows of the embedding, read one by one: a window needs few of them.
+    pub(crate) fn embedded(&self, tokens: &[u32]) -> Result<Array2<f32>, Error> {
+        let name = self.model.embedding();
+        let mut rows = Array2::zeros((tokens.len(), self.model.hyperparameters.hidden_size));
+        for (mut row, &token) in rows.axis_iter_mut(Axis(0)).zip(tokens) {
+            let token = token as usize;
+            row.assign(&self.checkpoint.read_rows(&name, token..token + 1)?.row(0));
+        }
+        Ok(rows)
+    }
+}
+
+impl WeightSource for StoredModel {
+    fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
+        Ok(self.embedded(tokens)?)
+    }
+
+    fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
+        Ok(self.layer_weights(layer)?)
+    }
+
+    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
+        let hidden = self.model.hyperparameters.hidden_size;
+        Ok(self.checkpoint.read_vector(&self.model.final_norm(), hidden)?)
+    }
+
+    fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
+        let weights = LinearWeights::Dense(self.checkpoint.read_rows(&self.model.head(), rows)?);
+        Ok(LinearOperator { weights, bias: None })
+    }
+}
+
+fn read_config(directory: &Path) -> Result<Value, Error> {
+    let path = directory.join("config.json");
+    let found = std::fs::metadata(&path).map_err(Error::io(&path))?;
+    if found.len() > MOST_CONFIG {
+        let problem = format!("{} bytes, expected at most {MOST_CONFIG}", found.len());
+        return Err(Error::Json { path, problem });
+    }
+    let text = std::fs::read(&path).map_err(Error::io(&path))?;
+    serde_json::from_slice(&text).map_err(|e| Error::Json { path, problem: e.to_string() })
+}

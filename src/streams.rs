@@ -1,0 +1,83 @@
+//! The hidden states of all calibration windows: of the model as it is being quantized and, where errors are propagated, of the original.
+
+use calibration::forward::{Forward, WindowState};
+use calibration::weights::LayerWeights;
+use model::Layer;
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::stored::StoredModel;
+
+/// Where every window is.
+#[derive(Debug)]
+pub(crate) struct Streams<'m> {
+    forward: Forward<'m>,
+    quantized: Vec<WindowState>,
+    original: Option<Vec<WindowState>>,
+}
+
+/// Told the input of a stage, window by window: `[tokens, in_features]` of the quantized stream and of the original one.
+pub(crate) type See<'s> =
+    dyn FnMut(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>) -> Result<(), Error> + 's;
+
+impl<'m> Streams<'m> {
+    /// Embeds the windows.
+    pub(crate) fn start(source: &'m StoredModel, plan: &Plan, windows: &[Vec<u32>]) -> Result<Self, Error> {
+        let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
+        let embed = |tokens: &Vec<u32>| source.embedded(tokens).map(WindowState::new);
+        let quantized = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
+        let original = plan.propagates_errors().then(|| quantized.clone());
+        Ok(Self { forward: Forward::new(&source.model, tokens), quantized, original })
+    }
+
+    /// Shows the input of a stage, windows in order.
+    pub(crate) fn see_stage_input(
+        &self,
+        layer: &Layer,
+        stage: usize,
+        weights: &LayerWeights,
+        see: &mut See<'_>,
+    ) -> Result<(), Error> {
+        for (index, state) in self.quantized.iter().enumerate() {
+            let input = self.forward.stage_input(layer, stage, weights, state);
+            let original = self
+                .original
+                .as_ref()
+                .map(|states| self.forward.stage_input(layer, stage, weights, &states[index]));
+            see(input.view(), original.as_ref().map(|input| input.view()))?;
+        }
+        Ok(())
+    }
+
+    /// Applies the stage's original linears to the original stream.
+    pub(crate) fn advance_original(&mut self, layer: &Layer, stage: usize, weights: &LayerWeights) -> Result<(), Error> {
+        match &mut self.original {
+            None => Ok(()),
+            Some(states) => advance(&self.forward, states, layer, stage, weights),
+        }
+    }
+
+    /// Applies the stage's quantized linears to the quantized stream.
+    pub(crate) fn advance_quantized(&mut self, layer: &Layer, stage: usize, weights: &LayerWeights) -> Result<(), Error> {
+        advance(&self.forward, &mut self.quantized, layer, stage, weights)
+    }
+}
+
+fn advance(
+    forward: &Forward<'_>,
+    states: &mut [WindowState],
+    layer: &Layer,
+    stage: usize,
+    weights: &LayerWeights,
+) -> Result<(), Error> {
+    states.par_iter_mut().for_each(|state| forward.advance(layer, stage, weights, state));
+    match states.iter().position(|state| !state.is_finite()) {
+        None => Ok(()),
+        Some(window) => {
+            let place = format!("layer {}", layer.index);
+            Err(calibration::CalibrationError::NotFinite { window, place }.into())
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The proof: reopen the output, check every file's hash, decode every tensor, compare it with what was solved, run the packed
+//! kernel on the written bytes against a dense reference in f64, and check the loaders' rules.
+
+use std::path::Path;
+
+use formats::target::{self, PlannedLinear};
+use kernels::{PackedMatrix, reference_product};
+use model::linear::Linear;
+use ndarray::Array2;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::progress::Progress;
+use crate::record::{FileRecord, LinearRecord, Record, bytes_digest, solution_digest};
+use crate::stored::StoredModel;
+
+/// Largest difference between the packed kernel and f64, relative to the largest output.
+const MOST_KERNEL_ERROR: f64 = 1e-5;
+/// Rows of random inputs that the kernel multiplies: fewer and more than its paths for small batches.
+const KERNEL_TOKENS: usize = 3;
+/// Outputs that are compared for each linear.
+const KERNEL_OUTPUTS: usize = 256;
+
+/// What reopening an output found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verification {
+    /// Files whose SHA-256 was compared.
+    pub files: usize,
+    /// Linears that were decoded and compared with the digest of the solution.
+    pub linears: usize,
+    /// Other tensors compared with their digests.
+    pub tensors: usize,
+    /// Largest difference of the packed kernel from the f64 reference, relative to the largest output of its linear.
+    pub kernel_error: f64,
+    /// What is wrong, if anything.
+    pub problems: Vec<String>,
+}
+
+/// Verifies an output directory of `quantize`.
+///
+/// # Errors
+/// A directory without a record, or one that cannot be read at all. What does not match is no error but a
+/// [`Verification::problems`] entry.
+pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification, Error> {
+    let record = Record::read(directory)?;
+    let mut found = Verification::default();
+    for (name, expected) in &record.files {
+        let path = directory.join(name);
+        match FileRecord::of(&path) {
+            Ok(actual) if actual == *expected => found.files += 1,
+            Ok(actual) if actual.bytes != expected.bytes => found
+                .problems
+                .push(format!("`{name}` has {} bytes, expected {}", actual.bytes, expected.bytes)),
+            Ok(actual) => found
+                .problems
+                .push(format!("SHA-256 of `{name}` is {}, expected {}", actual.sha256, expected.sha256)),
+            Err(error) => found.problems.push(error.to_string()),
+        }
+    }
+    // A file that cannot be opened as a model is one more problem, which the hashes have usually named already.
+    match StoredModel::open(directory) {
+        Ok(stored) => check_tensors(&stored, &record, &mut found, progress),
+        Err(error) => found.problems.push(error.to_string()),
+    }
+    Ok(found)
+}
+
+fn check_tensors(stored: &StoredModel, record: &Record, found: &mut Verification, progress: &dyn Progress) {
+    progress.phase("verifying", record.linears.len());
+    let mut plan = Vec::new();
+    for (fused_group, stage) in stored.model.layers.iter().flat_map(|layer| &layer.stages).enumerate() {
+        for linear in &stage.linears {
+            let expected = record.linears.get(&linear.name);
+            let scheme = expected.map(|expected| expected.scheme);
+            plan.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });
+            let Some(expected) = expected else { continue };
+            match check_linear(stored, linear, expected) {
+                Ok(error) => {
+                    found.linears += 1;
+                    found.kernel_error = found.kernel_error.max(error);
+                    if error.is_nan() || error > MOST_KERNEL_ERROR {
+                        let problem = format!("the packed kernel is {error:.1e} from the f64 reference");
+                        found.problems.push(format!("`{}`: {problem}", linear.name));
+                    }
+                }
+                Err(problem) => found.problems.push(format!("`{}`: {problem}", linear.name)),
+            }
+            progress.step("");
+        }
+    }
+    progress.finish();
+    let known: Vec<&str> = stored.model.linears().map(|linear| linear.name.as_str()).collect();
+    for name in record.linears.keys().filter(|name| !known.contains(&name.as_str())) {
+        found.problems.push(format!("`{name}` was solved, but the model has no such linear"));
+    }
+    for (name, expected) in &record.tensors {
+        match stored.checkpoint.read(name).map(|bytes| bytes_digest(&bytes)) {
+            Ok(digest) if digest == *expected => found.tensors += 1,
+            Ok(digest) => found.problems.push(format!("SHA-256 of tensor `{name}` is {digest}, expected {expected}")),
+            Err(error) => found.problems.push(error.to_string()),
+        }
+    }
+    if stored.format.as_ref().map(|format| format.id()) != Some(record.format.as_str()) {
+        found.problems.push(format!("config.json does not name the format {}", record.format));
+    }
+    let loaders = target::ALL.iter().filter(|format| format.id() == record.format).flat_map(|format| format.loaders());
+    let verdicts: Vec<_> = loaders.map(|rule| rule.check(&plan)).collect();
+    if !verdicts.iter().any(|verdict| verdict.loads) {
+        found.problems.push("no runtime's rules are met".to_owned());
+    }
+}
+
+/// Compares one linear with its record; returns the kernel's error.
+fn check_linear(stored: &StoredModel, linear: &Linear, expected: &LinearRecord) -> Result<f64, String> {
+    let Some((format, scheme)) = stored.format.as_ref().zip(stored.scheme(linear)) else {
+        return Err("was solved, but is not stored as quantized".to_owned());
+    };
+    if (scheme.bits, scheme.symmetry) != (expected.scheme.bits, expected.scheme.symmetry) {
+        return Err(format!("config.json gives it {scheme:?}, it was solved for {:?}", expected.scheme));
+    }
+    let tensor = format.decode(linear, scheme, &stored.checkpoint).map_err(|e| e.to_string())?;
+    let digest = solution_digest(&tensor);
+    if digest != expected.digest {
+        return Err(format!("decodes to other codes or scales than were solved (SHA-256 {digest}, expected {})", expected.digest));
+    }
+    let packed = format.packed(linear, scheme, &stored.checkpoint).map_err(|e| e.to_string())?;
+    Ok(kernel_error(&packed, &tensor.dequantize()))
+}
+
+/// Largest difference of the packed product from the dense one in f64, relative to the largest output.
+fn kernel_error(packed: &PackedMatrix, dense: &Array2<f32>) -> f64 {
+    let mut state = 0x9e37_79b9_u32;
+    let x = Array2::from_shape_fn((KERNEL_TOKENS, dense.ncols()), |_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state as f32 / u32::MAX as f32) * 2.0 - 1.0
+    });
+    let mut out = Array2::zeros((KERNEL_TOKENS, dense.nrows()));
+    packed.product(x.view(), out.view_mut());
+    // The f64 reference is slow on purpose; a spread of outputs touches every tile of the kernel.
+    let step = dense.nrows().div_ceil(KERNEL_OUTPUTS);
+    let rows: Vec<usize> = (0..dense.nrows()).step_by(step).collect();
+    let exact = reference_product(x.view(), dense.select(ndarray::Axis(0), &rows).view());
+    let found = out.select(ndarray::Axis(1), &rows);
+    let most = exact.iter().fold(f64::MIN_POSITIVE, |most, value| most.max(value.abs()));
+    found.iter().zip(&exact).fold(0.0, |worst: f64, (found, exact)| {
+        let difference = (f64::from(*found) - exact).abs() / most;
+        if difference.is_nan() { f64::NAN } else { worst.max(difference) }
+    })
+}

@@ -1,0 +1,44 @@
+//! `list`, `inspect` and help.
+
+use crate::run::{demo, quantc, quantize, succeed, text};
+
+#[test]
+fn each_list_has_one_line_for_each_item() {
+    for (what, items) in [
+        ("architectures", vec!["llama", "mistral", "qwen2", "qwen3"]),
+        ("formats", vec!["gptq", "compressed-tensors"]),
+        ("solvers", vec!["rtn", "gptq"]),
+    ] {
+        let listing = succeed(&["list", what]);
+        for item in items {
+            let lines = listing.lines().filter(|line| line.split_whitespace().next() == Some(item)).count();
+            assert_eq!(lines, 1, "{item} in\n{listing}");
+        }
+    }
+}
+
+#[test]
+fn inspect_says_what_an_original_and_an_output_are() {
+    let shown = succeed(&["inspect", text(&demo())]);
+    assert!(shown.contains("llama") && shown.contains("bfloat16") && shown.contains("not quantized"), "{shown}");
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate", "--bits", "8"]);
+    let shown = succeed(&["inspect", text(&output)]);
+    assert!(shown.contains("gptq") && shown.contains('8') && shown.contains("vLLM"), "{shown}");
+}
+
+#[test]
+fn help_fits_a_screen_and_has_an_example() {
+    for command in ["quantize", "evaluate", "verify", "inspect"] {
+        let help = succeed(&[command, "-h"]);
+        assert!(help.lines().count() <= 50, "{command}: {} lines", help.lines().count());
+        assert!(help.contains("Example"), "{command}");
+    }
+}
+
+#[test]
+fn a_wrong_flag_is_the_users_to_fix() {
+    let output = quantc(&["quantize", "--bitz", "4"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--bits"));
+}

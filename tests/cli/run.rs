@@ -1,0 +1,101 @@
+//! Runs the program in a directory of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub(crate) fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub(crate) fn demo() -> PathBuf {
+    repository().join("demo/model")
+}
+
+pub(crate) fn tiny(name: &str) -> PathBuf {
+    repository().join("tests/data/hf_tiny").join(name)
+}
+
+/// Few and short windows: enough to take every path, quick in a build without optimization.
+pub(crate) const SMALL: [&str; 8] = [
+    "--samples",
+    "6",
+    "--context",
+    "96",
+    "--evaluate-samples",
+    "4",
+    "--evaluate-context",
+    "96",
+];
+
+pub(crate) fn quantc(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_quantc")).args(arguments).output().expect("the program starts")
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are text")
+}
+
+/// Runs, demands success, returns standard output.
+pub(crate) fn succeed(arguments: &[&str]) -> String {
+    let output = quantc(arguments);
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("reports are text")
+}
+
+/// Runs, demands the exit code, returns standard error.
+pub(crate) fn fail(code: i32, arguments: &[&str]) -> String {
+    let output = quantc(arguments);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
+    assert!(message.starts_with("error: ") && !message.contains("panicked"), "{message}");
+    message
+}
+
+/// Quantizes into `folder/out` with small windows and returns the output and the JSON report.
+pub(crate) fn quantize(folder: &Path, model: &Path, more: &[&str]) -> (PathBuf, Value) {
+    let output = folder.join("out");
+    let report = folder.join("report.json");
+    let mut arguments =
+        vec!["quantize", text(model), "-o", text(&output), "--export-json", text(&report), "--force"];
+    if !more.contains(&"--no-evaluate") {
+        arguments.extend(SMALL);
+    } else {
+        arguments.extend(&SMALL[..4]);
+    }
+    arguments.extend(more);
+    succeed(&arguments);
+    (output, json(&report))
+}
+
+pub(crate) fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A copy of a checkpoint that a test may damage.
+pub(crate) fn copy(model: &Path) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(model).unwrap() {
+        let entry = entry.unwrap();
+        fs::write(folder.path().join(entry.file_name()), fs::read(entry.path()).unwrap()).unwrap();
+    }
+    folder
+}
+
+/// Names of the files of a directory, sorted.
+pub(crate) fn files(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
