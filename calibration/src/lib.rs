@@ -10,7 +10,6 @@ pub mod corpus;
 mod error;
 pub mod evaluation;
 pub mod forward;
-mod lanes;
 pub mod tokenizer;
 pub mod weights;
 

@@ -3,6 +3,7 @@
 
 mod arch;
 mod dense;
+pub mod elementwise;
 pub mod factor;
 pub mod packed;
 pub mod panel;

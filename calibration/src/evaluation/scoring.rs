@@ -11,9 +11,8 @@
 
 use std::ops::Range;
 
+use kernels::elementwise;
 use ndarray::{ArrayView1, ArrayView2};
-
-use crate::lanes;
 
 /// One window's positions that have a next token, with the figures gathered so far.
 pub(super) struct WindowScore<'w> {
@@ -83,12 +82,13 @@ impl<'w> WindowScore<'w> {
             let measured = contiguous(measured.row(row));
             let softmax = &mut self.measured[position];
             softmax.raise(measured, vocabulary.start, target);
-            softmax.total += lanes::sum_of_exponentials(measured, softmax.highest);
+            softmax.total += elementwise::sum_of_exponentials(measured, softmax.highest);
             if let Some(reference) = &reference {
                 let reference = contiguous(reference.row(row));
                 let softmax = &mut self.reference[position];
                 let shrunk = softmax.raise(reference, vocabulary.start, target);
-                let (total, difference) = lanes::weighted_differences(reference, measured, softmax.highest);
+                let (total, difference) =
+                    elementwise::weighted_differences(reference, measured, softmax.highest);
                 softmax.total += total;
                 self.differences[position] = self.differences[position] * shrunk + difference;
             }
@@ -121,7 +121,7 @@ impl Softmax {
         if let Some(target) = target {
             self.target = logits[target];
         }
-        let highest = lanes::max(logits);
+        let highest = elementwise::max(logits);
         if highest <= self.highest {
             return 1.0;
         }

@@ -3,11 +3,10 @@
 //! For each head and each tile of queries, tiles of keys are visited in order; a running maximum and sum for each query rescale what was
 //! gathered before. Heads and query tiles are independent, the order within one is fixed.
 
+use kernels::elementwise;
 use kernels::product::{product_nn, product_nt};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
-
-use crate::lanes;
 
 /// Queries that are answered together.
 const QUERY_TILE: usize = 64;
@@ -93,13 +92,13 @@ fn attend_tile(
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             let visible = &mut scores[from..to];
-            let tallest = lanes::max(visible).max(highest[row]);
+            let tallest = elementwise::max(visible).max(highest[row]);
             if tallest == f32::NEG_INFINITY {
                 // No key of this tile is in the query's window.
                 continue;
             }
-            let rescale = lanes::exp(highest[row] - tallest);
-            total[row] = total[row] * rescale + lanes::exponentiate(visible, tallest);
+            let rescale = elementwise::exp(highest[row] - tallest);
+            total[row] = total[row] * rescale + elementwise::exponentiate(visible, tallest);
             highest[row] = tallest;
             if rescale != 1.0 {
                 gathered.row_mut(row).mapv_inplace(|value| value * rescale);

@@ -1,9 +1,8 @@
 //! Norms and activations: one pass over rows, written so that compilers vectorize them.
 
+use kernels::elementwise::{gate_silu, sum_of_squares};
 use model::hyperparameters::Activation;
 use ndarray::{Array1, Array2, ArrayView2, Zip};
-
-use crate::lanes;
 
 /// `x / sqrt(mean(x²) + eps) * weight` for each row (arXiv 1910.07467); the mean in f64.
 pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -> Array2<f32> {
@@ -16,7 +15,7 @@ pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -
 pub(super) fn rms_norm_heads(x: &mut Array2<f32>, weight: &Array1<f32>, eps: f64) {
     let values = x.as_slice_mut().expect("an owned matrix is contiguous");
     for head in values.chunks_exact_mut(weight.len()) {
-        let mean = lanes::sum_of_squares(head) / head.len() as f64;
+        let mean = sum_of_squares(head) / head.len() as f64;
         let factor = (1.0 / (mean + eps).sqrt()) as f32;
         for (value, &weight) in head.iter_mut().zip(weight) {
             *value = *value * factor * weight;
@@ -27,9 +26,9 @@ pub(super) fn rms_norm_heads(x: &mut Array2<f32>, weight: &Array1<f32>, eps: f64
 /// `gate = activation(gate) * up`.
 pub(super) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f32>) {
     let apply: fn(f32) -> f32 = match activation {
-        // The common case gets a loop of its own, which vectorizes.
         Activation::Silu => {
-            Zip::from(gate).and(up).for_each(|gate, &up| *gate = silu(*gate) * up);
+            let gate = gate.as_slice_mut().expect("an owned matrix is contiguous");
+            gate_silu(gate, up.as_slice().expect("an owned matrix is contiguous"));
             return;
         }
         Activation::Gelu => {
@@ -42,11 +41,6 @@ pub(super) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f
         Activation::Relu => |x| x.max(0.0),
     };
     Zip::from(gate).and(up).for_each(|gate, &up| *gate = apply(*gate) * up);
-}
-
-#[inline]
-fn silu(x: f32) -> f32 {
-    x / (1.0 + lanes::exp(-x))
 }
 
 /// The error function, to about 1e-15 (series below 3, continued fraction above).

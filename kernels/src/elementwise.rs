@@ -1,0 +1,307 @@
+//! Exponentials and reductions over slices, in single precision: what a softmax, a norm and a gated activation are made of.
+//!
+//! Sums run in sixteen lanes in an order that is always the same, and nothing is fused, so that a result has the same bits on every machine.
+//! The code is plain; what is picked at run time is the vector unit that it is compiled for.
+
+use crate::arch::lanes::{Lanes, Task, Unit};
+
+/// Running values of a reduction.
+const LANES: usize = 16;
+/// Values of a lane that are added in single precision, before a sum goes on in double.
+const RUN: usize = 4;
+
+/// e to the x, within two units in the last place; zero below -87, and e to the 88 above 88. Not a number stays so.
+#[must_use]
+pub fn exp(x: f32) -> f32 {
+    exponential(x)
+}
+
+/// The largest value; that of no values is minus infinity. Values that are not numbers are passed over.
+#[must_use]
+pub fn max(values: &[f32]) -> f32 {
+    Unit::widest().run(Max(values))
+}
+
+/// Σ value², each square and the sum in double precision.
+#[must_use]
+pub fn sum_of_squares(values: &[f32]) -> f64 {
+    Unit::widest().run(SumOfSquares(values))
+}
+
+/// Replaces each value by `exp(value - offset)`; gives their sum, in single precision.
+pub fn exponentiate(values: &mut [f32], offset: f32) -> f32 {
+    Unit::widest().run(Exponentiate { values, offset })
+}
+
+/// Σ exp(value - offset). Each lane adds runs of four values in single precision, and those sums in double.
+#[must_use]
+pub fn sum_of_exponentials(values: &[f32], offset: f32) -> f64 {
+    Unit::widest().run(SumOfExponentials { values, offset })
+}
+
+/// Σ exp(value - offset), which is [`sum_of_exponentials`] to the last bit, and the same sum with each term times `value - other`.
+///
+/// # Panics
+/// When there are not as many `others` as `values`.
+#[must_use]
+pub fn weighted_differences(values: &[f32], others: &[f32], offset: f32) -> (f64, f64) {
+    assert_eq!(values.len(), others.len(), "each value needs its other one");
+    Unit::widest().run(WeightedDifferences { values, others, offset })
+}
+
+/// `gate = gate / (1 + exp(-gate)) * up`: the SiLU of a gated MLP.
+///
+/// # Panics
+/// When there are not as many `up` as `gate`.
+pub fn gate_silu(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "each gate needs its value");
+    Unit::widest().run(GateSilu { gate, up });
+}
+
+/// `x = n ln 2 + r` with `r` at most half of ln 2, a polynomial for `e^r` (Cephes, `expf`), and `n` added to the exponent. No branches.
+#[inline(always)]
+fn exponential(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, so that the reduction is exact for every n that can occur.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // Not `clamp`: what that does for a number that is none costs more than the rest.
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut polynomial = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        polynomial = polynomial * r + coefficient;
+    }
+    let mantissa = polynomial * r * r + r + 1.0;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.0 { 0.0 } else { mantissa * power }
+}
+
+struct Max<'a>(&'a [f32]);
+
+impl Task for Max<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> f32 {
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane = larger(*lane, value);
+            }
+        }
+        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &value| larger(most, value))
+    }
+}
+
+struct SumOfSquares<'a>(&'a [f32]);
+
+impl Task for SumOfSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> f64 {
+        let mut lanes = [0.0_f64; LANES];
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(value) * f64::from(value);
+            }
+        }
+        for (lane, &value) in lanes.iter_mut().zip(rest) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+        lanes.iter().sum()
+    }
+}
+
+struct Exponentiate<'a> {
+    values: &'a mut [f32],
+    offset: f32,
+}
+
+impl Task for Exponentiate<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> f32 {
+        let mut lanes = [0.0_f32; LANES];
+        let (chunks, rest) = self.values.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for (lane, value) in lanes.iter_mut().zip(chunk) {
+                *value = exponential(*value - self.offset);
+                *lane += *value;
+            }
+        }
+        for (lane, value) in lanes.iter_mut().zip(rest) {
+            *value = exponential(*value - self.offset);
+            *lane += *value;
+        }
+        lanes.iter().sum()
+    }
+}
+
+struct SumOfExponentials<'a> {
+    values: &'a [f32],
+    offset: f32,
+}
+
+impl Task for SumOfExponentials<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> f64 {
+        let mut total = [0.0_f64; LANES];
+        for run in self.values.chunks(RUN * LANES) {
+            let mut lanes = [0.0_f32; LANES];
+            let (chunks, rest) = run.as_chunks::<LANES>();
+            for chunk in chunks {
+                for (lane, &value) in lanes.iter_mut().zip(chunk) {
+                    *lane += exponential(value - self.offset);
+                }
+            }
+            for (lane, &value) in lanes.iter_mut().zip(rest) {
+                *lane += exponential(value - self.offset);
+            }
+            for (total, lane) in total.iter_mut().zip(lanes) {
+                *total += f64::from(lane);
+            }
+        }
+        total.iter().sum()
+    }
+}
+
+struct WeightedDifferences<'a> {
+    values: &'a [f32],
+    others: &'a [f32],
+    offset: f32,
+}
+
+impl Task for WeightedDifferences<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> (f64, f64) {
+        let mut total = [0.0_f64; LANES];
+        let mut weighted = [0.0_f64; LANES];
+        for (run, other_run) in self.values.chunks(RUN * LANES).zip(self.others.chunks(RUN * LANES)) {
+            let mut lanes = [0.0_f32; LANES];
+            let mut differences = [0.0_f32; LANES];
+            let (chunks, rest) = run.as_chunks::<LANES>();
+            let (other_chunks, other_rest) = other_run.as_chunks::<LANES>();
+            for (chunk, other_chunk) in chunks.iter().zip(other_chunks) {
+                for lane in 0..LANES {
+                    let weight = exponential(chunk[lane] - self.offset);
+                    lanes[lane] += weight;
+                    differences[lane] += weight * (chunk[lane] - other_chunk[lane]);
+                }
+            }
+            for (lane, (&value, &other)) in rest.iter().zip(other_rest).enumerate() {
+                let weight = exponential(value - self.offset);
+                lanes[lane] += weight;
+                differences[lane] += weight * (value - other);
+            }
+            for lane in 0..LANES {
+                total[lane] += f64::from(lanes[lane]);
+                weighted[lane] += f64::from(differences[lane]);
+            }
+        }
+        (total.iter().sum(), weighted.iter().sum())
+    }
+}
+
+struct GateSilu<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Task for GateSilu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        for (gate, &up) in self.gate.iter_mut().zip(self.up) {
+            *gate = *gate / (1.0 + exponential(-*gate)) * up;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_accurate_over_its_range() {
+        for step in -86_999..88_000 {
+            let x = step as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            let relative = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(relative < 2.4e-7, "exp({x}): {relative:e}");
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn lanes_give_what_one_running_value_gives() {
+        for count in [0, 1, 15, 16, 17, 64, 65, 130, 1000] {
+            let values: Vec<f32> = (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.1).collect();
+            let others: Vec<f32> = values.iter().map(|v| v * 0.9 + 0.01).collect();
+            let close = |found: f64, expected: f64| {
+                assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{count}: {found} {expected}");
+            };
+            let wide = |v: &f32| f64::from(*v);
+            let offset = max(&values);
+            assert_eq!(offset, values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            close(sum_of_squares(&values), values.iter().map(|v| wide(v) * wide(v)).sum());
+            let offset = if count == 0 { 0.0 } else { offset };
+            let weights: Vec<f64> = values.iter().map(|v| (wide(v) - f64::from(offset)).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            close(sum_of_exponentials(&values, offset), total);
+            let differences = weights.iter().zip(values.iter().zip(&others));
+            let weighted: f64 = differences.map(|(weight, (v, o))| weight * (wide(v) - wide(o))).sum();
+            let found = weighted_differences(&values, &others, offset);
+            close(found.0, total);
+            close(found.1, weighted);
+            let mut replaced = values.clone();
+            close(f64::from(exponentiate(&mut replaced, offset)), total);
+            assert!(replaced.iter().zip(&weights).all(|(f, e)| (wide(f) - e).abs() <= 1e-6 * e));
+            let mut gated = values.clone();
+            gate_silu(&mut gated, &others);
+            for (found, (v, o)) in gated.iter().zip(values.iter().zip(&others)) {
+                close(wide(found), wide(v) / (1.0 + (-wide(v)).exp()) * wide(o));
+            }
+        }
+    }
+
+    #[test]
+    fn every_unit_gives_the_same_bits() {
+        let values: Vec<f32> = (0..203).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.31).collect();
+        let others: Vec<f32> = values.iter().map(|v| v * 0.9 + 0.01).collect();
+        let results = |unit: Unit| {
+            let (mut replaced, mut gated) = (values.clone(), values.clone());
+            let sum = unit.run(Exponentiate { values: &mut replaced, offset: 3.7 });
+            unit.run(GateSilu { gate: &mut gated, up: &others });
+            (
+                unit.run(Max(&values)),
+                unit.run(SumOfSquares(&values)),
+                (sum, replaced, gated),
+                unit.run(SumOfExponentials { values: &values, offset: 3.7 }),
+                unit.run(WeightedDifferences { values: &values, others: &others, offset: 3.7 }),
+            )
+        };
+        let expected = results(Unit::all()[0]);
+        assert_eq!(expected.3, expected.4.0);
+        for unit in Unit::all() {
+            assert_eq!(results(unit), expected, "{unit:?}");
+        }
+    }
+}
