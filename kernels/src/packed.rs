@@ -16,15 +16,17 @@
 pub(crate) mod kernel;
 mod product;
 mod shape;
+mod stage;
+mod unpack;
 
 pub use shape::{CodeLayout, PackedShape, PackedShapeError};
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
-use rayon::prelude::*;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+use self::stage::Stored;
 use crate::arch::generic::packed::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::arch::x86_64::packed_avx512::Avx512;
+use crate::arch::x86_64::{packed_avx2::Avx2, packed_avx512::Avx512};
 
 /// A quantized matrix `[out_features, in_features]` in the packing of a checkpoint.
 ///
@@ -92,23 +94,13 @@ impl PackedMatrix {
     /// The codes, one to a byte, `[out_features, in_features]`.
     #[must_use]
     pub fn unpack_codes(&self) -> Array2<u8> {
-        let mut codes = Array2::zeros((self.shape.out_features, self.shape.in_features));
-        let rows: Vec<_> = codes.axis_iter_mut(Axis(0)).enumerate().collect();
-        rows.into_par_iter().for_each(|(output, mut row)| {
-            for (column, code) in row.iter_mut().enumerate() {
-                *code = self.code(output, column);
-            }
-        });
-        codes
+        self.unpack_codes_on(Machine::best())
     }
 
     /// The weights, `[out_features, in_features]`: `scale * (code - zero_point)`, each of the two operations rounded once.
     #[must_use]
     pub fn dequantize(&self) -> Array2<f32> {
-        let mut weights = Array2::zeros((self.shape.out_features, self.shape.in_features));
-        let rows: Vec<_> = weights.axis_iter_mut(Axis(0)).enumerate().collect();
-        rows.into_par_iter().for_each(|(output, row)| self.dequantize_row(output, row));
-        weights
+        self.dequantize_on(Machine::best())
     }
 
     /// `out = x wᵀ`, where `x` is `[tokens, in_features]` and `out` is `[tokens, out_features]`.
@@ -134,56 +126,19 @@ impl PackedMatrix {
             return;
         }
         let x = x.as_standard_layout();
-        match machine {
-            Machine::Portable => product::product(Portable, self, x.view(), out),
-            #[cfg(target_arch = "x86_64")]
-            Machine::Avx512(kernel) => product::product(kernel, self, x.view(), out),
-        }
+        with_kernel!(machine, kernel => product::product(kernel, Stored::new(self), x.view(), out));
     }
 
-    fn dequantize_row(&self, output: usize, mut row: ArrayViewMut1<'_, f32>) {
-        for (column, weight) in row.iter_mut().enumerate() {
-            let at = [column / self.shape.group_size, output];
-            *weight = (f32::from(self.code(output, column)) - self.zero_points[at]) * self.scales[at];
-        }
+    fn unpack_codes_on(&self, machine: Machine) -> Array2<u8> {
+        let mut codes = Array2::zeros((self.shape.out_features, self.shape.in_features));
+        with_kernel!(machine, kernel => unpack::codes(kernel, Stored::new(self), codes.view_mut()));
+        codes
     }
 
-    /// The code of one weight: the definition that every faster way of reading codes is tested against.
-    fn code(&self, output: usize, column: usize) -> u8 {
-        let word = |index: usize| match self.shape.layout {
-            CodeLayout::OutputMajor => self.words[output * self.shape.words_per_output() + index],
-            CodeLayout::InputMajor => self.words[index * self.shape.out_features + output],
-        };
-        let bits = usize::from(self.shape.bits);
-        let (index, offset) = (column * bits / 32, column * bits % 32);
-        let mut code = word(index) >> offset;
-        if offset + bits > 32 {
-            code |= word(index + 1) << (32 - offset);
-        }
-        (code & ((1 << bits) - 1)) as u8
-    }
-}
-
-/// A set of kernels that this machine can run.
-#[derive(Clone, Copy, Debug)]
-enum Machine {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
-}
-
-impl Machine {
-    /// All of them, the fastest first.
-    fn all() -> impl Iterator<Item = Self> {
-        #[cfg(target_arch = "x86_64")]
-        let fast = [Avx512::detect().map(Self::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
-        let fast: [Option<Self>; 0] = [];
-        fast.into_iter().flatten().chain([Self::Portable])
-    }
-
-    fn best() -> Self {
-        Self::all().next().unwrap_or(Self::Portable)
+    fn dequantize_on(&self, machine: Machine) -> Array2<f32> {
+        let mut weights = Array2::zeros((self.shape.out_features, self.shape.in_features));
+        with_kernel!(machine, kernel => unpack::weights(kernel, Stored::new(self), weights.view_mut()));
+        weights
     }
 }
 
@@ -201,6 +156,48 @@ pub fn reference_product(x: ArrayView2<'_, f32>, weights: ArrayView2<'_, f32>) -
     }
     out
 }
+
+/// A set of kernels that this machine can run.
+#[derive(Clone, Copy, Debug)]
+enum Machine {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Machine {
+    /// All of them, the fastest first.
+    fn all() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let fast = [Avx512::detect().map(Self::Avx512), Avx2::detect().map(Self::Avx2)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let fast: [Option<Self>; 0] = [];
+        fast.into_iter().flatten().chain([Self::Portable])
+    }
+
+    fn best() -> Self {
+        Self::all().next().unwrap_or(Self::Portable)
+    }
+}
+
+/// Compiles the body for each machine's kernel and runs one.
+macro_rules! with_kernel {
+    ($machine:expr, $kernel:ident => $body:expr) => {
+        match $machine {
+            Machine::Portable => {
+                let $kernel = Portable;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Machine::Avx2($kernel) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Machine::Avx512($kernel) => $body,
+        }
+    };
+}
+use with_kernel;
 
 #[cfg(test)]
 mod tests;

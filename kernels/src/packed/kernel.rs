@@ -48,12 +48,31 @@ impl Placement {
         Self { word, offset, shift }
     }
 
+    /// `2^-shift`.
+    #[inline(always)]
+    pub(crate) const fn factor(self) -> f32 {
+        1.0 / (1_u32 << self.shift) as f32
+    }
+
     /// Whether the code's upper bits are in the next word.
     #[inline(always)]
     pub(crate) const fn straddles(self, bits: usize) -> bool {
         self.offset + bits > 32
     }
 }
+
+/// Calls the body for each column of a unit with a constant number, so that every shift is an immediate.
+macro_rules! for_each_column {
+    ($column:ident => $body:expr) => {
+        $crate::packed::kernel::for_each_column!(@ $column, $body,
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+    };
+    (@ $column:ident, $body:expr, $($number:literal)*) => {
+        $({ const $column: usize = $number; $body; })*
+    };
+}
+
+pub(crate) use for_each_column;
 
 /// The code in the middle of the grid, `2^(bits-1)`.
 #[inline(always)]
@@ -117,14 +136,14 @@ pub(crate) struct GroupGrid<'a> {
 pub(crate) const IDENTITY_GRID: GroupGrid<'static> =
     GroupGrid { scales: &[1.0; LANES], zero_points: &[0.0; LANES] };
 
-/// Up to 8 tokens against the units of one group.
+/// A few tokens against the units of one group.
 #[derive(Clone, Copy)]
 pub(crate) struct GroupActivations<'a> {
-    /// `x[t, k] * 2^-shift(k)`, token `t` at `t * stride`.
+    /// `x[t, k]` times [`PackedKernel::activation_factor`], token `t` at `t * stride`.
     pub(crate) scaled: &'a [f32],
     /// From one token to the next.
     pub(crate) stride: usize,
-    /// The sum of `x[t, k]` over the columns, of each token: 1, 2, 4 or 8 of them.
+    /// The sum of `x[t, k]` over the columns, of each token.
     pub(crate) sums: &'a [f32],
 }
 
@@ -146,6 +165,10 @@ pub(crate) trait PackedKernel: Copy + Send + Sync {
     /// `sums[r * STRIP + l]` = sum over `k < columns` of `x[r * x_stride + k] * weights[k * STRIP + l]`, in this order, for
     /// each `r < rows`.
     fn tile(self, x: &[f32], x_stride: usize, rows: usize, weights: &[f32], columns: usize, sums: &mut [f32]);
+
+    /// What the activation of a unit's column must have been multiplied by for [`PackedKernel::multiply_group`]: a power of
+    /// two.
+    fn activation_factor(self, bits: usize, column: usize) -> f32;
 
     /// Adds to `out[t * LANES + l]` the sum over the units' columns of `x[t, k] * scale * (code - zero_point)`.
     fn multiply_group(self, codes: Codes<'_>, grid: GroupGrid<'_>, x: GroupActivations<'_>, out: &mut [f32]);

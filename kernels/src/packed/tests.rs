@@ -1,3 +1,5 @@
+use ndarray::s;
+
 use super::*;
 
 const WIDTHS: [u8; 7] = [2, 3, 4, 5, 6, 7, 8];
@@ -99,7 +101,9 @@ fn unpacked_codes_are_the_packed_ones() {
     let mut state = 1;
     for shape in shapes() {
         let case = case(shape, false, &mut state);
-        assert_eq!(case.matrix.unpack_codes(), case.codes, "{shape:?}");
+        for machine in Machine::all() {
+            assert_eq!(case.matrix.unpack_codes_on(machine), case.codes, "{machine:?}, {shape:?}");
+        }
     }
 }
 
@@ -142,7 +146,9 @@ fn a_weight_is_scale_times_code_minus_zero_point() {
                 let at = [column / shape.group_size, output];
                 matrix.scales()[at] * (f32::from(codes[[output, column]]) - matrix.zero_points()[at])
             });
-            assert_eq!(matrix.dequantize(), expected, "{shape:?}");
+            for machine in Machine::all() {
+                assert_eq!(matrix.dequantize_on(machine), expected, "{machine:?}, {shape:?}");
+            }
         }
     }
 }
@@ -153,7 +159,7 @@ fn products_of_every_machine_agree_with_double_precision() {
     for (index, shape) in shapes().into_iter().enumerate() {
         let matrix = case(shape, index % 2 == 0, &mut state).matrix;
         let weights = matrix.dequantize();
-        for tokens in [0, 1, 2, 5, 8, 17] {
+        for tokens in [1, 3, 7, 17] {
             let x = random_x(tokens, shape.in_features, &mut state);
             for machine in Machine::all() {
                 let mut out = Array2::from_elem((tokens, shape.out_features), f32::NAN);
@@ -266,4 +272,75 @@ fn shapes_that_do_not_fit_are_refused() {
     for (found, expected) in refused {
         assert_eq!(found, Err(expected));
     }
+}
+
+/// More outputs than a tile, more columns than a chunk, and every remainder of tokens.
+#[test]
+fn products_of_many_tokens_are_the_products_of_each_some() {
+    let mut state = 6;
+    let shape = PackedShape {
+        bits: 3,
+        layout: CodeLayout::InputMajor,
+        out_features: 290,
+        in_features: 576,
+        group_size: 64,
+    };
+    let matrix = case(shape, false, &mut state).matrix;
+    let x = random_x(410, 576, &mut state);
+    for machine in Machine::all() {
+        let product = |x: ArrayView2<'_, f32>| {
+            let mut out = Array2::from_elem((x.nrows(), 290), f32::NAN);
+            matrix.product_on(machine, x, out.view_mut());
+            out
+        };
+        let all = product(x.view());
+        for (first, tokens) in [(0, 17), (100, 18), (200, 19), (300, 20), (320, 21), (380, 22)] {
+            let rows = s![first..first + tokens, ..];
+            assert_eq!(product(x.slice(rows)), all.slice(rows), "{machine:?}, {tokens} tokens");
+        }
+        let few = product(x.slice(s![..16, ..]));
+        for tokens in 1..16 {
+            assert_eq!(product(x.slice(s![..tokens, ..])), few.slice(s![..tokens, ..]), "{machine:?}");
+        }
+    }
+}
+
+#[test]
+fn products_are_the_same_for_any_number_of_threads() {
+    let mut state = 7;
+    let shape = PackedShape {
+        bits: 4,
+        layout: CodeLayout::OutputMajor,
+        out_features: 700,
+        in_features: 256,
+        group_size: 64,
+    };
+    let matrix = case(shape, false, &mut state).matrix;
+    let x = random_x(400, 256, &mut state);
+    for tokens in [1, 9, 400] {
+        let product = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = Array2::from_elem((tokens, 700), f32::NAN);
+            pool.install(|| matrix.product(x.slice(s![..tokens, ..]), out.view_mut()));
+            out
+        };
+        let one = product(1);
+        assert!(one.iter().all(|y| y.is_finite()));
+        for threads in [2, 3, 8] {
+            assert_eq!(product(threads), one);
+        }
+    }
+}
+
+#[test]
+fn no_tokens_are_no_work() {
+    let shape = PackedShape {
+        bits: 2,
+        layout: CodeLayout::OutputMajor,
+        out_features: 3,
+        in_features: 5,
+        group_size: 5,
+    };
+    let matrix = case(shape, true, &mut 8).matrix;
+    matrix.product(Array2::zeros((0, 5)).view(), Array2::zeros((0, 3)).view_mut());
 }

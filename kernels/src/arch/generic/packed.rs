@@ -46,28 +46,39 @@ impl PackedKernel for Portable {
         sums[..rows * Self::STRIP].copy_from_slice(&registers.as_flattened()[..rows * Self::STRIP]);
     }
 
+    fn activation_factor(self, _bits: usize, _column: usize) -> f32 {
+        1.0
+    }
+
     fn multiply_group(self, codes: Codes<'_>, grid: GroupGrid<'_>, x: GroupActivations<'_>, out: &mut [f32]) {
-        let middle = middle(codes.bits());
-        for (token, &sum) in x.sums.iter().enumerate() {
-            let mut totals = [0.0_f32; LANES];
+        let middle = middle(codes.bits()) as f32;
+        let mut first = 0;
+        for out in out.chunks_mut(TOKENS_AT_A_TIME * LANES) {
+            let scaled = &x.scaled[first * x.stride..];
+            let sums = &x.sums[first..x.sums.len().min(first + TOKENS_AT_A_TIME)];
+            let mut totals = [[0.0_f32; LANES]; TOKENS_AT_A_TIME];
             for_each_column(codes, |k, column| {
-                // The activation carries the factor that the fast kernels leave in the code.
-                let x = x.scaled[token * x.stride + k] * weight_of_shift(codes.bits(), k);
-                for lane in 0..LANES {
-                    totals[lane] += (column[lane] as f32 - middle as f32) * x;
+                let column = column.map(|code| code as f32 - middle);
+                for (token, totals) in totals[..sums.len()].iter_mut().enumerate() {
+                    let x = scaled[token * x.stride + k];
+                    for lane in 0..LANES {
+                        totals[lane] += column[lane] * x;
+                    }
                 }
             });
-            for (lane, out) in out[token * LANES..][..LANES].iter_mut().enumerate() {
-                let correction = (middle as f32 - grid.zero_points[lane]) * sum;
-                *out += grid.scales[lane] * (totals[lane] + correction);
+            for ((out, totals), sum) in out.chunks_exact_mut(LANES).zip(totals).zip(sums) {
+                for lane in 0..LANES {
+                    let correction = (middle - grid.zero_points[lane]) * sum;
+                    out[lane] += grid.scales[lane] * (totals[lane] + correction);
+                }
             }
+            first += sums.len();
         }
     }
 }
 
-fn weight_of_shift(bits: usize, column: usize) -> f32 {
-    (1_u32 << Placement::new(bits, column % UNIT).shift) as f32
-}
+/// For few tokens: each code is read once for so many.
+const TOKENS_AT_A_TIME: usize = 4;
 
 /// Calls with each column's number and its codes.
 fn for_each_column(codes: Codes<'_>, mut visit: impl FnMut(usize, [u32; LANES])) {
