@@ -198,7 +198,13 @@ impl QuantizeArgs {
             output: self.output,
             format: self.to,
             calibration: self.calibration.map_or(Text::BuiltInCalibration, Text::File),
-            calibration_windows: window_request("--samples", self.samples, "--context", self.context, self.evaluation.seed)?,
+            calibration_windows: window_request(
+                "--samples",
+                self.samples,
+                "--context",
+                self.context,
+                self.evaluation.seed,
+            )?,
             evaluation: (!self.no_evaluate).then(|| self.evaluation.into_text()).transpose()?,
             exclude,
             max_shard_size: self.max_shard_size,
@@ -269,7 +275,12 @@ fn parse_granularity(text: &str) -> Result<Granularity, Error> {
         "tensor" => Ok(Granularity::PerTensor),
         number => number
             .parse::<usize>()
-            .map_err(|_| argument("--group-size", &format!("expected a number, `channel` or `tensor`, found `{number}`")))
+            .map_err(|_| {
+                argument(
+                    "--group-size",
+                    &format!("expected a number, `channel` or `tensor`, found `{number}`"),
+                )
+            })
             .and_then(|columns| GroupSize::new(columns).map_err(|e| argument("--group-size", &e)))
             .map(Granularity::PerGroup),
     }
@@ -288,7 +299,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "gib" => 1 << 30,
         unit => return Err(format!("unknown unit `{unit}`, expected KB, MB, GB, KiB, MiB or GiB")),
     };
-    let number: u64 = digits.trim().parse().map_err(|_| format!("expected a size such as 5GB, found `{text}`"))?;
+    let number: u64 =
+        digits.trim().parse().map_err(|_| format!("expected a size such as 5GB, found `{text}`"))?;
     match number.checked_mul(unit) {
         Some(0) | None => Err(format!("`{text}` is not a usable size")),
         Some(bytes) => Ok(bytes),
@@ -310,7 +322,9 @@ mod tests {
         assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
         assert_eq!(parse_size("1MiB"), Ok(1 << 20));
         assert_eq!(parse_size("77"), Ok(77));
-        assert!(parse_size("0").is_err() && parse_size("5XB").is_err() && parse_size("99999999999GB").is_err());
+        assert!(
+            parse_size("0").is_err() && parse_size("5XB").is_err() && parse_size("99999999999GB").is_err()
+        );
     }
 
     #[test]

@@ -127,7 +127,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotSuitable { hint, .. } => Some((*hint).to_owned()),
-            Self::Unknown { kind: "format", .. } => Some("`quantc list formats` says what each is for".to_owned()),
+            Self::Formats(error) => error.hint().map(str::to_owned),
+            Self::Unknown { kind: "format", .. } => {
+                Some("`quantc list formats` says what each is for".to_owned())
+            }
             Self::Verification(_) => {
                 Some("the files differ from what was solved; write them again from the original".to_owned())
             }

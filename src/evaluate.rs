@@ -111,7 +111,8 @@ fn export_logits(model: &StoredModel, windows: &[Vec<u32>], path: &Path) -> Resu
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = BufWriter::new(std::fs::File::create(path).map_err(Error::io(path))?);
-    let mut written = file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(&header));
+    let mut written =
+        file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(&header));
     calibration::evaluation::visit_logits(&model.model, model, windows, &mut |logits| {
         if written.is_ok() {
             written = logits.iter().try_for_each(|logit| file.write_all(&logit.to_le_bytes()));

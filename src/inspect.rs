@@ -68,7 +68,8 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
         }
     }
     let format = stored.format.as_ref().map(|format| format.id());
-    let loaders = target::ALL.iter().filter(|known| Some(known.id()) == format).flat_map(|known| known.loaders());
+    let loaders =
+        target::ALL.iter().filter(|known| Some(known.id()) == format).flat_map(|known| known.loaders());
     Ok(Inspection {
         model: stored.summary()?,
         bytes: stored.checkpoint.file_bytes()?,

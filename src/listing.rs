@@ -12,7 +12,9 @@ pub fn list(what: Listed) -> String {
             model::architectures::ALL.iter().map(|known| (known.model_type, known.summary)).collect()
         }
         Listed::Formats => formats::target::ALL.iter().map(|known| (known.id(), known.summary())).collect(),
-        Listed::Solvers => quantizer::solver::ALL.iter().map(|known| (known.name(), known.summary())).collect(),
+        Listed::Solvers => {
+            quantizer::solver::ALL.iter().map(|known| (known.name(), known.summary())).collect()
+        }
     };
     let width = items.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     items.iter().fold(String::new(), |mut out, (name, summary)| {

@@ -68,7 +68,10 @@ fn run(command: Command) -> Result<(), Error> {
 /// Sets the number of threads and returns where the JSON goes.
 fn prepare(run: &RunArgs) -> Result<Option<std::path::PathBuf>, Error> {
     if run.threads == Some(0) {
-        return Err(Error::Argument { flag: "--threads", problem: "expected at least 1, found 0".to_owned() });
+        return Err(Error::Argument {
+            flag: "--threads",
+            problem: "expected at least 1, found 0".to_owned(),
+        });
     }
     if let Some(threads) = run.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);

@@ -72,13 +72,16 @@ impl Plan {
         let quantized = |name: &str| {
             linears.iter().any(|planned| planned.scheme.is_some() && planned.linear.weight_name() == name)
         };
+        let unknown_tensors = source.unknown_tensors();
         let mut carried = Vec::new();
         for name in source.checkpoint.names().filter(|name| !quantized(name)) {
             let info = source.checkpoint.info(name)?;
-            let dtype = if info.dtype == Dtype::F32 && source.dtype()? == Dtype::F32 { runtime } else { info.dtype };
+            // What is not known is not touched: whoever reads it may expect its type.
+            let widest = info.dtype == Dtype::F32 && source.dtype()? == Dtype::F32;
+            let narrows = widest && !unknown_tensors.iter().any(|unknown| unknown == name);
+            let dtype = if narrows { runtime } else { info.dtype };
             carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
         }
-        let unknown_tensors = source.unknown_tensors();
         Ok(Self { format, linears, treatments, carried, unknown_tensors, kept, notes, runtimes, runtime })
     }
 
@@ -100,13 +103,15 @@ impl Plan {
     /// Whether any linear is solved with calibration data.
     pub(crate) fn needs_calibration(&self) -> bool {
         self.quantized().any(|(linear, _)| {
-            quantizer::solver::find(self.treatment(linear).solver).is_some_and(|solver| solver.needs_hessian())
+            quantizer::solver::find(self.treatment(linear).solver)
+                .is_some_and(|solver| solver.needs_hessian())
         })
     }
 
     /// Whether any linear makes up for earlier layers' errors, which needs the original's activations.
     pub(crate) fn propagates_errors(&self) -> bool {
-        self.needs_calibration() && self.quantized().any(|(linear, _)| self.treatment(linear).settings.alpha > 0.0)
+        self.needs_calibration()
+            && self.quantized().any(|(linear, _)| self.treatment(linear).settings.alpha > 0.0)
     }
 
     /// Every tensor of the output: carried ones first, then the linears in forward order.
@@ -130,7 +135,8 @@ fn runtime_dtype(source: &StoredModel, notes: &mut Vec<String>) -> Result<Dtype,
     if dtype != Dtype::F32 {
         return Ok(dtype);
     }
-    let linears: std::collections::BTreeSet<String> = source.model.linears().map(Linear::weight_name).collect();
+    let linears: std::collections::BTreeSet<String> =
+        source.model.linears().map(Linear::weight_name).collect();
     let mut fits = true;
     for tensor in source.model.expected_tensors().filter(|tensor| !linears.contains(&tensor.name)) {
         if source.checkpoint.info(&tensor.name)?.dtype == Dtype::F32 {
@@ -141,7 +147,8 @@ fn runtime_dtype(source: &StoredModel, notes: &mut Vec<String>) -> Result<Dtype,
     }
     let runtime = if fits { Dtype::F16 } else { Dtype::Bf16 };
     let name = runtime.torch_name().unwrap_or_default();
-    notes.push(format!("the checkpoint is float32; its tensors that are not quantized are written in {name}"));
+    notes
+        .push(format!("the checkpoint is float32; its tensors that are not quantized are written in {name}"));
     Ok(runtime)
 }
 

@@ -47,7 +47,9 @@ impl Progress for Terminal {
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("{prefix:<22} {bar:24} {pos:>4}/{len} {elapsed:>4} (left {eta}) {msg}");
+        let style = ProgressStyle::with_template(
+            "{prefix:<22} {bar:24} {pos:>4}/{len} {elapsed:>4} (left {eta}) {msg}",
+        );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));

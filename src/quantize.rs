@@ -43,15 +43,18 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         }
     };
     let (windows, calibration) = if plan.needs_calibration() {
-        let read = corpora::read(&job.calibration, job.calibration_windows, &source.model, tokenizer.as_ref())?;
+        let read =
+            corpora::read(&job.calibration, job.calibration_windows, &source.model, tokenizer.as_ref())?;
         notes.extend(read.notes);
         (read.windows.tokens, Some(read.summary))
     } else {
         (Vec::new(), None)
     };
-    let shared = calibration.as_ref().zip(evaluation.as_ref()).filter(|(a, b)| a.fingerprint == b.summary.fingerprint);
+    let shared =
+        calibration.as_ref().zip(evaluation.as_ref()).filter(|(a, b)| a.fingerprint == b.summary.fingerprint);
     if shared.is_some() {
-        let note = "the evaluation windows are those of the calibration: the figures flatter the result".to_owned();
+        let note =
+            "the evaluation windows are those of the calibration: the figures flatter the result".to_owned();
         progress.warn(&note);
         notes.push(note);
     }
@@ -127,7 +130,9 @@ fn carry_over(
                 && let Some(place) = values.iter().position(|value| !value.is_finite())
             {
                 let problem = format!("holds {} at element {place}", values[place]);
-                return Err(formats::FormatsError::Tensor { path: file, tensor: spec.name.clone(), problem }.into());
+                return Err(
+                    formats::FormatsError::Tensor { path: file, tensor: spec.name.clone(), problem }.into()
+                );
             }
             if spec.dtype != dtype {
                 bytes = spec.dtype.encode(&values).unwrap_or(bytes);

@@ -114,7 +114,9 @@ impl Recipe {
     /// A name that is neither, or a file with unknown keys or values out of range.
     pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Self, Error> {
         let mut recipe = match built_in(name_or_path) {
-            Some(known) => Self { name: name_or_path.to_owned(), base: Treatment::of(known), rules: Vec::new() },
+            Some(known) => {
+                Self { name: name_or_path.to_owned(), base: Treatment::of(known), rules: Vec::new() }
+            }
             None => Self::from_file(Path::new(name_or_path))?,
         };
         let base = &mut recipe.base;
@@ -194,7 +196,8 @@ impl Change {
             Some(changes) => {
                 let mut merged = toml::Table::try_from(&to.settings).map_err(|e| e.to_string())?;
                 merged.extend(changes.clone());
-                SolverSettings::deserialize(toml::Value::Table(merged)).map_err(|e| format!("settings: {e}"))?
+                SolverSettings::deserialize(toml::Value::Table(merged))
+                    .map_err(|e| format!("settings: {e}"))?
             }
         };
         settings.check().map_err(|e| format!("settings: {e}"))?;
@@ -233,7 +236,10 @@ impl FileRule {
 impl Rule {
     fn matches(&self, linear: &Linear) -> bool {
         self.roles.as_ref().is_none_or(|roles| roles.contains(&linear.id.role))
-            && self.layers.as_ref().is_none_or(|layers| layers.iter().any(|range| range.contains(&linear.id.layer)))
+            && self
+                .layers
+                .as_ref()
+                .is_none_or(|layers| layers.iter().any(|range| range.contains(&linear.id.layer)))
             && self.names.as_ref().is_none_or(|names| names.is_match(&linear.name))
     }
 }
@@ -272,7 +278,9 @@ fn solver_named(name: &str) -> Result<&'static str, String> {
 /// Layer indices from `0-3,7`.
 fn parse_layers(text: &str) -> Result<Vec<std::ops::RangeInclusive<usize>>, String> {
     let number = |part: &str| {
-        part.trim().parse::<usize>().map_err(|_| format!("layers is `{text}`, expected a list such as `0-3,7`"))
+        part.trim()
+            .parse::<usize>()
+            .map_err(|_| format!("layers is `{text}`, expected a list such as `0-3,7`"))
     };
     text.split(',')
         .map(|part| match part.split_once('-') {
@@ -322,8 +330,11 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_recipe() {
-        let overrides =
-            Overrides { bits: Some(BitWidth::new(2).unwrap()), symmetry: Some(Symmetry::Asymmetric), granularity: None };
+        let overrides = Overrides {
+            bits: Some(BitWidth::new(2).unwrap()),
+            symmetry: Some(Symmetry::Asymmetric),
+            granularity: None,
+        };
         let recipe = Recipe::load("rtn", &overrides).unwrap();
         assert_eq!(recipe.base().bits.get(), 2);
         assert_eq!(recipe.base().symmetry, Symmetry::Asymmetric);

@@ -34,8 +34,7 @@ impl StoredModel {
     /// Opens a directory and checks every tensor that the description expects.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
-            let problem =
-                if path.exists() { "is not a directory" } else { "does not exist" };
+            let problem = if path.exists() { "is not a directory" } else { "does not exist" };
             return Err(Error::NotSuitable {
                 path: path.to_owned(),
                 problem: problem.to_owned(),
@@ -43,7 +42,8 @@ impl StoredModel {
             });
         }
         let config = read_config(path)?;
-        let model = Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
+        let model =
+            Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
         let format = match config.get("quantization_config").filter(|value| !value.is_null()) {
             None => None,
             Some(quantization) => Some(target::open(quantization)?),
@@ -153,7 +153,9 @@ impl StoredModel {
     fn operator(&self, linear: &Linear) -> Result<LinearOperator, Error> {
         let shape = (linear.out_features, linear.in_features);
         let weights = match (&self.format, self.scheme(linear)) {
-            (Some(format), Some(scheme)) => LinearWeights::Packed(format.packed(linear, scheme, &self.checkpoint)?),
+            (Some(format), Some(scheme)) => {
+                LinearWeights::Packed(format.packed(linear, scheme, &self.checkpoint)?)
+            }
             _ => LinearWeights::Dense(self.checkpoint.read_matrix(&linear.weight_name(), shape)?),
         };
         let bias = linear.bias_name().map(|name| self.checkpoint.read_vector(&name, linear.out_features));

@@ -52,7 +52,12 @@ impl<'m> Streams<'m> {
     }
 
     /// Applies the stage's original linears to the original stream.
-    pub(crate) fn advance_original(&mut self, layer: &Layer, stage: usize, weights: &LayerWeights) -> Result<(), Error> {
+    pub(crate) fn advance_original(
+        &mut self,
+        layer: &Layer,
+        stage: usize,
+        weights: &LayerWeights,
+    ) -> Result<(), Error> {
         match &mut self.original {
             None => Ok(()),
             Some(states) => advance(&self.forward, states, layer, stage, weights),
@@ -60,7 +65,12 @@ impl<'m> Streams<'m> {
     }
 
     /// Applies the stage's quantized linears to the quantized stream.
-    pub(crate) fn advance_quantized(&mut self, layer: &Layer, stage: usize, weights: &LayerWeights) -> Result<(), Error> {
+    pub(crate) fn advance_quantized(
+        &mut self,
+        layer: &Layer,
+        stage: usize,
+        weights: &LayerWeights,
+    ) -> Result<(), Error> {
         advance(&self.forward, &mut self.quantized, layer, stage, weights)
     }
 }

@@ -96,14 +96,17 @@ fn check_tensors(stored: &StoredModel, record: &Record, found: &mut Verification
     for (name, expected) in &record.tensors {
         match stored.checkpoint.read(name).map(|bytes| bytes_digest(&bytes)) {
             Ok(digest) if digest == *expected => found.tensors += 1,
-            Ok(digest) => found.problems.push(format!("SHA-256 of tensor `{name}` is {digest}, expected {expected}")),
+            Ok(digest) => {
+                found.problems.push(format!("SHA-256 of tensor `{name}` is {digest}, expected {expected}"))
+            }
             Err(error) => found.problems.push(error.to_string()),
         }
     }
     if stored.format.as_ref().map(|format| format.id()) != Some(record.format.as_str()) {
         found.problems.push(format!("config.json does not name the format {}", record.format));
     }
-    let loaders = target::ALL.iter().filter(|format| format.id() == record.format).flat_map(|format| format.loaders());
+    let loaders =
+        target::ALL.iter().filter(|format| format.id() == record.format).flat_map(|format| format.loaders());
     let verdicts: Vec<_> = loaders.map(|rule| rule.check(&plan)).collect();
     if !verdicts.iter().any(|verdict| verdict.loads) {
         found.problems.push("no runtime's rules are met".to_owned());
@@ -121,7 +124,10 @@ fn check_linear(stored: &StoredModel, linear: &Linear, expected: &LinearRecord) 
     let tensor = format.decode(linear, scheme, &stored.checkpoint).map_err(|e| e.to_string())?;
     let digest = solution_digest(&tensor);
     if digest != expected.digest {
-        return Err(format!("decodes to other codes or scales than were solved (SHA-256 {digest}, expected {})", expected.digest));
+        return Err(format!(
+            "decodes to other codes or scales than were solved (SHA-256 {digest}, expected {})",
+            expected.digest
+        ));
     }
     let packed = format.packed(linear, scheme, &stored.checkpoint).map_err(|e| e.to_string())?;
     Ok(kernel_error(&packed, &tensor.dequantize()))

@@ -191,8 +191,17 @@ fn linears_table(linears: &[LinearRow]) -> String {
             None => groups.push((key, vec![row])),
         }
     }
-    let mut table =
-        table(&["linear", "count", "shape", "bits", "group", "solver", "relative loss: median", "worst", "in"]);
+    let mut table = table(&[
+        "linear",
+        "count",
+        "shape",
+        "bits",
+        "group",
+        "solver",
+        "relative loss: median",
+        "worst",
+        "in",
+    ]);
     for (_, rows) in &groups {
         let first = rows[0];
         let mut losses: Vec<f64> = rows.iter().map(|row| row.relative_loss).collect();

@@ -20,7 +20,10 @@ fn each_list_has_one_line_for_each_item() {
 #[test]
 fn inspect_says_what_an_original_and_an_output_are() {
     let shown = succeed(&["inspect", text(&demo())]);
-    assert!(shown.contains("llama") && shown.contains("bfloat16") && shown.contains("not quantized"), "{shown}");
+    assert!(
+        shown.contains("llama") && shown.contains("bfloat16") && shown.contains("not quantized"),
+        "{shown}"
+    );
     let folder = tempfile::tempdir().unwrap();
     let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate", "--bits", "8"]);
     let shown = succeed(&["inspect", text(&output)]);

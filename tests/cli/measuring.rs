@@ -60,8 +60,7 @@ fn the_demo_model_scores_what_the_reference_implementation_scored() {
     assert!(demo().is_dir());
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
-    let arguments =
-        ["evaluate", text_of_demo(), "--evaluate-samples", "128", "--export-json", text(&report)];
+    let arguments = ["evaluate", text_of_demo(), "--evaluate-samples", "128", "--export-json", text(&report)];
     succeed(&arguments);
     let evaluation = &json(&report)["evaluation"];
     // transformers 5.23 in f32, 128 windows of 256 tokens: 40.135.

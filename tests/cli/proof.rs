@@ -8,7 +8,8 @@ use crate::run::{demo, fail, quantize, succeed, text};
 fn a_flipped_bit_anywhere_in_the_weights_is_seen() {
     for format in ["gptq", "compressed-tensors"] {
         let folder = tempfile::tempdir().unwrap();
-        let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate", "--to", format]);
+        let (output, _) =
+            quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate", "--to", format]);
         let file = output.join("model.safetensors");
         let intact = fs::read(&file).unwrap();
         succeed(&["verify", text(&output)]);
@@ -37,7 +38,8 @@ fn a_damaged_tensor_is_named_even_when_the_hashes_are_forged() {
     bytes[place] ^= 4;
     fs::write(&file, &bytes).unwrap();
     let record_file = output.join("quantc.json");
-    let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(&record_file).unwrap()).unwrap();
+    let mut record: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&record_file).unwrap()).unwrap();
     record["files"]["model.safetensors"]["sha256"] = sha256(&bytes).into();
     fs::write(&record_file, record.to_string()).unwrap();
     let message = fail(3, &["verify", text(&output)]);

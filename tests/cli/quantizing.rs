@@ -70,8 +70,10 @@ fn the_same_bytes_for_any_number_of_threads() {
     let mut expected: Option<Vec<(String, Vec<u8>)>> = None;
     for threads in ["1", "2", "3"] {
         let (output, _) = quantize(folder.path(), &demo(), &["--threads", threads, "--no-evaluate"]);
-        let contents: Vec<_> =
-            files(&output).into_iter().map(|name| (name.clone(), fs::read(output.join(name)).unwrap())).collect();
+        let contents: Vec<_> = files(&output)
+            .into_iter()
+            .map(|name| (name.clone(), fs::read(output.join(name)).unwrap()))
+            .collect();
         match &expected {
             None => expected = Some(contents),
             Some(first) => assert!(*first == contents, "{threads} threads gave other bytes"),
@@ -99,11 +101,25 @@ fn shards_are_split_by_size_and_listed_in_an_index() {
 fn every_width_and_granularity_is_written_and_verified() {
     for format in ["gptq", "compressed-tensors"] {
         for bits in ["2", "3", "4", "8"] {
-            for (group, symmetry) in
-                [("32", "--symmetric"), ("channel", "--asymmetric"), ("tensor", "--symmetric"), ("64", "--asymmetric")]
-            {
+            for (group, symmetry) in [
+                ("32", "--symmetric"),
+                ("channel", "--asymmetric"),
+                ("tensor", "--symmetric"),
+                ("64", "--asymmetric"),
+            ] {
                 let folder = tempfile::tempdir().unwrap();
-                let more = ["--to", format, "--bits", bits, "--group-size", group, symmetry, "--recipe", "rtn", "--no-evaluate"];
+                let more = [
+                    "--to",
+                    format,
+                    "--bits",
+                    bits,
+                    "--group-size",
+                    group,
+                    symmetry,
+                    "--recipe",
+                    "rtn",
+                    "--no-evaluate",
+                ];
                 let (output, report) = quantize(folder.path(), &demo(), &more);
                 assert_eq!(report["verification"]["problems"].as_array().map(Vec::len), Some(0));
                 succeed(&["verify", text(&output)]);
@@ -162,14 +178,17 @@ fn unknown_tensors_are_carried_over_and_listed() {
     let weights = model.path().join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     let old = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let extra = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &[0, 0, 128, 63, 0, 0, 0, 64]);
+    let extra =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &[0, 0, 128, 63, 0, 0, 0, 64]);
     let mut tensors: Vec<(String, safetensors::tensor::TensorView<'_>)> = old.tensors();
     tensors.push(("vision.patch.weight".to_owned(), extra.unwrap()));
     let meta = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     fs::write(&weights, safetensors::serialize(tensors, Some(meta)).unwrap()).unwrap();
 
     let folder = tempfile::tempdir().unwrap();
-    let more = ["--no-evaluate", "--group-size", "16", "--calibration", text(&ids(folder.path())), "--to", "compressed-tensors"];
+    let ids = ids(folder.path());
+    let more =
+        ["--no-evaluate", "--group-size", "16", "--calibration", text(&ids), "--to", "compressed-tensors"];
     let (output, report) = quantize(folder.path(), model.path(), &more);
     assert_eq!(report["unknown_tensors"], Value::from(vec!["vision.patch.weight"]));
     let written = fs::read(output.join("model.safetensors")).unwrap();
@@ -197,7 +216,11 @@ fn fewer_windows_than_asked_for_are_a_note() {
     let short = folder.path().join("short.txt");
     let passage = fs::read_to_string(repository().join("demo/calibration.txt")).unwrap();
     fs::write(&short, passage.chars().take(2000).collect::<String>()).unwrap();
-    let (_, report) = quantize(folder.path(), &demo(), &["--calibration", text(&short), "--samples", "50", "--no-evaluate"]);
+    let (_, report) = quantize(
+        folder.path(),
+        &demo(),
+        &["--calibration", text(&short), "--samples", "50", "--no-evaluate"],
+    );
     assert!(report["calibration"]["windows"].as_u64().unwrap() < 50);
     assert!(report["notes"].to_string().contains("50"), "{}", report["notes"]);
 }

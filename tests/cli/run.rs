@@ -20,16 +20,8 @@ pub(crate) fn tiny(name: &str) -> PathBuf {
 }
 
 /// Few and short windows: enough to take every path, quick in a build without optimization.
-pub(crate) const SMALL: [&str; 8] = [
-    "--samples",
-    "6",
-    "--context",
-    "96",
-    "--evaluate-samples",
-    "4",
-    "--evaluate-context",
-    "96",
-];
+pub(crate) const SMALL: [&str; 8] =
+    ["--samples", "6", "--context", "96", "--evaluate-samples", "4", "--evaluate-context", "96"];
 
 pub(crate) fn quantc(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_quantc")).args(arguments).output().expect("the program starts")
@@ -66,10 +58,9 @@ pub(crate) fn quantize(folder: &Path, model: &Path, more: &[&str]) -> (PathBuf, 
     let report = folder.join("report.json");
     let mut arguments =
         vec!["quantize", text(model), "-o", text(&output), "--export-json", text(&report), "--force"];
-    if !more.contains(&"--no-evaluate") {
-        arguments.extend(SMALL);
-    } else {
-        arguments.extend(&SMALL[..4]);
+    let wanted = if more.contains(&"--no-evaluate") { &SMALL[..4] } else { &SMALL[..] };
+    for pair in wanted.chunks(2).filter(|pair| !more.contains(&pair[0])) {
+        arguments.extend(pair);
     }
     arguments.extend(more);
     succeed(&arguments);
