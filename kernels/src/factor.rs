@@ -10,7 +10,7 @@
 //! Not here: damping, dead inputs, and what to do when a matrix is not positive definite. Those are the caller's choices.
 
 use faer::{MatRef, Par};
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
 use crate::dense::{mat, mat_mut};
@@ -58,13 +58,13 @@ pub fn cholesky_upper(h: Array2<f64>) -> Result<Array2<f64>, NotPositiveDefinite
 /// `h` in standard layout with its rows and its columns in reverse order: its flat buffer reversed.
 fn reversed(h: Array2<f64>) -> Array2<f64> {
     let dim = h.dim();
-    let mut buffer = if h.is_standard_layout() {
-        h.into_iter().collect()
-    } else {
-        h.as_standard_layout().into_owned().into_raw_vec_and_offset().0
-    };
+    let h = if h.is_standard_layout() { h } else { h.as_standard_layout().into_owned() };
+    let length = h.len();
+    let (mut buffer, first) = h.into_raw_vec_and_offset();
+    buffer.drain(..first.unwrap_or(0));
+    buffer.truncate(length);
     buffer.reverse();
-    Array2::from_shape_vec(dim, buffer).expect("a reversed buffer keeps its length")
+    Array2::from_shape_vec(dim, buffer).expect("a standard layout has one number after the other")
 }
 
 /// `B (R Rᵀ)⁻¹` for an upper triangular `r` `[n, n]` and `b` `[m, n]`: a right-hand solve with the matrix that `r` factors.
@@ -75,7 +75,7 @@ fn reversed(h: Array2<f64>) -> Array2<f64> {
 /// When the shapes do not fit each other.
 pub fn solve_right(r: &Array2<f64>, mut b: Array2<f64>) -> Array2<f64> {
     /// Rows of `b` that one thread solves at once.
-    const ROWS: usize = 128;
+    const ROWS: usize = 256;
     let n = r.nrows();
     assert_eq!(r.ncols(), n, "a triangular factor {:?}", r.dim());
     assert_eq!(b.ncols(), n, "columns of a right-hand side for a factor [{n}, {n}]");
@@ -88,11 +88,6 @@ pub fn solve_right(r: &Array2<f64>, mut b: Array2<f64>) -> Array2<f64> {
         faer::linalg::triangular_solve::solve_lower_triangular_in_place(r.transpose(), columns, Par::Seq);
     });
     b
-}
-
-/// The lower triangle of the symmetric `h`, mirrored, in standard layout.
-fn lower_to_full(h: ArrayView2<'_, f64>) -> Array2<f64> {
-    Array2::from_shape_fn(h.dim(), |(i, j)| if i >= j { h[[i, j]] } else { h[[j, i]] })
 }
 
 #[cfg(test)]

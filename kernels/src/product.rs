@@ -17,6 +17,8 @@ use rayon::prelude::*;
 
 use crate::dense::{mat, mat_mut, tiles};
 
+mod thin;
+
 /// Rows and columns of an output tile. Large enough that packing the operands costs little, small enough that a
 /// 2048 x 2048 output still feeds 16 threads.
 const TILE: usize = 512;
@@ -95,6 +97,12 @@ fn multiply(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, mut out: ArrayViewMu
     assert_eq!(out.dim(), (m, n), "shape of a product of [{m}, {k}] and [{inner}, {n}]");
     if k == 0 {
         out.fill(0.0);
+        return;
+    }
+    let by_columns = b.reversed_axes();
+    if thin::product(a, by_columns, &mut out)
+        || thin::product(by_columns, a, &mut out.view_mut().reversed_axes())
+    {
         return;
     }
     tiles(out, TILE, TILE).into_par_iter().for_each(|tile| {

@@ -1,13 +1,14 @@
 //! The processing order that leaves the least error behind: pivoted Cholesky with minimum pivots.
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Par};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, ShapeBuilder, s};
 
 use super::cholesky::subtract_square;
-use super::lower_to_full;
-use crate::dense::mat;
+use crate::dense::{Tile, mat, mat_mut, tiles};
 
 /// Columns whose effect on the trailing matrix is applied at once.
-const PANEL: usize = 64;
+const PANEL: usize = 128;
 
 /// The order in which to process columns: `order[k]` is the column of `h` that comes `k`-th.
 ///
@@ -23,12 +24,8 @@ const PANEL: usize = 64;
 pub fn min_pivot_order(h: ArrayView2<'_, f64>) -> Vec<usize> {
     let n = h.nrows();
     assert_eq!(h.ncols(), n, "an order for a matrix {:?}", h.dim());
-    // Columns contiguous, as every loop below runs down a column.
-    let mut state = Elimination {
-        lower: lower_to_full(h).reversed_axes(),
-        pivots: h.diag().to_vec(),
-        columns: (0..n).collect(),
-    };
+    let mut state =
+        Elimination { lower: columns_contiguous(h), pivots: h.diag().to_vec(), columns: (0..n).collect() };
     for start in (0..n).step_by(PANEL) {
         let end = n.min(start + PANEL);
         for k in start..end {
@@ -109,8 +106,22 @@ impl Elimination {
     }
 }
 
+/// A copy of the lower triangle of `h` with contiguous columns, as every loop here runs down a column; the rest is zero but
+/// near the diagonal. Tile by tile, so that both memory orders stay in cache.
+fn columns_contiguous(h: ArrayView2<'_, f64>) -> Array2<f64> {
+    const TILE: usize = 64;
+    let mut copy = Array2::zeros(h.dim().f());
+    for tile in tiles(copy.view_mut(), TILE, TILE) {
+        let Tile { row, column, mut view } = tile;
+        if row >= column {
+            let (height, width) = view.dim();
+            view.assign(&h.slice(s![row..row + height, column..column + width]));
+        }
+    }
+    copy
+}
+
 /// `out -= a b`.
 fn subtract_product(out: ArrayViewMut2<'_, f64>, a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) {
-    use faer::linalg::matmul::matmul;
-    matmul(crate::dense::mat_mut(out), faer::Accum::Add, mat(&a), mat(&b), -1.0, faer::Par::Seq);
+    matmul(mat_mut(out), Accum::Add, mat(&a), mat(&b), -1.0, Par::Seq);
 }

@@ -7,8 +7,10 @@ use rayon::prelude::*;
 use super::{PANEL, RowGrid};
 use crate::arch::lanes::Unit;
 
-/// Vectors side by side: as many rows as the registers can carry sums for.
-const MOST_VECTORS: usize = 3;
+/// Rows of the largest chunk: their errors fit a second-level cache at a few thousand columns.
+pub(super) const MOST_ROWS: usize = 48;
+/// How many vectors side by side the loops are compiled for.
+const VECTORS: [usize; 4] = [6, 3, 2, 1];
 
 /// Some rows of a problem: at most `vectors` times the unit's lanes.
 pub(super) struct Chunk<'a> {
@@ -22,7 +24,7 @@ pub(super) struct Chunk<'a> {
     pub(super) group_of: &'a [u32],
     /// `[rows, n]`.
     pub(super) codes: ArrayViewMut2<'a, u8>,
-    /// 1 to 3.
+    /// One of [`VECTORS`].
     pub(super) vectors: usize,
 }
 
@@ -66,8 +68,11 @@ pub(super) fn for_each<T: Send>(
     }
     // Wide chunks read the packed matrix less often; every thread should have one. No result depends on the width.
     let threads = rayon::current_num_threads();
-    let enough = |vectors: &usize| rows.div_ceil(vectors * unit.count()) >= threads;
-    let vectors = (1..=MOST_VECTORS).rev().find(enough).unwrap_or(1);
+    let fits = |&vectors: &usize| {
+        let width = vectors * unit.count();
+        width <= MOST_ROWS && rows.div_ceil(width) >= threads
+    };
+    let vectors = VECTORS.into_iter().find(fits).unwrap_or(1);
     let width = vectors * unit.count();
     let mut chunks = Vec::with_capacity(rows.div_ceil(width));
     let mut rest = codes;

@@ -158,7 +158,8 @@ impl<R: Rule> Task for Descent<'_, '_, R> {
         match self.chunk.vectors {
             1 => self.solve::<L, 1>(lanes),
             2 => self.solve::<L, 2>(lanes),
-            _ => self.solve::<L, 3>(lanes),
+            3 => self.solve::<L, 3>(lanes),
+            _ => self.solve::<L, 6>(lanes),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Left-looking: a panel's sums over all earlier panels come first, stripe by stripe, then, tile by tile, the sums over the
 //! panel's own columns, and then the tile's columns are rounded one after the other.
 
-use super::chunk::{Chunk, Scratch};
+use super::chunk::{Chunk, MOST_ROWS, Scratch};
 use super::rule::{Group, Rule};
 use super::tiles::accumulate;
 use super::{FeedbackFactor, PANEL, TILE};
@@ -27,7 +27,7 @@ impl<R: Rule> Rounding<'_, '_, R> {
     #[inline(always)]
     fn solve<L: Lanes, const V: usize>(mut self, lanes: L) {
         let width = V * L::COUNT;
-        let mut losses = [0.0_f64; 3 * 16];
+        let mut losses = [0.0_f64; MOST_ROWS];
         self.chunk.gather_grid(width, self.scratch);
         for start in (0..self.factor.size).step_by(PANEL) {
             let end = self.factor.size.min(start + PANEL);
@@ -121,7 +121,8 @@ impl<R: Rule> Task for Rounding<'_, '_, R> {
         match self.chunk.vectors {
             1 => self.solve::<L, 1>(lanes),
             2 => self.solve::<L, 2>(lanes),
-            _ => self.solve::<L, 3>(lanes),
+            3 => self.solve::<L, 3>(lanes),
+            _ => self.solve::<L, 6>(lanes),
         }
     }
 }

@@ -64,13 +64,20 @@ pub(super) fn accumulate<L: Lanes, const V: usize>(
     tile: &[[f32; TILE]],
     sums: &mut [f32],
 ) {
+    // What must fit the registers: the sums, the errors of one column, and one entry of the tile.
     if L::COUNT == 16 {
-        // 24 sums and 3 errors in 32 registers.
-        accumulate_columns::<L, V, 0, TILE>(lanes, errors, tile, sums);
+        // 24 sums of 32 registers.
+        accumulate_columns::<L, V, 0, 8>(lanes, errors, tile, sums);
+    } else if V <= 2 {
+        // 8 sums of 16 registers.
+        accumulate_columns::<L, V, 0, 4>(lanes, errors, tile, sums);
+        accumulate_columns::<L, V, 4, 4>(lanes, errors, tile, sums);
     } else {
-        // 12 sums and 3 errors in 16 registers, twice.
-        accumulate_columns::<L, V, 0, { TILE / 2 }>(lanes, errors, tile, sums);
-        accumulate_columns::<L, V, { TILE / 2 }, { TILE / 2 }>(lanes, errors, tile, sums);
+        // 12 sums of 16 registers.
+        accumulate_columns::<L, V, 0, 2>(lanes, errors, tile, sums);
+        accumulate_columns::<L, V, 2, 2>(lanes, errors, tile, sums);
+        accumulate_columns::<L, V, 4, 2>(lanes, errors, tile, sums);
+        accumulate_columns::<L, V, 6, 2>(lanes, errors, tile, sums);
     }
 }
 
@@ -91,14 +98,28 @@ fn accumulate_columns<L: Lanes, const V: usize, const FIRST: usize, const C: usi
         }
     }
     for (errors, tile) in errors.chunks_exact(width).zip(tile) {
-        let mut error = [lanes.splat(0.0); V];
-        for (v, error) in error.iter_mut().enumerate() {
-            *error = lanes.load(&errors[v * L::COUNT..(v + 1) * L::COUNT]);
-        }
-        for (c, totals) in totals.iter_mut().enumerate() {
-            let factor = lanes.splat(tile[FIRST + c]);
-            for (total, &error) in totals.iter_mut().zip(&error) {
-                *total = lanes.multiply_add(error, factor, *total);
+        // The shorter side of the tile stays in registers, the longer one passes through.
+        if C < V {
+            let mut factor = [lanes.splat(0.0); C];
+            for (c, factor) in factor.iter_mut().enumerate() {
+                *factor = lanes.splat(tile[FIRST + c]);
+            }
+            for v in 0..V {
+                let error = lanes.load(&errors[v * L::COUNT..(v + 1) * L::COUNT]);
+                for c in 0..C {
+                    totals[c][v] = lanes.multiply_add(error, factor[c], totals[c][v]);
+                }
+            }
+        } else {
+            let mut error = [lanes.splat(0.0); V];
+            for (v, error) in error.iter_mut().enumerate() {
+                *error = lanes.load(&errors[v * L::COUNT..(v + 1) * L::COUNT]);
+            }
+            for c in 0..C {
+                let factor = lanes.splat(tile[FIRST + c]);
+                for v in 0..V {
+                    totals[c][v] = lanes.multiply_add(error[v], factor, totals[c][v]);
+                }
             }
         }
     }

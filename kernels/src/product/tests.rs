@@ -1,6 +1,7 @@
 use ndarray::{Array2, s};
 
 use super::*;
+use crate::arch::lanes::Unit;
 use crate::sample::{Sample, in_pools, naive_product};
 
 const AWKWARD: [(usize, usize, usize); 12] = [
@@ -117,4 +118,22 @@ fn inner_dimensions_must_agree() {
 #[should_panic(expected = "shape of a product")]
 fn outputs_must_fit() {
     product_nt(Array2::zeros((3, 4)).view(), Array2::zeros((2, 4)).view(), Array2::zeros((2, 3)).view_mut());
+}
+
+#[test]
+fn products_of_few_rows_are_the_same_to_the_bit_on_every_vector_unit() {
+    for (m, k, n) in [(1, 128, 1), (1, 1000, 33), (4, 172, 7), (5, 576, 9), (8, 1000, 300), (16, 129, 513)] {
+        let mut sample = Sample::new((m + n * k) as u64);
+        let (few, many) = (sample.matrix(m, k), sample.matrix(n, k));
+        let on = |unit| {
+            let mut out = Array2::zeros((m, n));
+            assert!(thin::product_on(unit, few.view(), many.view(), &mut out.view_mut()));
+            out
+        };
+        let expected = on(Unit::all()[0]);
+        assert_close(&expected, &naive_product(few.view(), many.t()), k, &format!("[{m}, {k}] [{n}, {k}]"));
+        for unit in Unit::all() {
+            assert_eq!(on(unit), expected, "[{m}, {k}] [{n}, {k}] on {unit:?}");
+        }
+    }
 }
