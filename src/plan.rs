@@ -104,7 +104,7 @@ impl Plan {
     pub(crate) fn needs_calibration(&self) -> bool {
         self.quantized().any(|(linear, _)| {
             quantizer::solver::find(self.treatment(linear).solver)
-                .is_some_and(|solver| solver.needs_hessian())
+                .is_some_and(quantizer::solver::Solver::needs_hessian)
         })
     }
 

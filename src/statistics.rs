@@ -21,7 +21,7 @@ impl StageStatistics {
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let needs_data = |treatment: &Treatment| {
-            quantizer::solver::find(treatment.solver).is_some_and(|solver| solver.needs_hessian())
+            quantizer::solver::find(treatment.solver).is_some_and(quantizer::solver::Solver::needs_hessian)
         };
         let mut wanted: Vec<&SolverSettings> = Vec::new();
         for (_, treatment) in linears.iter().filter(|(_, treatment)| needs_data(treatment)) {

@@ -97,7 +97,7 @@ fn check_tensors(stored: &StoredModel, record: &Record, found: &mut Verification
         match stored.checkpoint.read(name).map(|bytes| bytes_digest(&bytes)) {
             Ok(digest) if digest == *expected => found.tensors += 1,
             Ok(digest) => {
-                found.problems.push(format!("SHA-256 of tensor `{name}` is {digest}, expected {expected}"))
+                found.problems.push(format!("SHA-256 of tensor `{name}` is {digest}, expected {expected}"));
             }
             Err(error) => found.problems.push(error.to_string()),
         }
