@@ -49,12 +49,16 @@ def original(directory: Path):
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def decoded(source: Path, linears: dict[str, decoder.Linear]):
-    """The original with the independently decoded weights put in: transformers' own forward pass in f32."""
+def decoded(source: Path, tensors: dict, linears: dict[str, decoder.Linear]):
+    """The model with every tensor of the output put in, quantized ones by the independent decoder: transformers' own forward pass
+    in f32."""
     model = original(source)
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name in parameters:
+            parameters[name].data.copy_(torch.from_numpy(decoder.as_f32(tensor)))
     for name, linear in linears.items():
-        weight = model.get_submodule(name).weight
-        weight.data.copy_(torch.from_numpy(linear.dense()))
+        parameters[f"{name}.weight"].data.copy_(torch.from_numpy(linear.dense()))
     return model
 
 
