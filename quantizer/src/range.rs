@@ -170,7 +170,7 @@ const LANES: usize = 16;
 fn weighted_error(weights: &[f32], importance: &[f32], scale: f32, zero_point: f32, max_code: f32) -> f32 {
     let (inverse, low, high) = (1.0 / scale, -zero_point, max_code - zero_point);
     let mut sums = [0.0_f32; LANES];
-    for (weights, importance) in weights.as_chunks::<LANES>().0.iter().zip(importance.as_chunks::<LANES>().0) {
+    for (weights, importance) in weights.chunks_exact(LANES).zip(importance.chunks_exact(LANES)) {
         for lane in 0..LANES {
             let multiple = weights[lane] * inverse;
             let above = if multiple > low { multiple } else { low };
