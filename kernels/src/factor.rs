@@ -4,7 +4,7 @@
 //! `H` with its rows and columns in reverse order, reversed back. `inv(R)` is the upper Cholesky factor of `inv(H)`, so one
 //! factorization replaces the textbook chain of factor, inverse and second factor (GPTQ, arXiv 2210.17323, section 3).
 //!
-//! The back end is faer. With the feature `lapack` the factorization is LAPACK's `dpotrf`, called through ndarray-linalg.
+//! The back end is faer.
 //! Results do not depend on the number of threads: work is cut into fixed tiles, and each tile is computed on one thread.
 //!
 //! Not here: damping, dead inputs, and what to do when a matrix is not positive definite. Those are the caller's choices.
