@@ -7,6 +7,9 @@ use tempfile::TempDir;
 
 use crate::error::FormatsError;
 
+/// The file that marks a directory as an output of ours.
+const RECORD: &str = "quantc.json";
+
 /// An output that is being written.
 #[derive(Debug)]
 pub struct OutputDirectory {
@@ -44,15 +47,30 @@ impl OutputDirectory {
         Ok(Self { target: target.to_owned(), parent, staging, replace })
     }
 
-    /// Fails when an output at `target` would be refused.
+    /// Fails when an output at `target` would be refused. What is replaced is an output of ours or an empty directory, never an
+    /// original or whatever else has the misspelled name.
     ///
     /// # Errors
-    /// A target that exists while `replace` is false.
+    /// A target that exists while `replace` is false, or that is not ours to replace.
     pub fn check(target: &Path, replace: bool) -> Result<(), FormatsError> {
-        if !replace && fs::symlink_metadata(target).is_ok() {
+        let Ok(found) = fs::symlink_metadata(target) else { return Ok(()) };
+        if !replace {
             return Err(FormatsError::Exists { path: target.to_owned() });
         }
-        Ok(())
+        let not_ours =
+            |found: &str| FormatsError::NotOurs { path: target.to_owned(), found: found.to_owned() };
+        if !found.is_dir() || target.file_name().is_none() {
+            return Err(not_ours("something other than an output directory"));
+        }
+        let mut stranger = None;
+        for entry in fs::read_dir(target).map_err(FormatsError::io(target))? {
+            let name = entry.map_err(FormatsError::io(target))?.file_name();
+            if name == RECORD {
+                return Ok(());
+            }
+            stranger = Some(name.to_string_lossy().into_owned());
+        }
+        stranger.map_or(Ok(()), |name| Err(not_ours(&name)))
     }
 
     /// Where files are written until [`OutputDirectory::commit`].
@@ -141,9 +159,11 @@ mod tests {
         fs::create_dir(&target).unwrap();
         fs::write(target.join("old"), "old").unwrap();
         assert!(matches!(OutputDirectory::create(&target, false), Err(FormatsError::Exists { .. })));
+        assert!(matches!(OutputDirectory::create(&target, true), Err(FormatsError::NotOurs { .. })));
+        fs::write(target.join(RECORD), "{}").unwrap();
         let output = OutputDirectory::create(&target, true).unwrap();
         fs::write(output.path().join("new"), "new").unwrap();
-        assert_eq!(names(&target), ["old"]);
+        assert_eq!(names(&target), ["old", RECORD]);
         output.commit().unwrap();
         assert_eq!(names(&target), ["new"]);
         assert_eq!(names(folder.path()), ["out"]);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::run::{copy, demo, files, json, quantc, quantize, repository, succeed, text, tiny};
+use crate::run::{copy, demo, fail, files, json, quantc, quantize, repository, succeed, text, tiny};
 
 #[test]
 fn the_readme_command_writes_a_checkpoint_with_every_side_file_and_a_report() {
@@ -206,8 +206,13 @@ fn an_existing_output_is_kept_unless_force_is_given() {
     assert_eq!(run.status.code(), Some(1));
     let message = String::from_utf8_lossy(&run.stderr).into_owned();
     assert!(message.contains("exists") && message.contains("--force"), "{message}");
+    let message = fail(1, &["quantize", text(&demo()), "-o", text(&output), "--force"]);
+    assert!(message.contains("precious.txt"), "{message}");
     assert_eq!(fs::read_to_string(output.join("precious.txt")).unwrap(), "mine");
     assert_eq!(files(folder.path()), ["out"]);
+    let model = copy(&demo());
+    let message = fail(1, &["quantize", text(model.path()), "-o", text(model.path()), "--force"]);
+    assert!(message.contains("not replaced") && model.path().join("model.safetensors").exists(), "{message}");
 }
 
 #[test]
