@@ -15,7 +15,7 @@
 
 use kernels::{CodeLayout, PackedMatrix, PackedShape};
 use model::linear::Linear;
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use regex::Regex;
@@ -26,7 +26,7 @@ use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
-use crate::packing::{from_bytes, pack_rows, to_bytes, unpack_rows, words_for};
+use crate::packing::{from_bytes, pack_rows, to_bytes, transposed, unpack_rows, words_for};
 
 const ID: &str = "gptq";
 
@@ -167,7 +167,7 @@ impl TargetFormat for Gptq {
         let scheme = tensor.scheme();
         let bits = scheme.bits.get();
         let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
-        let words = pack_rows(tensor.codes(), bits).reversed_axes();
+        let words = transposed(pack_rows(tensor.codes(), bits).view());
         let less = version_one(scheme.symmetry);
         let zeros = tensor
             .zero_points_by_row()
@@ -409,8 +409,8 @@ impl StoredFormat for Stored {
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError> {
         let parts = self.parts(linear, scheme, checkpoint)?;
-        let rows: ArrayView2<'_, u32> = parts.codes.t();
-        let codes = unpack_rows(rows, scheme.bits.get(), linear.in_features);
+        let words = transposed(parts.codes.view());
+        let codes = unpack_rows(words.view(), scheme.bits.get(), linear.in_features);
         let zeros = (scheme.symmetry == Symmetry::Asymmetric).then(|| parts.zeros.reversed_axes());
         QuantizedTensor::new(scheme, codes, parts.scales.reversed_axes(), zeros).map_err(|e| {
             FormatsError::tensor(checkpoint.directory(), &linear.name, format!("is no solution: {e}"))
