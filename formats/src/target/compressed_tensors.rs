@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use kernels::{CodeLayout, PackedMatrix, PackedShape};
+use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
 use ndarray::Array2;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
@@ -22,11 +22,12 @@ use quantizer::tensor::QuantizedTensor;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use super::packed_parts::{PackedParts, StoredLinear};
 use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
-use crate::packing::{from_bytes, pack_rows, to_bytes, unpack_rows, words_for};
+use crate::packing::{pack_rows, to_bytes, unpack_rows, words_for};
 
 const ID: &str = "compressed-tensors";
 
@@ -34,7 +35,7 @@ const ID: &str = "compressed-tensors";
 #[derive(Debug)]
 pub(super) struct CompressedTensors;
 
-static LOADERS: [LoaderRule; 3] = [
+static LOADERS: [LoaderRule; 4] = [
     LoaderRule {
         runtime: "vLLM 0.33",
         symmetric_bits: &[4, 8],
@@ -57,6 +58,18 @@ static LOADERS: [LoaderRule; 3] = [
         mixed_bits: true,
         single_exclusions: true,
         remark: "by its declared rules; not run by us",
+        asymmetric_remark: "",
+    },
+    LoaderRule {
+        runtime: "SGLang 0.5.10 (marlin kernel)",
+        symmetric_bits: &[4, 8],
+        asymmetric_bits: &[],
+        group_sizes: &[32, 64, 128],
+        in_multiple: 128,
+        out_multiple: 64,
+        mixed_bits: true,
+        single_exclusions: true,
+        remark: "",
         asymmetric_remark: "",
     },
     LoaderRule {
@@ -266,9 +279,22 @@ impl Stored {
                 return Err(bad(format!("has the format `{other}`, only `pack-quantized` is read")));
             }
         }
+        // Weights behind these would decode to numbers that no runtime multiplies with.
+        for key in ["transform_config", "sparsity_config"] {
+            let given =
+                config.get(key).filter(|value| value.as_object().is_some_and(|object| !object.is_empty()));
+            if given.is_some() {
+                return Err(bad(format!("has a `{key}`, which is not read")));
+            }
+        }
         let groups = config.get("config_groups").and_then(Value::as_object);
         let groups = groups.ok_or_else(|| bad("has no `config_groups`".to_owned()))?;
         let groups = groups.values().map(|group| {
+            for key in ["input_activations", "output_activations"] {
+                if group.get(key).is_some_and(|value| !value.is_null()) {
+                    return Err(format!("quantizes activations (`{key}`), which is not read"));
+                }
+            }
             let weights = group.get("weights").ok_or_else(|| "has a group without `weights`".to_owned())?;
             Ok((Target::read_all(group.get("targets"))?, scheme(weights)?))
         });
@@ -278,52 +304,33 @@ impl Stored {
         })
     }
 
-    /// Words `[out, words]`, scales and zero points `[groups, out]`, checked.
-    fn parts(linear: &Linear, scheme: Scheme, checkpoint: &Checkpoint) -> Result<Parts, FormatsError> {
-        let name = |suffix: &str| format!("{}.{suffix}", linear.name);
-        let fail = |suffix: &str, problem: String| {
-            FormatsError::tensor(checkpoint.directory(), &name(suffix), problem)
-        };
-        let bits = scheme.bits.get();
-        let (inputs, outputs) = (linear.in_features, linear.out_features);
-        let columns = scheme.granularity.columns_per_scale(inputs);
-        if !inputs.is_multiple_of(columns) {
-            let problem =
-                format!("has groups of {columns} columns, which do not divide {inputs} input features");
-            return Err(fail("weight_packed", problem));
-        }
-        let groups = inputs / columns;
-        let words = |suffix: &str, shape: [usize; 2]| -> Result<Array2<u32>, FormatsError> {
-            let bytes = checkpoint.read_as(&name(suffix), Dtype::I32, &shape)?;
-            Array2::from_shape_vec(shape, from_bytes(&bytes)).map_err(|e| fail(suffix, e.to_string()))
-        };
-        let codes = words("weight_packed", [outputs, words_for(inputs, bits)])?;
-        let scales = checkpoint.read_matrix(&name("weight_scale"), (outputs, groups))?.reversed_axes();
-        let shape = checkpoint.read_as(&name("weight_shape"), Dtype::I64, &[2])?;
-        let shape: Vec<u64> =
-            shape.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect();
+    fn parts(stored: &StoredLinear<'_>) -> Result<PackedParts, FormatsError> {
+        let (_, groups) = stored.groups()?;
+        let scheme = stored.scheme;
+        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
+        let words = stored.streams("weight_packed", outputs, inputs, false)?;
+        let name = stored.name("weight_scale");
+        let scales = stored.checkpoint.read_matrix(&name, (outputs, groups))?.reversed_axes();
+        let shape = stored.checkpoint.read_as(&stored.name("weight_shape"), Dtype::I64, &[2])?;
+        let shape: Vec<u64> = shape.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
         if shape != [outputs as u64, inputs as u64] {
-            return Err(fail("weight_shape", format!("holds {shape:?}, expected [{outputs}, {inputs}]")));
+            return Err(
+                stored.fail("weight_shape", format!("holds {shape:?}, expected [{outputs}, {inputs}]"))
+            );
         }
-        let zeros = match scheme.symmetry {
+        if stored.checkpoint.contains(&stored.name("weight_g_idx")) {
+            let problem = "gives columns groups out of order (`actorder`), which is not read";
+            return Err(stored.fail("weight_g_idx", problem));
+        }
+        let zero_points = match scheme.symmetry {
             Symmetry::Symmetric => Array2::from_elem((groups, outputs), scheme.bits.symmetric_zero()),
             Symmetry::Asymmetric => {
-                let packed = words("weight_zero_point", [words_for(outputs, bits), groups])?;
-                unpack_rows(packed.t(), bits, outputs)
+                let packed = stored.streams("weight_zero_point", groups, outputs, true)?;
+                unpack_rows(packed.t(), scheme.bits.get(), outputs)
             }
         };
-        Ok(Parts { codes, zeros, scales, columns })
+        Ok(PackedParts { scheme, words, layout: CodeLayout::OutputMajor, scales, zero_points })
     }
-}
-
-struct Parts {
-    /// `[out, words]`.
-    codes: Array2<u32>,
-    /// `[groups, out]`.
-    zeros: Array2<u8>,
-    /// `[groups, out]`.
-    scales: Array2<f32>,
-    columns: usize,
 }
 
 impl StoredFormat for Stored {
@@ -350,12 +357,8 @@ impl StoredFormat for Stored {
         scheme: Scheme,
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError> {
-        let parts = Self::parts(linear, scheme, checkpoint)?;
-        let codes = unpack_rows(parts.codes.view(), scheme.bits.get(), linear.in_features);
-        let zeros = (scheme.symmetry == Symmetry::Asymmetric).then(|| parts.zeros.reversed_axes());
-        QuantizedTensor::new(scheme, codes, parts.scales.reversed_axes(), zeros).map_err(|e| {
-            FormatsError::tensor(checkpoint.directory(), &linear.name, format!("is no solution: {e}"))
-        })
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        Self::parts(&stored)?.decode(&stored)
     }
 
     fn packed(
@@ -364,17 +367,8 @@ impl StoredFormat for Stored {
         scheme: Scheme,
         checkpoint: &Checkpoint,
     ) -> Result<PackedMatrix, FormatsError> {
-        let parts = Self::parts(linear, scheme, checkpoint)?;
-        let shape = PackedShape {
-            bits: scheme.bits.get(),
-            layout: CodeLayout::OutputMajor,
-            out_features: linear.out_features,
-            in_features: linear.in_features,
-            group_size: parts.columns,
-        };
-        let (words, _) = parts.codes.into_raw_vec_and_offset();
-        PackedMatrix::new(shape, words, parts.scales, parts.zeros.mapv(f32::from))
-            .map_err(|e| FormatsError::tensor(checkpoint.directory(), &linear.name, e.to_string()))
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        Self::parts(&stored)?.packed(&stored)
     }
 }
 
@@ -382,6 +376,14 @@ fn scheme(weights: &Value) -> Result<Scheme, String> {
     let get = |key: &str| weights.get(key).filter(|value| !value.is_null());
     if let Some(kind) = get("type").filter(|kind| *kind != "int") {
         return Err(format!("has codes of type {kind}, only integers are read"));
+    }
+    if let Some(order) =
+        get("actorder").filter(|order| !["static", "weight"].iter().any(|fixed| *order == fixed))
+    {
+        return Err(format!("orders columns by {order}, only groups of consecutive columns are read"));
+    }
+    if get("dynamic").is_some_and(|dynamic| *dynamic != false) {
+        return Err("has dynamic weights, which is not read".to_owned());
     }
     let bits = get("num_bits").and_then(Value::as_u64).and_then(|bits| u8::try_from(bits).ok());
     let bits = bits.and_then(|bits| BitWidth::new(bits).ok()).ok_or("has no usable `num_bits`")?;

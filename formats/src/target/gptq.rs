@@ -13,15 +13,15 @@
 //! so asymmetric grids are written as version 2. Groups are consecutive columns (`desc_act` false): whatever order the solver took, the
 //! trivial `g_idx` is right, and current vLLM refuses any other.
 
-use kernels::{CodeLayout, PackedMatrix, PackedShape};
+use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
-use ndarray::Array2;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::loaders::singly_excluded;
+use super::packed_parts::{PackedParts, StoredLinear};
 use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
@@ -187,10 +187,7 @@ impl TargetFormat for Gptq {
     fn config(&self, plan: &[PlannedLinear]) -> Value {
         let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
         let base = most_common(&schemes);
-        let group_size = base.map_or(-1, |scheme| match scheme.granularity {
-            Granularity::PerGroup(size) => size.get() as i64,
-            Granularity::PerChannel | Granularity::PerTensor => -1,
-        });
+        let group_size = base.map_or(-1, group_size);
         let symmetric = base.is_none_or(|scheme| scheme.symmetry == Symmetry::Symmetric);
         let bits = base.map_or(4, |scheme| scheme.bits.get());
         let version = if symmetric { "gptq" } else { "gptq_v2" };
@@ -226,48 +223,86 @@ fn version_one(symmetry: Symmetry) -> u8 {
 }
 
 fn most_common(schemes: &[Scheme]) -> Option<Scheme> {
-    let count = |scheme: &Scheme| schemes.iter().filter(|other| *other == scheme).count();
-    schemes.iter().rev().max_by_key(|scheme| count(scheme)).copied()
+    let mut counts: Vec<(Scheme, usize)> = Vec::new();
+    for scheme in schemes {
+        match counts.iter_mut().find(|(known, _)| known == scheme) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((*scheme, 1)),
+        }
+    }
+    counts.iter().rev().max_by_key(|(_, count)| count).map(|(scheme, _)| *scheme)
 }
 
 /// Linears that differ from the rest, as patterns on module paths: exclusions first, since the first match wins.
-///
-/// Runtimes look fused linears up under a fused name, which the pattern therefore has to match as well.
 fn dynamic(plan: &[PlannedLinear], base: Option<Scheme>) -> Map<String, Value> {
-    let mut rules = Map::new();
-    for exclusions in [true, false] {
-        for planned in plan {
-            let pattern = pattern(&planned.linear);
-            match planned.scheme {
-                None if exclusions => {
-                    rules.insert(format!("-:{pattern}"), json!({}));
+    let kept: Vec<&Linear> =
+        plan.iter().filter(|planned| planned.scheme.is_none()).map(|p| &p.linear).collect();
+    let mut rules: Map<String, Value> =
+        patterns(&kept).into_iter().map(|pattern| (format!("-:{pattern}"), json!({}))).collect();
+    let mut others: Vec<(Scheme, Vec<&Linear>)> = Vec::new();
+    for planned in plan {
+        match planned.scheme {
+            Some(scheme) if Some(scheme) != base => {
+                match others.iter_mut().find(|(known, _)| *known == scheme) {
+                    Some((_, linears)) => linears.push(&planned.linear),
+                    None => others.push((scheme, vec![&planned.linear])),
                 }
-                Some(scheme) if !exclusions && Some(scheme) != base => {
-                    let sym = scheme.symmetry == Symmetry::Symmetric;
-                    let group_size = match scheme.granularity {
-                        Granularity::PerGroup(size) => size.get() as i64,
-                        Granularity::PerChannel | Granularity::PerTensor => -1,
-                    };
-                    let value = json!({"bits": scheme.bits.get(), "group_size": group_size, "sym": sym, "desc_act": false});
-                    rules.insert(format!("+:{pattern}"), value);
-                }
-                _ => {}
             }
+            _ => {}
         }
+    }
+    for (scheme, linears) in others {
+        let sym = scheme.symmetry == Symmetry::Symmetric;
+        let group_size = group_size(scheme);
+        let value =
+            json!({"bits": scheme.bits.get(), "group_size": group_size, "sym": sym, "desc_act": false});
+        rules.extend(patterns(&linears).into_iter().map(|pattern| (format!("+:{pattern}"), value.clone())));
     }
     rules
 }
 
-/// A pattern for the linear's own path and for that of the linear it is fused into.
-fn pattern(linear: &Linear) -> String {
+fn group_size(scheme: Scheme) -> i64 {
+    match scheme.granularity {
+        Granularity::PerGroup(size) => size.get() as i64,
+        Granularity::PerChannel | Granularity::PerTensor => -1,
+    }
+}
+
+/// Patterns that match the paths of these linears and no others: one for each kind of linear, with its layers as alternatives.
+///
+/// Runtimes look a fused linear up under its fused name, which the pattern therefore has to match as well.
+fn patterns(linears: &[&Linear]) -> Vec<String> {
     use model::linear::Role;
-    let (parent, own) = linear.name.rsplit_once('.').unwrap_or(("", &linear.name));
-    let fused = match linear.id.role {
-        Role::Query | Role::Key | Role::Value => "|qkv_proj",
-        Role::Gate | Role::Up => "|gate_up_proj",
-        Role::Output | Role::Down => "",
-    };
-    format!("{}\\.({own}{fused})$", parent.replace('.', "\\."))
+    let mut kinds: Vec<((String, String), Vec<String>)> = Vec::new();
+    for linear in linears {
+        let layer = linear.id.layer.to_string();
+        let (parent, own) = linear.name.rsplit_once('.').unwrap_or(("", &linear.name));
+        let fused = match linear.id.role {
+            Role::Query | Role::Key | Role::Value => "|qkv_proj",
+            Role::Gate | Role::Up => "|gate_up_proj",
+            Role::Output | Role::Down => "",
+        };
+        let module = format!("({}{fused})$", regex::escape(own));
+        let parent = format!("{parent}.");
+        let (before, after) = match parent.split_once(&format!(".{layer}.")) {
+            Some((before, after)) => {
+                (format!("{}\\.", regex::escape(before)), format!("\\.{}{module}", regex::escape(after)))
+            }
+            None => (regex::escape(&parent), module),
+        };
+        let layer = if after.starts_with("\\.") { layer } else { String::new() };
+        match kinds.iter_mut().find(|(kind, _)| *kind == (before.clone(), after.clone())) {
+            Some((_, layers)) => layers.push(layer),
+            None => kinds.push(((before, after), vec![layer])),
+        }
+    }
+    kinds
+        .into_iter()
+        .map(|((before, after), layers)| match &layers[..] {
+            [layer] => format!("{before}{layer}{after}"),
+            _ => format!("{before}({}){after}", layers.join("|")),
+        })
+        .collect()
 }
 
 /// Module paths within a layer of the kinds that are quantized.
@@ -312,6 +347,9 @@ impl Stored {
                 return Err(bad(format!("has the checkpoint format {}", version.unwrap_or(&Value::Null))));
             }
         };
+        if let Some(word) = config.get("pack_dtype").filter(|word| *word != "int32" && !word.is_null()) {
+            return Err(bad(format!("packs codes into {word}, only int32 is read")));
+        }
         let base = scheme(config, None).map_err(&bad)?;
         let mut rules = Vec::new();
         for (key, value) in config.get("dynamic").and_then(Value::as_object).into_iter().flatten() {
@@ -329,63 +367,32 @@ impl Stored {
         Ok(Self { base, less, rules })
     }
 
-    fn groups(linear: &Linear, scheme: Scheme) -> Result<(usize, usize), String> {
-        let columns = scheme.granularity.columns_per_scale(linear.in_features);
-        if !linear.in_features.is_multiple_of(columns) {
-            return Err(format!(
-                "has groups of {columns} columns, which do not divide {} input features",
-                linear.in_features
-            ));
-        }
-        Ok((linear.in_features / columns, columns))
-    }
-
-    /// Words of the codes, zero points `[out, groups]` and scales `[groups, out]`, checked.
-    fn parts(&self, linear: &Linear, scheme: Scheme, checkpoint: &Checkpoint) -> Result<Parts, FormatsError> {
-        let name = |suffix: &str| format!("{}.{suffix}", linear.name);
-        let fail = |suffix: &str, problem: String| {
-            FormatsError::tensor(checkpoint.directory(), &name(suffix), problem)
-        };
-        let bits = scheme.bits.get();
-        let (groups, columns) = Self::groups(linear, scheme).map_err(|problem| fail("qweight", problem))?;
-        let (inputs, outputs) = (linear.in_features, linear.out_features);
-        let words = |suffix: &str, shape: [usize; 2]| -> Result<Array2<u32>, FormatsError> {
-            let bytes = checkpoint.read_as(&name(suffix), Dtype::I32, &shape)?;
-            Array2::from_shape_vec(shape, from_bytes(&bytes)).map_err(|e| fail(suffix, e.to_string()))
-        };
-        let codes = words("qweight", [words_for(inputs, bits), outputs])?;
-        let packed_zeros = words("qzeros", [groups, words_for(outputs, bits)])?;
-        let zeros = unpack_rows(packed_zeros.view(), bits, outputs)
+    fn parts(&self, stored: &StoredLinear<'_>) -> Result<PackedParts, FormatsError> {
+        let (columns, groups) = stored.groups()?;
+        let scheme = stored.scheme;
+        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
+        let words = stored.streams("qweight", outputs, inputs, true)?;
+        let packed_zeros = stored.streams("qzeros", groups, outputs, false)?;
+        let zero_points = unpack_rows(packed_zeros.view(), scheme.bits.get(), outputs)
             .mapv(|zero| zero.wrapping_add(self.less) & scheme.bits.max_code());
         if scheme.symmetry == Symmetry::Symmetric
-            && let Some(zero) = zeros.iter().find(|&&zero| zero != scheme.bits.symmetric_zero())
+            && let Some(zero) = zero_points.iter().find(|&&zero| zero != scheme.bits.symmetric_zero())
         {
             let problem =
                 format!("holds zero point {zero}, a symmetric grid has {}", scheme.bits.symmetric_zero());
-            return Err(fail("qzeros", problem));
+            return Err(stored.fail("qzeros", problem));
         }
-        let scales = checkpoint.read_matrix(&name("scales"), (groups, outputs))?;
-        if checkpoint.contains(&name("g_idx")) {
-            let order = from_bytes(&checkpoint.read_as(&name("g_idx"), Dtype::I32, &[inputs])?);
+        let scales = stored.checkpoint.read_matrix(&stored.name("scales"), (groups, outputs))?;
+        if stored.checkpoint.contains(&stored.name("g_idx")) {
+            let order = stored.checkpoint.read_as(&stored.name("g_idx"), Dtype::I32, &[inputs])?;
+            let order = from_bytes(&order);
             if order.iter().enumerate().any(|(input, &group)| group as usize != input / columns) {
-                return Err(fail(
-                    "g_idx",
-                    "gives columns groups out of order (`desc_act`), which is not read".to_owned(),
-                ));
+                let problem = "gives columns groups out of order (`desc_act`), which is not read";
+                return Err(stored.fail("g_idx", problem));
             }
         }
-        Ok(Parts { codes, zeros, scales, columns })
+        Ok(PackedParts { scheme, words, layout: CodeLayout::InputMajor, scales, zero_points })
     }
-}
-
-struct Parts {
-    /// `[words, out]`.
-    codes: Array2<u32>,
-    /// `[groups, out]`.
-    zeros: Array2<u8>,
-    /// `[groups, out]`.
-    scales: Array2<f32>,
-    columns: usize,
 }
 
 impl StoredFormat for Stored {
@@ -408,13 +415,8 @@ impl StoredFormat for Stored {
         scheme: Scheme,
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError> {
-        let parts = self.parts(linear, scheme, checkpoint)?;
-        let words = transposed(parts.codes.view());
-        let codes = unpack_rows(words.view(), scheme.bits.get(), linear.in_features);
-        let zeros = (scheme.symmetry == Symmetry::Asymmetric).then(|| parts.zeros.reversed_axes());
-        QuantizedTensor::new(scheme, codes, parts.scales.reversed_axes(), zeros).map_err(|e| {
-            FormatsError::tensor(checkpoint.directory(), &linear.name, format!("is no solution: {e}"))
-        })
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        self.parts(&stored)?.decode(&stored)
     }
 
     fn packed(
@@ -423,17 +425,8 @@ impl StoredFormat for Stored {
         scheme: Scheme,
         checkpoint: &Checkpoint,
     ) -> Result<PackedMatrix, FormatsError> {
-        let parts = self.parts(linear, scheme, checkpoint)?;
-        let shape = PackedShape {
-            bits: scheme.bits.get(),
-            layout: CodeLayout::InputMajor,
-            out_features: linear.out_features,
-            in_features: linear.in_features,
-            group_size: parts.columns,
-        };
-        let (words, _) = parts.codes.into_raw_vec_and_offset();
-        PackedMatrix::new(shape, words, parts.scales, parts.zeros.mapv(f32::from))
-            .map_err(|e| FormatsError::tensor(checkpoint.directory(), &linear.name, e.to_string()))
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        self.parts(&stored)?.packed(&stored)
     }
 }
 

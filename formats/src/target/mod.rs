@@ -6,6 +6,7 @@
 mod compressed_tensors;
 mod gptq;
 mod loaders;
+mod packed_parts;
 
 use kernels::PackedMatrix;
 use model::linear::Linear;
@@ -135,12 +136,16 @@ fn demand_fused_alike(format: &'static str, plan: &[PlannedLinear]) -> Result<()
     Ok(())
 }
 
-/// The largest of `columns`, `columns / 2`, ... that is a group size and divides every width.
+/// The largest size that divides every width, of `columns`, `columns / 2`, `columns / 4`, ... and the powers of two below: the sizes that
+/// runtimes have kernels for.
 fn dividing_group(columns: usize, widths: impl Iterator<Item = usize> + Clone) -> Option<GroupSize> {
     let halves = std::iter::successors(Some(columns), |size| size.is_multiple_of(2).then_some(size / 2));
+    let powers = (4..=10).map(|power| 1 << power).filter(|&size| size < columns);
     halves
+        .chain(powers)
+        .filter(|&size| widths.clone().all(|width| width.is_multiple_of(size)))
         .filter_map(|size| GroupSize::new(size).ok())
-        .find(|size| widths.clone().all(|width| width.is_multiple_of(size.get())))
+        .max()
 }
 
 /// Lowers group sizes to one for each set of linears, so that it divides the width of all of them. Returns a note for each change.

@@ -1,0 +1,444 @@
+//! Every format with every scheme: what it claims comes back exactly, as a solution and as a matrix to multiply with; what it does not
+//! claim is refused with a reason; a single changed bit is seen.
+
+use std::path::Path;
+
+use formats::container::SafetensorsWriter;
+use formats::target::{self, PlannedLinear, TargetFormat};
+use formats::{Checkpoint, Dtype, side_files};
+use model::linear::{Linear, LinearId, Role};
+use ndarray::Array2;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::QuantizedTensor;
+use serde_json::{Value, json};
+
+fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
+    let module = match role {
+        Role::Query => "self_attn.q_proj",
+        Role::Key => "self_attn.k_proj",
+        Role::Value => "self_attn.v_proj",
+        Role::Output => "self_attn.o_proj",
+        Role::Gate => "mlp.gate_proj",
+        Role::Up => "mlp.up_proj",
+        Role::Down => "mlp.down_proj",
+    };
+    let name = format!("model.layers.{layer}.{module}");
+    Linear { id: LinearId { layer, role }, name, out_features: shape.0, in_features: shape.1, bias: false }
+}
+
+fn scheme(
+    format: &dyn TargetFormat,
+    bits: u8,
+    granularity: Granularity,
+    symmetry: Symmetry,
+    runtime: Dtype,
+) -> Scheme {
+    let bits = BitWidth::new(bits).unwrap();
+    Scheme { bits, granularity, symmetry, scale_dtype: format.scale_dtype(runtime) }
+}
+
+fn group(columns: usize) -> Granularity {
+    Granularity::PerGroup(GroupSize::new(columns).unwrap())
+}
+
+/// A solution with every code, scales of both signs and all magnitudes, every zero point.
+fn solution(linear: &Linear, scheme: Scheme) -> QuantizedTensor {
+    let mut state = 0x9E37_79B9_u32 ^ (linear.out_features * 31 + linear.in_features) as u32;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    let most = scheme.bits.max_code();
+    let (rows, columns) = (linear.out_features, linear.in_features);
+    let codes = Array2::from_shape_simple_fn((rows, columns), || random() as u8 & most);
+    let grid = scheme.granularity.scale_shape(rows, columns);
+    let scales = Array2::from_shape_simple_fn(grid, || {
+        let magnitude = 2.0_f32.powi((random() % 20) as i32 - 15) * (1.0 + random() as f32 / u32::MAX as f32);
+        scheme.scale_dtype.round(if random() % 4 == 0 { -magnitude } else { magnitude })
+    });
+    let zeros = (scheme.symmetry == Symmetry::Asymmetric)
+        .then(|| Array2::from_shape_simple_fn(grid, || random() as u8 & most));
+    QuantizedTensor::new(scheme, codes, scales, zeros).unwrap()
+}
+
+/// Writes a checkpoint with config.json; the driver's part in small.
+fn write(folder: &Path, format: &dyn TargetFormat, plan: &[PlannedLinear], tensors: &[QuantizedTensor]) {
+    let quantized: Vec<(&Linear, &QuantizedTensor)> = plan
+        .iter()
+        .zip(tensors)
+        .filter(|(planned, _)| planned.scheme.is_some())
+        .map(|(planned, tensor)| (&planned.linear, tensor))
+        .collect();
+    let specs: Vec<_> =
+        quantized.iter().flat_map(|(linear, tensor)| format.layout(linear, tensor.scheme())).collect();
+    let mut writer = SafetensorsWriter::create(folder, &specs, 1 << 16).unwrap();
+    for (linear, tensor) in quantized {
+        for tensor in format.encode(linear, tensor) {
+            writer.put(&tensor).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    let config = side_files::quantized_config(
+        &json!({"model_type": "llama", "torch_dtype": "float16"}),
+        "bfloat16",
+        format.config(plan),
+    );
+    side_files::write_json(&folder.join("config.json"), &config).unwrap();
+}
+
+fn quantization(folder: &Path) -> Value {
+    formats::json::read(folder, "config.json").unwrap()["quantization_config"].clone()
+}
+
+fn claimed(format: &dyn TargetFormat, bits: u8, shape: (usize, usize)) -> bool {
+    match format.id() {
+        "gptq" => {
+            let whole_words = |features: usize| (features * usize::from(bits)).is_multiple_of(32);
+            [2, 3, 4, 8].contains(&bits) && whole_words(shape.0) && whole_words(shape.1)
+        }
+        "compressed-tensors" => true,
+        other => panic!("say what `{other}` claims"),
+    }
+}
+
+#[test]
+fn what_a_format_claims_comes_back_exactly_and_the_rest_is_refused_with_a_reason() {
+    let granularities = [
+        group(16),
+        group(32),
+        group(48),
+        group(64),
+        group(96),
+        group(1024),
+        Granularity::PerChannel,
+        Granularity::PerTensor,
+    ];
+    let mut written = 0;
+    for format in target::ALL {
+        for shape in [(64, 192), (32, 1024), (33, 96), (40, 80), (1, 16), (3, 7)] {
+            for bits in 2..=8 {
+                for granularity in granularities {
+                    for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
+                        for runtime in [Dtype::F16, Dtype::Bf16] {
+                            let what =
+                                format!("{} {bits} bit {granularity:?} {symmetry:?} {shape:?}", format.id());
+                            let scheme = scheme(*format, bits, granularity, symmetry, runtime);
+                            let planned = PlannedLinear {
+                                linear: linear(3, Role::Down, shape),
+                                fused_group: 0,
+                                scheme: Some(scheme),
+                            };
+                            let mut plan = vec![planned];
+                            let settled = format.settle(&mut plan);
+                            let grouped = matches!(granularity, Granularity::PerGroup(_));
+                            let divides = !grouped || shape.1.is_multiple_of(16);
+                            match settled {
+                                Err(error) => {
+                                    assert!(
+                                        !claimed(*format, bits, shape) || !divides,
+                                        "{what} refused: {error}"
+                                    );
+                                    let message = error.to_string();
+                                    assert!(message.contains("down_proj") && error.hint().is_some());
+                                }
+                                Ok(_) => {
+                                    assert!(
+                                        claimed(*format, bits, shape) && divides,
+                                        "{what} is not refused"
+                                    );
+                                    round_trip(*format, &plan, &what);
+                                    written += 1;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(written > 1000, "{written}");
+}
+
+fn round_trip(format: &dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let (linear, scheme) = (&plan[0].linear, plan[0].scheme.unwrap());
+    let solution = solution(linear, scheme);
+    for (spec, data) in format.layout(linear, scheme).iter().zip(format.encode(linear, &solution)) {
+        assert_eq!((&spec.name, spec.bytes()), (&data.name, data.bytes.len() as u64), "{what}");
+    }
+    write(folder.path(), format, plan, std::slice::from_ref(&solution));
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let stored = target::open(&quantization(folder.path())).unwrap();
+    assert_eq!(stored.id(), format.id());
+    for name in stored.tensors(linear, scheme) {
+        assert!(checkpoint.contains(&name), "{what} {name}");
+    }
+    // With the scheme that was solved for, everything comes back; with the one that config.json gives, all values do.
+    let decoded = stored.decode(linear, scheme, &checkpoint).unwrap();
+    assert_eq!(decoded, solution, "{what}");
+    let read = stored.scheme(linear).unwrap();
+    assert_eq!((read.bits, read.symmetry, read.scale_dtype), (scheme.bits, scheme.symmetry, ScaleDtype::F32));
+    let decoded = stored.decode(linear, read, &checkpoint).unwrap();
+    assert_eq!(decoded.codes(), solution.codes());
+    assert_eq!(decoded.scales_by_row(), solution.scales_by_row());
+    assert_eq!(decoded.zero_points_by_row(), solution.zero_points_by_row());
+    let packed = stored.packed(linear, scheme, &checkpoint).unwrap();
+    assert_eq!(packed.dequantize(), solution.dequantize(), "{what}");
+    assert_eq!(packed.unpack_codes(), solution.codes(), "{what}");
+}
+
+/// A model of three layers like SmolLM2's, in small: 128 does not divide its hidden size.
+fn small_model(format: &dyn TargetFormat, bits: u8, granularity: Granularity) -> Vec<PlannedLinear> {
+    let scheme = scheme(format, bits, granularity, Symmetry::Symmetric, Dtype::Bf16);
+    let stages: [&[(Role, (usize, usize))]; 4] = [
+        &[(Role::Query, (192, 192)), (Role::Key, (64, 192)), (Role::Value, (64, 192))],
+        &[(Role::Output, (192, 192))],
+        &[(Role::Gate, (512, 192)), (Role::Up, (512, 192))],
+        &[(Role::Down, (192, 512))],
+    ];
+    let mut plan = Vec::new();
+    for layer in 0..3 {
+        for (stage, linears) in stages.iter().enumerate() {
+            plan.extend(linears.iter().map(|&(role, shape)| PlannedLinear {
+                linear: linear(layer, role, shape),
+                fused_group: 4 * layer + stage,
+                scheme: Some(scheme),
+            }));
+        }
+    }
+    plan
+}
+
+fn find(id: &str) -> &'static dyn TargetFormat {
+    *target::ALL.iter().find(|format| format.id() == id).unwrap()
+}
+
+/// Writes a model, reads it again, and expects of every linear what was planned.
+fn expect_model(format: &dyn TargetFormat, plan: &[PlannedLinear]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let filler = scheme(format, 4, Granularity::PerChannel, Symmetry::Symmetric, Dtype::F16);
+    let tensors: Vec<_> =
+        plan.iter().map(|planned| solution(&planned.linear, planned.scheme.unwrap_or(filler))).collect();
+    write(folder.path(), format, plan, &tensors);
+    let config = quantization(folder.path());
+    let stored = target::open(&config).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    for (planned, tensor) in plan.iter().zip(&tensors) {
+        let name = &planned.linear.name;
+        let read = stored.scheme(&planned.linear);
+        assert_eq!(
+            read.map(|scheme| (scheme.bits, scheme.granularity)),
+            planned.scheme.map(|scheme| (scheme.bits, scheme.granularity)),
+            "{name}"
+        );
+        if let Some(scheme) = planned.scheme {
+            assert_eq!(stored.decode(&planned.linear, scheme, &checkpoint).unwrap(), *tensor, "{name}");
+        }
+    }
+    config
+}
+
+#[test]
+fn one_group_size_for_a_file_is_the_largest_that_divides_every_linear() {
+    let gptq = find("gptq");
+    let mut plan = small_model(gptq, 4, group(128));
+    let notes = gptq.settle(&mut plan).unwrap();
+    assert!(plan.iter().all(|planned| planned.scheme.unwrap().granularity == group(64)));
+    assert!(notes.len() == 1 && notes[0].contains("from 128 to 64") && notes[0].contains("192"), "{notes:?}");
+    let config = expect_model(gptq, &plan);
+    assert_eq!(config["group_size"], 64);
+    assert!(config.get("dynamic").is_none());
+
+    let several = find("compressed-tensors");
+    let mut plan = small_model(several, 4, group(128));
+    let notes = several.settle(&mut plan).unwrap();
+    for planned in &plan {
+        let expected = if planned.linear.id.role == Role::Down { 128 } else { 64 };
+        assert_eq!(planned.scheme.unwrap().granularity, group(expected), "{}", planned.linear.name);
+    }
+    assert!(!notes.is_empty());
+    let config = expect_model(several, &plan);
+    assert_eq!(config["config_groups"].as_object().unwrap().len(), 2);
+    assert_eq!(config["ignore"], json!(["lm_head"]));
+}
+
+#[test]
+fn linears_left_in_16_bit_and_linears_of_another_width_are_told_to_every_reader() {
+    for format in target::ALL {
+        let mut plan = small_model(*format, 4, group(64));
+        for planned in &mut plan {
+            let LinearId { layer, role } = planned.linear.id;
+            match role {
+                Role::Down => planned.scheme = None,
+                Role::Gate | Role::Up if layer != 1 => {
+                    planned.scheme.as_mut().unwrap().bits = BitWidth::new(8).unwrap();
+                }
+                _ => {}
+            }
+        }
+        format.settle(&mut plan).unwrap();
+        let config = expect_model(*format, &plan);
+        if format.id() == "gptq" {
+            let rules: Vec<&String> = config["dynamic"].as_object().unwrap().keys().collect();
+            assert_eq!(
+                rules,
+                [
+                    r"-:model\.layers\.(0|1|2)\.mlp\.(down_proj)$",
+                    r"+:model\.layers\.(0|2)\.mlp\.(gate_proj|gate_up_proj)$",
+                    r"+:model\.layers\.(0|2)\.mlp\.(up_proj|gate_up_proj)$",
+                ]
+            );
+            let modules = &config["modules_in_block_to_quantize"];
+            assert_eq!(modules[0], json!(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]));
+            assert_eq!(modules[2], json!(["mlp.gate_proj", "mlp.up_proj"]));
+        }
+        let transformers =
+            format.loaders().iter().find(|rule| rule.runtime.starts_with("transformers")).unwrap();
+        assert_eq!(transformers.check(&plan).loads, format.id() != "gptq", "{}", format.id());
+        let serving = format.loaders().iter().find(|rule| rule.runtime == "vLLM 0.33").unwrap();
+        assert!(serving.check(&plan).loads);
+        serving.check(&small_model(*format, 3, group(64))).loads.then(|| panic!("vLLM has no 3-bit kernel"));
+    }
+}
+
+#[test]
+fn linears_that_runtimes_fuse_are_quantized_alike_or_refused() {
+    for format in target::ALL {
+        for change in [None, Some(BitWidth::new(8).unwrap())] {
+            let mut plan = small_model(*format, 4, group(64));
+            plan[1].scheme = change.and_then(|bits| plan[1].scheme.map(|scheme| Scheme { bits, ..scheme }));
+            let message = format.settle(&mut plan).unwrap_err().to_string();
+            assert!(message.contains("k_proj") && message.contains("q_proj"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_single_changed_bit_is_seen() {
+    for format in target::ALL {
+        for (bits, symmetry) in
+            [(4, Symmetry::Symmetric), (4, Symmetry::Asymmetric), (3, Symmetry::Asymmetric)]
+        {
+            // 37 outputs and 48 inputs of 3 or 4 bits leave bits unused at the end of a stream, where the format allows it.
+            let shape = if format.id() == "gptq" { (32, 32) } else { (37, 48) };
+            let linear = linear(0, Role::Output, shape);
+            let scheme = scheme(*format, bits, group(16), symmetry, Dtype::F16);
+            let plan = [PlannedLinear { linear: linear.clone(), fused_group: 0, scheme: Some(scheme) }];
+            let solution = solution(&linear, scheme);
+            let folder = tempfile::tempdir().unwrap();
+            write(folder.path(), *format, &plan, std::slice::from_ref(&solution));
+            let stored = target::open(&quantization(folder.path())).unwrap();
+            let path = folder.path().join("model.safetensors");
+            let bytes = std::fs::read(&path).unwrap();
+            let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            for bit in 8 * data..8 * bytes.len() {
+                let mut bytes = bytes.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                std::fs::write(&path, &bytes).unwrap();
+                let checkpoint = Checkpoint::open(folder.path()).unwrap();
+                match stored.decode(&linear, scheme, &checkpoint) {
+                    Err(error) => assert!(error.to_string().contains("o_proj"), "{error}"),
+                    Ok(decoded) => assert!(decoded != solution, "{} bit {bit}", format.id()),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn files_meet_the_words_of_the_reference_implementations() {
+    // Zero points as GPTQModel stores them, version 1 for symmetric grids and version 2 for asymmetric ones with the same zero.
+    let symmetric: [(u8, &[u32], &[u32]); 4] = [
+        (2, &[0x5555_5555; 2], &[0xAAAA_AAAA; 2]),
+        (3, &[0xDB6D_B6DB, 0xB6DB_6DB6, 0x6DB6_DB6D], &[0x2492_4924, 0x4924_9249, 0x9249_2492]),
+        (4, &[0x7777_7777; 4], &[0x8888_8888; 4]),
+        (8, &[0x7F7F_7F7F; 8], &[0x8080_8080; 8]),
+    ];
+    let gptq = find("gptq");
+    for (bits, first, second) in symmetric {
+        for (symmetry, words) in [(Symmetry::Symmetric, first), (Symmetry::Asymmetric, second)] {
+            let scheme = scheme(gptq, bits, Granularity::PerChannel, symmetry, Dtype::F16);
+            let linear = linear(0, Role::Up, (32, 32));
+            let zeros = (symmetry == Symmetry::Asymmetric)
+                .then(|| Array2::from_elem((32, 1), scheme.bits.symmetric_zero()));
+            let codes = Array2::from_shape_fn((32, 32), |(_, column)| ((5 * column + 3) % (1 << bits)) as u8);
+            let tensor = QuantizedTensor::new(scheme, codes, Array2::ones((32, 1)), zeros).unwrap();
+            let data = gptq.encode(&linear, &tensor);
+            let words: Vec<u8> =
+                words.iter().take(usize::from(bits)).flat_map(|word| word.to_le_bytes()).collect();
+            assert_eq!(data[1].bytes[..words.len()], words, "{bits} bits");
+            let repeated = data[1].bytes.chunks(words.len()).all(|part| *part == words[..part.len()]);
+            assert!(repeated, "{bits} bits");
+            if bits == 3 {
+                // The first stream runs down the first column of [3, 32] words.
+                let down: Vec<u32> = [0, 1, 2]
+                    .map(|row| u32::from_le_bytes(data[0].bytes[128 * row..][..4].try_into().unwrap()))
+                    .to_vec();
+                assert_eq!(down, [0x43C6_7543, 0x7543_C675, 0xC675_43C6]);
+            }
+            assert_eq!(data[2].bytes, [0x00, 0x3C].repeat(32));
+            assert_eq!(data[3].bytes, [0; 128]);
+        }
+    }
+    // compressed-tensors 0.20: zero points -8, -7, -3, 0, 1, 5, 7, 2 of eight outputs.
+    let format = find("compressed-tensors");
+    let scheme = scheme(format, 4, Granularity::PerChannel, Symmetry::Asymmetric, Dtype::Bf16);
+    let zeros = Array2::from_shape_vec((8, 1), vec![0, 1, 5, 8, 9, 13, 15, 10]).unwrap();
+    let codes = Array2::from_shape_fn((8, 40), |(_, column)| ((5 * column + 3) % 16) as u8);
+    let tensor = QuantizedTensor::new(scheme, codes, Array2::ones((8, 1)), Some(zeros)).unwrap();
+    let data = format.encode(&linear(0, Role::Up, (8, 40)), &tensor);
+    assert_eq!(data[0].bytes[..8], [0x83, 0x2D, 0xC7, 0x61, 0x0B, 0xA5, 0x4F, 0xE9]);
+    assert_eq!(data[1].bytes, [0x80, 0x3F].repeat(8));
+    assert_eq!(data[2].bytes, [8, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(data[3].bytes, 0xAFD9_8510_u32.to_le_bytes());
+}
+
+#[test]
+fn configurations_that_would_be_misread_are_refused() {
+    let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false});
+    let weights =
+        json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128});
+    let compressed = json!({
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": ["lm_head"]
+    });
+    assert!(target::open(&gptq).is_ok() && target::open(&compressed).is_ok());
+    let group = "/config_groups/group_0";
+    let cases: &[(&Value, &str, &str, Value)] = &[
+        (&gptq, "", "quant_method", json!("awq")),
+        (&gptq, "", "quant_method", json!(null)),
+        (&gptq, "", "bits", json!(9)),
+        (&gptq, "", "bits", json!("4")),
+        (&gptq, "", "bits", json!(null)),
+        (&gptq, "", "group_size", json!(0)),
+        (&gptq, "", "group_size", json!(-2)),
+        (&gptq, "", "sym", json!("yes")),
+        (&gptq, "", "checkpoint_format", json!("marlin")),
+        (&gptq, "", "format", json!("gptq_p")),
+        (&gptq, "", "pack_dtype", json!("int64")),
+        (&gptq, "", "dynamic", json!({"+:(": {}})),
+        (&gptq, "", "dynamic", json!({"x": {"bits": 1}})),
+        (&compressed, "", "format", json!("float-quantized")),
+        (&compressed, "", "config_groups", json!(null)),
+        (&compressed, "", "config_groups", json!({"group_0": {}})),
+        (&compressed, "", "transform_config", json!({"config_groups": {}})),
+        (&compressed, "", "sparsity_config", json!({"format": "dense"})),
+        (&compressed, "", "ignore", json!([1])),
+        (&compressed, group, "targets", json!(["re:("])),
+        (&compressed, group, "input_activations", json!({"num_bits": 8})),
+        (&compressed, "/config_groups/group_0/weights", "type", json!("float")),
+        (&compressed, "/config_groups/group_0/weights", "num_bits", json!(1)),
+        (&compressed, "/config_groups/group_0/weights", "strategy", json!("block")),
+        (&compressed, "/config_groups/group_0/weights", "group_size", json!(7)),
+        (&compressed, "/config_groups/group_0/weights", "actorder", json!("group")),
+        (&compressed, "/config_groups/group_0/weights", "dynamic", json!(true)),
+    ];
+    for (base, path, key, value) in cases {
+        let mut config = (*base).clone();
+        config.pointer_mut(path).unwrap()[*key] = value.clone();
+        let message = target::open(&config).expect_err(&format!("{key} {value}")).to_string();
+        assert!(message.contains("quantization_config"), "{message}");
+    }
+}
