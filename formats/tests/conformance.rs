@@ -105,60 +105,44 @@ fn claimed(format: &dyn TargetFormat, bits: u8, shape: (usize, usize)) -> bool {
 
 #[test]
 fn what_a_format_claims_comes_back_exactly_and_the_rest_is_refused_with_a_reason() {
-    let granularities = [
-        group(16),
-        group(32),
-        group(48),
-        group(64),
-        group(96),
-        group(1024),
-        Granularity::PerChannel,
-        Granularity::PerTensor,
-    ];
+    let granularities =
+        [group(16), group(48), group(64), group(1024), Granularity::PerChannel, Granularity::PerTensor];
     let mut written = 0;
     for format in target::ALL {
         for shape in [(64, 192), (32, 1024), (33, 96), (40, 80), (1, 16), (3, 7)] {
             for bits in 2..=8 {
-                for granularity in granularities {
+                for (number, granularity) in granularities.into_iter().enumerate() {
                     for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
-                        for runtime in [Dtype::F16, Dtype::Bf16] {
-                            let what =
-                                format!("{} {bits} bit {granularity:?} {symmetry:?} {shape:?}", format.id());
-                            let scheme = scheme(*format, bits, granularity, symmetry, runtime);
-                            let planned = PlannedLinear {
-                                linear: linear(3, Role::Down, shape),
-                                fused_group: 0,
-                                scheme: Some(scheme),
-                            };
-                            let mut plan = vec![planned];
-                            let settled = format.settle(&mut plan);
-                            let grouped = matches!(granularity, Granularity::PerGroup(_));
-                            let divides = !grouped || shape.1.is_multiple_of(16);
-                            match settled {
-                                Err(error) => {
-                                    assert!(
-                                        !claimed(*format, bits, shape) || !divides,
-                                        "{what} refused: {error}"
-                                    );
-                                    let message = error.to_string();
-                                    assert!(message.contains("down_proj") && error.hint().is_some());
-                                }
-                                Ok(_) => {
-                                    assert!(
-                                        claimed(*format, bits, shape) && divides,
-                                        "{what} is not refused"
-                                    );
-                                    round_trip(*format, &plan, &what);
-                                    written += 1;
-                                }
-                            }
-                        }
+                        let runtime = if number % 2 == 0 { Dtype::F16 } else { Dtype::Bf16 };
+                        let scheme = scheme(*format, bits, granularity, symmetry, runtime);
+                        written += usize::from(holds_or_refuses(*format, shape, scheme));
                     }
                 }
             }
         }
     }
-    assert!(written > 1000, "{written}");
+    assert!(written > 500, "{written}");
+}
+
+/// Whether the format took the scheme, after it was seen to be right either way.
+fn holds_or_refuses(format: &dyn TargetFormat, shape: (usize, usize), scheme: Scheme) -> bool {
+    let what = format!("{} {scheme:?} {shape:?}", format.id());
+    let linear = linear(3, Role::Down, shape);
+    let mut plan = vec![PlannedLinear { linear, fused_group: 0, scheme: Some(scheme) }];
+    let grouped = matches!(scheme.granularity, Granularity::PerGroup(_));
+    let possible = claimed(format, scheme.bits.get(), shape) && (!grouped || shape.1.is_multiple_of(16));
+    match format.settle(&mut plan) {
+        Err(error) => {
+            assert!(!possible, "{what} refused: {error}");
+            assert!(error.to_string().contains("down_proj") && error.hint().is_some(), "{error}");
+            false
+        }
+        Ok(_) => {
+            assert!(possible, "{what} is not refused");
+            round_trip(format, &plan, &what);
+            true
+        }
+    }
 }
 
 fn round_trip(format: &dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
@@ -318,9 +302,7 @@ fn linears_that_runtimes_fuse_are_quantized_alike_or_refused() {
 #[test]
 fn a_single_changed_bit_is_seen() {
     for format in target::ALL {
-        for (bits, symmetry) in
-            [(4, Symmetry::Symmetric), (4, Symmetry::Asymmetric), (3, Symmetry::Asymmetric)]
-        {
+        for (bits, symmetry) in [(4, Symmetry::Symmetric), (3, Symmetry::Asymmetric)] {
             // 37 outputs and 48 inputs of 3 or 4 bits leave bits unused at the end of a stream, where the format allows it.
             let shape = if format.id() == "gptq" { (32, 32) } else { (37, 48) };
             let linear = linear(0, Role::Output, shape);
