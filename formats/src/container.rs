@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::{Dtype, INDEX};
+use crate::checkpoint::{Dtype, INDEX, MOST_HEADER};
 use crate::error::FormatsError;
 use crate::files::write_at;
 
@@ -92,8 +92,8 @@ impl SafetensorsWriter {
             } else {
                 format!("model-{:05}-of-{count:05}.safetensors", number + 1)
             };
-            // The convention of the reference writer: wide elements first, so that everything is aligned, then by name.
-            shard.sort_by(|a, b| b.dtype.bytes().cmp(&a.dtype.bytes()).then_with(|| a.name.cmp(&b.name)));
+            // The reference writer's order, in which everything is aligned: wide types first, then by name.
+            shard.sort_by(|a, b| b.dtype.rank().cmp(&a.dtype.rank()).then_with(|| a.name.cmp(&b.name)));
             writer.create_file(&directory.join(&name), number, &shard)?;
             weight_map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
         }
@@ -123,6 +123,13 @@ impl SafetensorsWriter {
         let mut text = Value::Object(header).to_string().into_bytes();
         // The data begins at a multiple of eight.
         text.resize(text.len().next_multiple_of(8), b' ');
+        if text.len() as u64 > MOST_HEADER {
+            let problem = format!("{} tensors need a header of {} bytes", shard.len(), text.len());
+            return Err(FormatsError::malformed(
+                path,
+                format!("{problem}, expected at most {MOST_HEADER}; use smaller shards"),
+            ));
+        }
         let file = File::create_new(path).map_err(FormatsError::io(path))?;
         let start = 8 + text.len() as u64;
         file.set_len(start + offset).map_err(FormatsError::io(path))?;
@@ -232,6 +239,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn files_are_those_of_the_reference_writer_to_the_byte() {
+        use safetensors::tensor::TensorView;
+        let folder = tempfile::tempdir().unwrap();
+        let mut specs = specs();
+        for (name, dtype) in [("f", Dtype::F32), ("bf", Dtype::Bf16), ("byte", Dtype::U8), ("i", Dtype::I32)]
+        {
+            specs.push(TensorSpec { name: name.to_owned(), dtype, shape: vec![3] });
+        }
+        let tensors: Vec<_> = specs.iter().map(|spec| data(&spec.name, spec.bytes() as usize)).collect();
+        let mut writer = SafetensorsWriter::create(folder.path(), &specs, 1 << 30).unwrap();
+        for tensor in &tensors {
+            writer.put(tensor).unwrap();
+        }
+        writer.finish().unwrap();
+        let views = specs.iter().zip(&tensors).map(|(spec, tensor)| {
+            let dtype = serde_json::from_value(spec.dtype.name().into()).unwrap();
+            (spec.name.clone(), TensorView::new(dtype, spec.shape.clone(), &tensor.bytes).unwrap())
+        });
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        let reference = safetensors::serialize(views, Some(metadata)).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), reference);
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub(crate) fn inside(directory: &Path, name: &str) -> Result<PathBuf, FormatsErr
     let path = directory.join(name);
     let real = path.canonicalize().map_err(FormatsError::io(&path))?;
     let home = directory.canonicalize().map_err(FormatsError::io(directory))?;
-    let cache = home.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent);
+    let snapshots = home.ancestors().skip(1).find(|folder| folder.ends_with("snapshots"));
+    let cache = snapshots.and_then(Path::parent);
     let in_cache = cache.is_some_and(|repository| real.starts_with(repository.join("blobs")));
     if !real.starts_with(&home) && !in_cache {
         return Err(outside());

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::FormatsError;
+use crate::files;
 
 /// Weights and descriptions of weights, which the output has of its own.
 fn is_of_the_original(name: &str) -> bool {
@@ -23,26 +24,35 @@ fn is_of_the_original(name: &str) -> bool {
 /// Copies side files from `source` to `target`; returns their names, sorted.
 ///
 /// # Errors
-/// The system's.
+/// The system's, and a link that leads out of `source`: what it names would be published with the output.
 pub fn copy(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError> {
+    let mut copied = copy_files(source, target)?;
+    let templates = source.join(TEMPLATES);
+    if templates.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        let folder = target.join(TEMPLATES);
+        fs::create_dir(&folder).map_err(FormatsError::io(&folder))?;
+        copied.extend(copy_files(&templates, &folder)?.into_iter().map(|file| format!("{TEMPLATES}/{file}")));
+    }
+    copied.sort();
+    Ok(copied)
+}
+
+/// The one directory that tokenizers look into.
+const TEMPLATES: &str = "additional_chat_templates";
+
+fn copy_files(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError> {
     let mut copied = Vec::new();
     for entry in fs::read_dir(source).map_err(FormatsError::io(source))? {
         let entry = entry.map_err(FormatsError::io(source))?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        let path = entry.path();
         // Follows links, since hub caches are made of them.
-        let kind = fs::metadata(&path).map_err(FormatsError::io(&path))?;
-        if kind.is_dir() && name == "additional_chat_templates" {
-            let folder = target.join(&name);
-            fs::create_dir(&folder).map_err(FormatsError::io(&folder))?;
-            let inner = copy(&path, &folder)?;
-            copied.extend(inner.into_iter().map(|file| format!("{name}/{file}")));
-        } else if kind.is_file() && !is_of_the_original(&name) {
+        let kind = fs::metadata(entry.path()).map_err(FormatsError::io(&entry.path()))?;
+        if kind.is_file() && !is_of_the_original(&name) {
+            let path = files::inside(source, &name)?;
             fs::copy(&path, target.join(&name)).map_err(FormatsError::io(&path))?;
             copied.push(name);
         }
     }
-    copied.sort();
     Ok(copied)
 }
 

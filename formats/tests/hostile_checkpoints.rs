@@ -240,6 +240,48 @@ fn links_lead_out_of_a_directory_only_into_the_hubs_cache() {
     assert!(refusal(&folder_as_file).to_string().contains("not a regular file"));
 }
 
+#[cfg(unix)]
+#[test]
+fn side_files_are_copied_unless_a_link_would_publish_another_file() {
+    use std::os::unix::fs::symlink;
+    let outer = folder(&[("secret", b"secret")]);
+    let model = outer.path().join("model");
+    fs::create_dir_all(model.join("additional_chat_templates")).unwrap();
+    fs::create_dir(model.join("other")).unwrap();
+    for name in [
+        "LICENSE",
+        "tokenizer.json",
+        "model.safetensors",
+        ".hidden",
+        "config.json",
+        "additional_chat_templates/a.jinja",
+    ] {
+        fs::write(model.join(name), name).unwrap();
+    }
+    let target = folder(&[]);
+    let copied = formats::side_files::copy(&model, target.path()).unwrap();
+    assert_eq!(copied, ["LICENSE", "additional_chat_templates/a.jinja", "tokenizer.json"]);
+    assert_eq!(fs::read(target.path().join("LICENSE")).unwrap(), b"LICENSE");
+
+    symlink("../secret", model.join("NOTICE")).unwrap();
+    let target = folder(&[]);
+    let error = formats::side_files::copy(&model, target.path()).unwrap_err();
+    assert!(matches!(error, FormatsError::Outside { .. }), "{error}");
+    assert!(!target.path().join("NOTICE").exists());
+
+    // In the hub's cache every file is a link, those of folders too.
+    let snapshot = outer.path().join("models--x/snapshots/0123");
+    fs::create_dir_all(snapshot.join("additional_chat_templates")).unwrap();
+    fs::create_dir(outer.path().join("models--x/blobs")).unwrap();
+    fs::write(outer.path().join("models--x/blobs/abc"), "text").unwrap();
+    symlink("../../blobs/abc", snapshot.join("tokenizer.json")).unwrap();
+    symlink("../../../blobs/abc", snapshot.join("additional_chat_templates/a.jinja")).unwrap();
+    let target = folder(&[]);
+    assert_eq!(formats::side_files::copy(&snapshot, target.path()).unwrap().len(), 2);
+    let kind = fs::symlink_metadata(target.path().join("tokenizer.json")).unwrap();
+    assert!(kind.is_file() && fs::read(target.path().join("tokenizer.json")).unwrap() == b"text");
+}
+
 #[test]
 fn an_index_and_its_files_must_agree() {
     let a = file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, b"x");

@@ -97,6 +97,11 @@ impl Dtype {
         }
     }
 
+    /// Place in the reference writer's order of types, from the narrowest on.
+    pub(crate) fn rank(self) -> usize {
+        ORDER.iter().position(|name| *name == self.name()).unwrap_or(0)
+    }
+
     /// Whether [`Dtype::decode`] gives numbers.
     #[must_use]
     pub fn is_float(self) -> bool {
@@ -168,6 +173,28 @@ impl Dtype {
         Some(encoded)
     }
 }
+
+const ORDER: [&str; 19] = [
+    "BOOL",
+    "U8",
+    "I8",
+    "F8_E5M2",
+    "F8_E4M3",
+    "F8_E8M0",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
+    "I16",
+    "U16",
+    "F16",
+    "BF16",
+    "I32",
+    "U32",
+    "F32",
+    "C64",
+    "F64",
+    "I64",
+    "U64",
+];
 
 /// Halves converted at a time: 4 KiB, which stay in the first cache.
 const HALVES: usize = 2048;

@@ -16,7 +16,7 @@ use crate::error::FormatsError;
 use crate::files::read_at;
 
 /// Longest header, bytes: the standard's own limit.
-const MOST_HEADER: u64 = 100_000_000;
+pub(crate) const MOST_HEADER: u64 = 100_000_000;
 
 /// Where one tensor lies.
 #[derive(Clone, Debug, PartialEq, Eq)]

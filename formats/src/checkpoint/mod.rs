@@ -15,6 +15,7 @@ use ndarray::{Array1, Array2};
 use serde::Deserialize;
 
 pub use dtype::Dtype;
+pub(crate) use header::MOST_HEADER;
 
 use crate::error::FormatsError;
 use crate::files::{self, read_at};
