@@ -2,12 +2,12 @@
 //! config.json gets the quantization's description and the type that the runtime multiplies in.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::FormatsError;
-use crate::files;
+use crate::files::inside;
 
 /// Weights and descriptions of weights, which the output has of its own.
 fn is_of_the_original(name: &str) -> bool {
@@ -37,23 +37,44 @@ pub fn copy(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError> {
     Ok(copied)
 }
 
+/// Fails where [`copy`] would: for a look before hours of work.
+///
+/// # Errors
+/// As [`copy`].
+pub fn check(source: &Path) -> Result<(), FormatsError> {
+    side_files(source)?;
+    let templates = source.join(TEMPLATES);
+    if templates.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        side_files(&templates)?;
+    }
+    Ok(())
+}
+
 /// The one directory that tokenizers look into.
 const TEMPLATES: &str = "additional_chat_templates";
 
 fn copy_files(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError> {
-    let mut copied = Vec::new();
+    let files = side_files(source)?;
+    for (name, path) in &files {
+        fs::copy(path, target.join(name)).map_err(FormatsError::io(path))?;
+    }
+    Ok(files.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Names and paths of a directory's own side files.
+fn side_files(source: &Path) -> Result<Vec<(String, PathBuf)>, FormatsError> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(source).map_err(FormatsError::io(source))? {
         let entry = entry.map_err(FormatsError::io(source))?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         // Follows links, since hub caches are made of them.
         let kind = fs::metadata(entry.path()).map_err(FormatsError::io(&entry.path()))?;
         if kind.is_file() && !is_of_the_original(&name) {
-            let path = files::inside(source, &name)?;
-            fs::copy(&path, target.join(&name)).map_err(FormatsError::io(&path))?;
-            copied.push(name);
+            let path = inside(source, &name)?;
+            files.push((name, path));
         }
     }
-    Ok(copied)
+    Ok(files)
 }
 
 /// config.json of the output: the original's keys in their order, `dtype` (and `torch_dtype` where the original has it) set to `dtype`,

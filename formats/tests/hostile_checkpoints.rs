@@ -259,14 +259,18 @@ fn side_files_are_copied_unless_a_link_would_publish_another_file() {
         fs::write(model.join(name), name).unwrap();
     }
     let target = folder(&[]);
+    formats::side_files::check(&model).unwrap();
     let copied = formats::side_files::copy(&model, target.path()).unwrap();
     assert_eq!(copied, ["LICENSE", "additional_chat_templates/a.jinja", "tokenizer.json"]);
     assert_eq!(fs::read(target.path().join("LICENSE")).unwrap(), b"LICENSE");
 
     symlink("../secret", model.join("NOTICE")).unwrap();
     let target = folder(&[]);
-    let error = formats::side_files::copy(&model, target.path()).unwrap_err();
-    assert!(matches!(error, FormatsError::Outside { .. }), "{error}");
+    for error in
+        [formats::side_files::check(&model), formats::side_files::copy(&model, target.path()).map(|_| ())]
+    {
+        assert!(matches!(error, Err(FormatsError::Outside { .. })), "{error:?}");
+    }
     assert!(!target.path().join("NOTICE").exists());
 
     // In the hub's cache every file is a link, those of folders too.

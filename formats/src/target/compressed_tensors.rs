@@ -47,6 +47,7 @@ static LOADERS: [LoaderRule; 4] = [
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
     LoaderRule {
         runtime: "vLLM 0.33 (with its humming package)",
@@ -59,6 +60,7 @@ static LOADERS: [LoaderRule; 4] = [
         single_exclusions: true,
         remark: "by its declared rules; not run by us",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
@@ -71,6 +73,7 @@ static LOADERS: [LoaderRule; 4] = [
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
     LoaderRule {
         runtime: "transformers 5.23 (with compressed-tensors)",
@@ -83,6 +86,7 @@ static LOADERS: [LoaderRule; 4] = [
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "asymmetric codes with CompressedTensorsConfig(dequantize=True)",
+        whole_rows_remark: "",
     },
 ];
 

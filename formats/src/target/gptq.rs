@@ -46,6 +46,7 @@ static LOADERS: [LoaderRule; 5] = [
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
@@ -58,6 +59,7 @@ static LOADERS: [LoaderRule; 5] = [
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (gptq kernel)",
@@ -70,6 +72,7 @@ static LOADERS: [LoaderRule; 5] = [
         single_exclusions: true,
         remark: "with --quantization gptq --dtype float16",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
@@ -82,6 +85,7 @@ static LOADERS: [LoaderRule; 5] = [
         single_exclusions: false,
         remark: "",
         asymmetric_remark: "",
+        whole_rows_remark: "whole rows of 4 bits do not run in its CPU kernel",
     },
     LoaderRule {
         runtime: "GPTQModel 7.7",
@@ -94,6 +98,7 @@ static LOADERS: [LoaderRule; 5] = [
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "",
+        whole_rows_remark: "",
     },
 ];
 

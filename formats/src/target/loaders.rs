@@ -1,6 +1,6 @@
 //! Loaders' rules as data: what each runtime refuses, with the version in which it was seen.
 
-use quantizer::scheme::{Granularity, Symmetry};
+use quantizer::scheme::{Granularity, Scheme, Symmetry};
 
 use super::PlannedLinear;
 
@@ -27,6 +27,8 @@ pub struct LoaderRule {
     pub remark: &'static str,
     /// What to mind besides where zero points are stored.
     pub asymmetric_remark: &'static str,
+    /// What to mind besides where a scale is shared by a whole row.
+    pub whole_rows_remark: &'static str,
 }
 
 /// Whether a runtime loads what a plan would write.
@@ -45,9 +47,14 @@ impl LoaderRule {
     #[must_use]
     pub fn check(&self, plan: &[PlannedLinear]) -> LoaderVerdict {
         let refusal = self.refusal(plan);
-        let asymmetric =
-            plan.iter().filter_map(|planned| planned.scheme).any(|s| s.symmetry == Symmetry::Asymmetric);
-        let remarks = [self.remark, if asymmetric { self.asymmetric_remark } else { "" }];
+        let any = |holds: fn(Scheme) -> bool| plan.iter().filter_map(|planned| planned.scheme).any(holds);
+        let asymmetric = any(|scheme| scheme.symmetry == Symmetry::Asymmetric);
+        let whole_rows = any(|scheme| !matches!(scheme.granularity, Granularity::PerGroup(_)));
+        let remarks = [
+            self.remark,
+            if asymmetric { self.asymmetric_remark } else { "" },
+            if whole_rows { self.whole_rows_remark } else { "" },
+        ];
         let remark =
             || remarks.into_iter().filter(|remark| !remark.is_empty()).collect::<Vec<_>>().join("; ");
         LoaderVerdict {
