@@ -148,7 +148,7 @@ pub struct EvaluateArgs {
     reference: Option<PathBuf>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
-    /// Write the model's logits, f32 [windows, tokens, vocabulary], to this safetensors file
+    /// Write the model's logits, f32 [windows, tokens, vocabulary], and the windows' lengths to this safetensors file
     #[arg(long, value_name = "FILE")]
     export_logits: Option<PathBuf>,
     #[command(flatten)]

@@ -1,5 +1,7 @@
 //! From a job's text and window request to windows of tokens, with what has to be said about them.
 
+use std::collections::HashSet;
+
 use calibration::corpus::{Corpus, WindowShape, Windows};
 use calibration::tokenizer::TextTokenizer;
 use model::Model;
@@ -43,12 +45,49 @@ pub(crate) fn read(
             request.samples
         ));
     }
+    let longest = windows.tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let shorter = windows.tokens.iter().filter(|window| window.len() < context).count();
+    if shorter > 0 {
+        notes.push(format!(
+            "{shorter} of {found} windows of {} are shorter than {context} tokens",
+            corpus.name()
+        ));
+    }
     let summary = TextSummary {
         text: corpus.name().to_owned(),
         windows: found,
-        context,
+        context: longest,
+        tokens: windows.tokens.iter().map(Vec::len).sum(),
         requested: request,
         fingerprint: windows.fingerprint.clone(),
     };
     Ok(ReadText { windows, summary, notes })
+}
+
+/// Tokens of a passage: long enough not to be in two texts by chance.
+const PASSAGE: usize = 32;
+
+/// Share of the passages of `evaluation` that are in `calibration` as well, wherever the windows were cut.
+pub(crate) fn overlap(calibration: &[Vec<u32>], evaluation: &[Vec<u32>]) -> f64 {
+    let seen: HashSet<&[u32]> = calibration.iter().flat_map(|window| window.windows(PASSAGE)).collect();
+    let passages = || evaluation.iter().flat_map(|window| window.chunks_exact(PASSAGE));
+    let shared = passages().filter(|passage| seen.contains(passage)).count();
+    shared as f64 / passages().count().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_passages_are_found_wherever_windows_begin() {
+        let text: Vec<u32> = (0..4000_u32).map(|i| i.wrapping_mul(2_654_435_761) >> 16).collect();
+        let cut = |tokens: &[u32], length: usize| tokens.chunks_exact(length).map(<[u32]>::to_vec).collect();
+        let calibration: Vec<Vec<u32>> = cut(&text[..2000], 200);
+        let apart: Vec<Vec<u32>> = cut(&text[2000..], 128);
+        let half: Vec<Vec<u32>> = cut(&text[1013..3013], 100);
+        assert_eq!(overlap(&calibration, &apart), 0.0);
+        assert_eq!(overlap(&calibration, &calibration), 1.0);
+        assert!((0.3..0.6).contains(&overlap(&calibration, &half)));
+    }
 }

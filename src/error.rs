@@ -106,18 +106,29 @@ pub enum Error {
     /// What was written is not what was solved.
     #[error("verification failed: {}", .0.problems.first().map_or("", |p| p.as_str()))]
     Verification(Box<Verification>),
+    /// The user asked for an end.
+    #[error("interrupted; nothing half-written is left")]
+    Interrupted,
+    /// The user asked for an end, and had the output already.
+    #[error("interrupted while measuring; {path} is written and verified")]
+    InterruptedMeasuring {
+        /// The output.
+        path: PathBuf,
+    },
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
 }
 
 impl Error {
-    /// The process's exit code: 1 the user can fix it, 2 unexpected, 3 verification failed.
+    /// The process's exit code: 1 the user can fix it, 2 unexpected, 3 verification failed, 130 interrupted.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Verification(_) => 3,
             Self::Internal(_) => 2,
+            // What shells say of a program that SIGINT ended.
+            Self::Interrupted | Self::InterruptedMeasuring { .. } => 130,
             _ => 1,
         }
     }
@@ -131,6 +142,7 @@ impl Error {
             Self::Unknown { kind: "format", .. } => {
                 Some("`quantc list formats` says what each is for".to_owned())
             }
+            Self::InterruptedMeasuring { .. } => Some("`quantc evaluate` measures it".to_owned()),
             Self::Verification(_) => {
                 Some("the files differ from what was solved; write them again from the original".to_owned())
             }

@@ -1,12 +1,13 @@
 //! `evaluate`: how well a model predicts text, and how far it is from another.
 
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::ops::ControlFlow;
 
+use calibration::CalibrationError;
 use calibration::evaluation::{self, Estimate, Score};
 
 use crate::corpora;
 use crate::error::Error;
+use crate::export::ExportFile;
 use crate::job::EvaluateJob;
 use crate::progress::Progress;
 use crate::report::{EvaluateReport, EvaluationReport, Perplexity, QuantizedQuality, TextSummary};
@@ -19,11 +20,13 @@ use crate::stored::StoredModel;
 /// A model, reference or text that cannot be used.
 pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateReport, Error> {
     let watch = Stopwatch::start();
+    let logits =
+        job.export_logits.as_deref().map(|path| ExportFile::create("--export-logits", path)).transpose()?;
     let model = StoredModel::open(&job.model)?;
     let reference = job.reference.as_deref().map(StoredModel::open).transpose()?;
     let text = corpora::read(&job.text, job.windows, &model.model, model.tokenizer()?.as_ref())?;
-    if let Some(path) = &job.export_logits {
-        export_logits(&model, &text.windows.tokens, path)?;
+    if let Some(file) = logits {
+        export_logits(&model, &text.windows.tokens, file)?;
     }
     let evaluation = measure(&model, reference.as_ref(), &text.windows.tokens, text.summary, progress)?;
     Ok(EvaluateReport {
@@ -49,7 +52,14 @@ pub(crate) fn measure(
     let streams = 1 + usize::from(reference.is_some());
     progress.phase("measuring", streams * measured.model.layers.len());
     let source = reference.map(|reference| reference as &dyn calibration::weights::WeightSource);
-    let found = evaluation::evaluate(&measured.model, measured, source, windows, &mut || progress.step(""))?;
+    let mut step = || {
+        progress.step("");
+        if progress.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let found = match evaluation::evaluate(&measured.model, measured, source, windows, &mut step) {
+        Err(CalibrationError::Interrupted) => return Err(Error::Interrupted),
+        found => found?,
+    };
     progress.finish();
 
     let is_original = measured.format.is_none() && reference.is_none();
@@ -68,6 +78,7 @@ pub(crate) fn measure(
         text: text.text,
         windows: text.windows,
         context: text.context,
+        tokens: text.tokens,
         requested: text.requested,
         fingerprint: text.fingerprint,
         original: original.map(perplexity),
@@ -83,6 +94,13 @@ fn perplexity(score: &Score) -> Perplexity {
 
 /// A divergence needs the same vocabulary; the layers are run by one description, so they have to be the same too.
 fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<(), Error> {
+    if measured.format.is_none() && reference.format.is_some() {
+        return Err(Error::NotSuitable {
+            path: reference.path.clone(),
+            problem: "the reference is quantized and the model that is measured is not".to_owned(),
+            hint: "name the quantized model first and its original with --reference",
+        });
+    }
     let (ours, theirs) = (&measured.model, &reference.model);
     let same = ours.architecture == theirs.architecture
         && ours.layers == theirs.layers
@@ -100,28 +118,32 @@ fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<
     })
 }
 
-/// Writes one f32 tensor `logits` `[windows, tokens, vocabulary]`, window by window.
-fn export_logits(model: &StoredModel, windows: &[Vec<u32>], path: &Path) -> Result<(), Error> {
-    let context = windows.first().map_or(0, Vec::len);
+/// Writes the f32 tensor `logits` `[windows, tokens, vocabulary]`, window by window, and the i64 tensor `lengths` `[windows]`; rows behind
+/// the end of a window that is shorter than the longest are zero.
+fn export_logits(model: &StoredModel, windows: &[Vec<u32>], mut file: ExportFile) -> Result<(), Error> {
+    let context = windows.iter().map(Vec::len).max().unwrap_or(0);
     let vocabulary = model.model.hyperparameters.vocabulary;
-    let bytes = 4 * windows.len() * context * vocabulary;
+    let (count, window) = (windows.len(), 4 * context * vocabulary);
+    let end = count * window;
     let header = serde_json::json!({
-        "logits": {"dtype": "F32", "shape": [windows.len(), context, vocabulary], "data_offsets": [0, bytes]}
+        "logits": {"dtype": "F32", "shape": [count, context, vocabulary], "data_offsets": [0, end]},
+        "lengths": {"dtype": "I64", "shape": [count], "data_offsets": [end, end + 8 * count]}
     });
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::new(std::fs::File::create(path).map_err(Error::io(path))?);
-    let mut written =
-        file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(&header));
+    file.write(&(header.len() as u64).to_le_bytes())?;
+    file.write(&header)?;
+    let mut written = Ok(());
     calibration::evaluation::visit_logits(&model.model, model, windows, &mut |logits| {
         if written.is_ok() {
-            written = logits.iter().try_for_each(|logit| file.write_all(&logit.to_le_bytes()));
+            let mut bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+            bytes.resize(window, 0);
+            written = file.write(&bytes);
         }
     })?;
-    written.and_then(|()| file.flush()).map_err(Error::io(path))?;
-    let end = file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
-    if end != (8 + header.len() + bytes) as u64 {
-        return Err(Error::Internal(format!("{} has {end} bytes", path.display())));
+    written?;
+    for tokens in windows {
+        file.write(&(tokens.len() as i64).to_le_bytes())?;
     }
-    Ok(())
+    file.finish()
 }

@@ -57,7 +57,7 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
                     };
                     let scales = match scheme.granularity {
                         Granularity::PerTensor => "one scale".to_owned(),
-                        Granularity::PerChannel => "a scale for each row".to_owned(),
+                        Granularity::PerChannel => "whole rows".to_owned(),
                         Granularity::PerGroup(size) => format!("groups of {}", size.get()),
                     };
                     format!("{} bit, {symmetry}, {scales}", scheme.bits.get())

@@ -29,6 +29,7 @@ pub mod cli;
 mod corpora;
 pub mod error;
 mod evaluate;
+pub mod export;
 pub mod inspect;
 pub mod job;
 pub mod listing;

@@ -1,13 +1,13 @@
 //! Parse, run, print the report to standard output and the error chain to standard error.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use quantc::cli::{Cli, Command, RunArgs};
 use quantc::error::Error;
+use quantc::export::ExportFile;
 use quantc::progress::Terminal;
 use quantc::render::text;
 use serde::Serialize;
@@ -38,35 +38,35 @@ fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Quantize(arguments) => {
             let export = prepare(arguments.run())?;
-            let report = quantc::quantize(&arguments.into_job()?, &Terminal::default())?;
-            export_json(export.as_deref(), &report)?;
-            print(&text::report(&report))
+            let report = quantc::quantize(&arguments.into_job()?, &Terminal::listening()?)?;
+            print(&text::report(&report))?;
+            export_json(export, &report)
         }
         Command::Evaluate(arguments) => {
             let export = prepare(arguments.run())?;
-            let report = quantc::evaluate(&arguments.into_job()?, &Terminal::default())?;
-            export_json(export.as_deref(), &report)?;
-            print(&text::evaluate(&report))
+            let report = quantc::evaluate(&arguments.into_job()?, &Terminal::listening()?)?;
+            print(&text::evaluate(&report))?;
+            export_json(export, &report)
         }
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;
             let found = quantc::verify::verify(&arguments.directory, &Terminal::default())?;
-            export_json(export.as_deref(), &found)?;
             print(&format!("{}\n", text::verification(&found)))?;
+            export_json(export, &found)?;
             if found.problems.is_empty() { Ok(()) } else { Err(Error::Verification(Box::new(found))) }
         }
         Command::Inspect(arguments) => {
             let export = prepare(&arguments.common)?;
             let found = quantc::inspect::inspect(&arguments.directory)?;
-            export_json(export.as_deref(), &found)?;
-            print(&text::inspection(&found))
+            print(&text::inspection(&found))?;
+            export_json(export, &found)
         }
         Command::List { what } => print(&quantc::listing::list(what)),
     }
 }
 
-/// Sets the number of threads and returns where the JSON goes.
-fn prepare(run: &RunArgs) -> Result<Option<std::path::PathBuf>, Error> {
+/// Sets the number of threads and opens the file that the JSON goes to: better now than after the work.
+fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
     if run.threads == Some(0) {
         return Err(Error::Argument {
             flag: "--threads",
@@ -77,21 +77,15 @@ fn prepare(run: &RunArgs) -> Result<Option<std::path::PathBuf>, Error> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build_global().map_err(|e| Error::Internal(e.to_string()))?;
     }
-    if let Some(parent) = run.export_json.as_deref().and_then(Path::parent)
-        && !parent.as_os_str().is_empty()
-        && !parent.is_dir()
-    {
-        let problem = format!("there is no directory `{}`", parent.display());
-        return Err(Error::Argument { flag: "--export-json", problem });
-    }
-    Ok(run.export_json.clone())
+    run.export_json.as_deref().map(|path| ExportFile::create("--export-json", path)).transpose()
 }
 
-fn export_json(path: Option<&Path>, report: &impl Serialize) -> Result<(), Error> {
-    let Some(path) = path else { return Ok(()) };
+fn export_json(file: Option<ExportFile>, report: &impl Serialize) -> Result<(), Error> {
+    let Some(mut file) = file else { return Ok(()) };
     let mut json = serde_json::to_string_pretty(report).map_err(|e| Error::Internal(e.to_string()))?;
     json.push('\n');
-    std::fs::write(path, json).map_err(|source| Error::Io { path: path.to_owned(), source })
+    file.write(json.as_bytes())?;
+    file.finish()
 }
 
 /// Prints, and takes a closed pipe for the end of interest.

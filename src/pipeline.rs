@@ -11,7 +11,7 @@ use calibration::weights::{LayerWeights, LinearWeights};
 
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::progress::Progress;
+use crate::progress::{Progress, go_on};
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::statistics::StageStatistics;
@@ -43,10 +43,12 @@ pub(crate) fn quantize_layers(
     for layer in &source.model.layers {
         let mut weights = source.layer_weights(layer)?;
         for (place, stage) in layer.stages.iter().enumerate() {
+            go_on(progress)?;
             let seen = observe(plan, layer, place, &weights, &streams)?;
             streams.advance_original(layer, place, &weights)?;
             for linear in &stage.linears {
                 let Some(scheme) = plan.scheme(linear) else { continue };
+                go_on(progress)?;
                 let solution = solve(plan, linear, scheme, &weights, &seen)?;
                 for tensor in plan.format.encode(linear, &solution.tensor) {
                     writer.put(&tensor)?;

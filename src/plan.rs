@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use formats::Dtype;
 use formats::container::TensorSpec;
 use formats::target::{self, PlannedLinear, TargetFormat};
+use formats::{Dtype, side_files};
 use model::linear::{Linear, LinearId};
 use quantizer::scheme::Scheme;
+use regex::Regex;
 
 use crate::error::Error;
 use crate::job::QuantizeJob;
@@ -34,6 +35,8 @@ impl Plan {
     /// Decides, or says why the job cannot be done.
     pub(crate) fn make(source: &StoredModel, job: &QuantizeJob) -> Result<Self, Error> {
         let format = find_format(&job.format)?;
+        side_files::check(&source.path)?;
+        demand_matches(source, &job.exclude)?;
         let mut notes = Vec::new();
         let runtime = runtime_dtype(source, &mut notes)?;
         let mut linears = Vec::new();
@@ -121,6 +124,18 @@ impl Plan {
     }
 }
 
+/// An exclusion that excludes nothing is a mistake, which would be found only after the work.
+fn demand_matches(source: &StoredModel, exclude: &[Regex]) -> Result<(), Error> {
+    let idle = exclude.iter().find(|pattern| !source.model.linears().any(|l| pattern.is_match(&l.name)));
+    match (idle, source.model.linears().next()) {
+        (Some(pattern), Some(first)) => Err(Error::Argument {
+            flag: "--exclude",
+            problem: format!("`{pattern}` matches no linear; the first of them is called `{}`", first.name),
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {
     target::ALL.iter().copied().find(|format| format.id() == id).ok_or_else(|| Error::Unknown {
         kind: "format",
@@ -135,10 +150,9 @@ fn runtime_dtype(source: &StoredModel, notes: &mut Vec<String>) -> Result<Dtype,
     if dtype != Dtype::F32 {
         return Ok(dtype);
     }
-    let linears: std::collections::BTreeSet<String> =
-        source.model.linears().map(Linear::weight_name).collect();
     let mut fits = true;
-    for tensor in source.model.expected_tensors().filter(|tensor| !linears.contains(&tensor.name)) {
+    // Linears too: one that stays as it is is written in this type, and scales are bounded by it.
+    for tensor in source.model.expected_tensors() {
         if source.checkpoint.info(&tensor.name)?.dtype == Dtype::F32 {
             let bytes = source.checkpoint.read(&tensor.name)?;
             let values = Dtype::F32.decode(&bytes).unwrap_or_default();

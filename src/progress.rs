@@ -2,9 +2,12 @@
 
 use std::io::IsTerminal;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::error::Error;
 
 /// Told how far the work is. Every method may be ignored.
 pub trait Progress: Sync {
@@ -16,6 +19,15 @@ pub trait Progress: Sync {
     fn finish(&self);
     /// Something that the user should know even if all goes well.
     fn warn(&self, message: &str);
+    /// Whether the work is to end early: asked between its pieces, which then fail with [`Error::Interrupted`].
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// Fails when the work is to end early.
+pub(crate) fn go_on(progress: &dyn Progress) -> Result<(), Error> {
+    if progress.interrupted() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Says nothing.
@@ -35,7 +47,26 @@ pub struct Terminal {
     bar: Mutex<Option<ProgressBar>>,
 }
 
+/// Set by the first signal that asks the process to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 impl Terminal {
+    /// One that ends the work when the process is told to: Ctrl-C, SIGTERM or SIGHUP lets the current piece of work end, so that nothing
+    /// half-written stays; a second one ends the process at once.
+    ///
+    /// # Errors
+    /// The system's, or another handler that stands already.
+    pub fn listening() -> Result<Self, Error> {
+        ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(Error::Interrupted.exit_code()));
+            }
+            eprintln!("ending after the current piece of work; once more to end at once");
+        })
+        .map_err(|e| Error::Internal(format!("signals: {e}")))?;
+        Ok(Self::default())
+    }
+
     fn with_bar(&self, act: impl FnOnce(&mut Option<ProgressBar>)) {
         act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
@@ -82,5 +113,9 @@ impl Progress for Terminal {
             Some(bar) => bar.suspend(|| eprintln!("warning: {message}")),
             None => eprintln!("warning: {message}"),
         });
+    }
+
+    fn interrupted(&self) -> bool {
+        INTERRUPTED.load(Ordering::SeqCst)
     }
 }

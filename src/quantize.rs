@@ -10,7 +10,7 @@ use formats::{Dtype, side_files};
 use crate::corpora;
 use crate::error::Error;
 use crate::evaluate::measure;
-use crate::job::QuantizeJob;
+use crate::job::{QuantizeJob, Text};
 use crate::pipeline::{self, Outcome};
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -19,6 +19,9 @@ use crate::report::{Phase, Report, Size, TextSummary};
 use crate::resources::{Resources, Stopwatch};
 use crate::stored::StoredModel;
 use crate::verify;
+
+/// Share of the evaluation text that may be in the calibration text, as licences and headlines are.
+const MOST_OVERLAP: f64 = 0.01;
 
 /// Quantizes a checkpoint: everything the command does, without a terminal.
 ///
@@ -29,6 +32,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let watch = Stopwatch::start();
     let mut phases = Phases::start();
     OutputDirectory::check(&job.output, job.force)?;
+    demand_outside(job)?;
     let source = StoredModel::open_original(&job.model)?;
     let plan = Plan::make(&source, job)?;
     let tokenizer = source.tokenizer()?;
@@ -48,15 +52,25 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         notes.extend(read.notes);
         (read.windows.tokens, Some(read.summary))
     } else {
+        if let Text::File(path) = &job.calibration {
+            notes.push(format!(
+                "{} was not read: recipe {} needs no calibration text",
+                path.display(),
+                job.recipe.name
+            ));
+        }
         (Vec::new(), None)
     };
-    let shared =
-        calibration.as_ref().zip(evaluation.as_ref()).filter(|(a, b)| a.fingerprint == b.summary.fingerprint);
-    if shared.is_some() {
-        let note =
-            "the evaluation windows are those of the calibration: the figures flatter the result".to_owned();
-        progress.warn(&note);
-        notes.push(note);
+    if let Some(read) = &evaluation {
+        let shared = corpora::overlap(&windows, &read.windows.tokens);
+        if shared >= MOST_OVERLAP {
+            let percent = 100.0 * shared;
+            let note = format!(
+                "{percent:.0} % of the evaluation text is in the calibration text: the figures flatter the result"
+            );
+            progress.warn(&note);
+            notes.push(note);
+        }
     }
     phases.end("reading");
 
@@ -88,7 +102,13 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let written = StoredModel::open(&job.output)?;
     let evaluation = match evaluation {
         None => None,
-        Some(read) => Some(measure(&written, Some(&source), &read.windows.tokens, read.summary, progress)?),
+        Some(read) => {
+            let found = measure(&written, Some(&source), &read.windows.tokens, read.summary, progress);
+            Some(found.map_err(|error| match error {
+                Error::Interrupted => Error::InterruptedMeasuring { path: job.output.clone() },
+                error => error,
+            })?)
+        }
     };
     phases.end("measuring");
     notes.extend(outcome.notes.iter().cloned());
@@ -112,6 +132,25 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     })
 }
 
+/// Replacing an output must not take the job's own inputs with it.
+fn demand_outside(job: &QuantizeJob) -> Result<(), Error> {
+    let Ok(output) = job.output.canonicalize() else { return Ok(()) };
+    let texts = [Some(&job.calibration), job.evaluation.as_ref().map(|(text, _)| text)];
+    let files = texts.into_iter().flatten().filter_map(|text| match text {
+        Text::File(path) => Some(path),
+        _ => None,
+    });
+    let inside = |path: &&std::path::PathBuf| path.canonicalize().is_ok_and(|path| path.starts_with(&output));
+    match files.chain([&job.model]).find(inside) {
+        None => Ok(()),
+        Some(path) => Err(Error::NotSuitable {
+            path: job.output.clone(),
+            problem: format!("would be replaced, and {} is in it", path.display()),
+            hint: "choose another output",
+        }),
+    }
+}
+
 /// Copies tensors that are not quantized; returns the digest of each as written.
 fn carry_over(
     source: &StoredModel,
@@ -130,18 +169,29 @@ fn carry_over(
                 && let Some(place) = values.iter().position(|value| !value.is_finite())
             {
                 let problem = format!("holds {} at element {place}", values[place]);
-                return Err(
-                    formats::FormatsError::Tensor { path: file, tensor: spec.name.clone(), problem }.into()
-                );
+                return Err(tensor_error(file, spec, problem));
             }
             if spec.dtype != dtype {
                 bytes = spec.dtype.encode(&values).unwrap_or(bytes);
+                let narrowed = spec.dtype.decode(&bytes).unwrap_or_default();
+                if let Some(place) = narrowed.iter().position(|value| !value.is_finite()) {
+                    let problem = format!(
+                        "holds {} at element {place}, which {} cannot hold",
+                        values[place],
+                        spec.dtype.name()
+                    );
+                    return Err(tensor_error(file, spec, problem));
+                }
             }
         }
         digests.insert(spec.name.clone(), bytes_digest(&bytes));
         writer.put(&TensorData { name: spec.name.clone(), bytes })?;
     }
     Ok(digests)
+}
+
+fn tensor_error(path: std::path::PathBuf, spec: &TensorSpec, problem: String) -> Error {
+    formats::FormatsError::Tensor { path, tensor: spec.name.clone(), problem }.into()
 }
 
 fn write_side_files(source: &StoredModel, plan: &Plan, output: &Path) -> Result<(), Error> {

@@ -129,7 +129,16 @@ fn hex(bytes: &[u8]) -> String {
 /// # Errors
 /// The system's.
 pub fn file_records(directory: &Path) -> Result<BTreeMap<String, FileRecord>, Error> {
-    let mut records = BTreeMap::new();
+    let names = file_names(directory)?.into_iter();
+    names.map(|name| FileRecord::of(&directory.join(&name)).map(|record| (name, record))).collect()
+}
+
+/// Paths within a directory of all its files except the record.
+///
+/// # Errors
+/// The system's.
+pub fn file_names(directory: &Path) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
     let mut open = vec![(directory.to_owned(), String::new())];
     while let Some((folder, prefix)) = open.pop() {
         for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
@@ -138,11 +147,12 @@ pub fn file_records(directory: &Path) -> Result<BTreeMap<String, FileRecord>, Er
             if entry.file_type().map_err(Error::io(entry.path()))?.is_dir() {
                 open.push((entry.path(), format!("{name}/")));
             } else if name != RECORD_FILE {
-                records.insert(name, FileRecord::of(&entry.path())?);
+                names.push(name);
             }
         }
     }
-    Ok(records)
+    names.sort();
+    Ok(names)
 }
 
 impl FileRecord {

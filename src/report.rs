@@ -82,8 +82,10 @@ pub struct TextSummary {
     pub text: String,
     /// Windows used.
     pub windows: usize,
-    /// Tokens in each.
+    /// Tokens of the longest.
     pub context: usize,
+    /// Tokens of all.
+    pub tokens: usize,
     /// What was asked for.
     pub requested: WindowRequest,
     /// SHA-256 of the token windows.
@@ -172,6 +174,8 @@ pub struct EvaluationReport {
     pub windows: usize,
     /// Tokens in each; the first is not predicted.
     pub context: usize,
+    /// Tokens of all windows.
+    pub tokens: usize,
     /// What was asked for.
     pub requested: WindowRequest,
     /// SHA-256 of the token windows.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use formats::side_files;
 use formats::target::{self, PlannedLinear};
 use kernels::{PackedMatrix, reference_product};
 use model::linear::Linear;
@@ -10,8 +11,8 @@ use ndarray::Array2;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::progress::Progress;
-use crate::record::{FileRecord, LinearRecord, Record, bytes_digest, solution_digest};
+use crate::progress::{Progress, go_on};
+use crate::record::{self, FileRecord, LinearRecord, Record, bytes_digest, solution_digest};
 use crate::stored::StoredModel;
 
 /// Largest difference between the packed kernel and f64, relative to the largest output.
@@ -57,15 +58,26 @@ pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification,
             Err(error) => found.problems.push(error.to_string()),
         }
     }
+    // What a loader would read, but nobody solved: a second file of weights may hide the first one.
+    for name in record::file_names(directory)? {
+        if side_files::is_read_by_loaders(&name) && !record.files.contains_key(&name) {
+            found.problems.push(format!("`{name}` is not part of what was written"));
+        }
+    }
     // A file that cannot be opened as a model is one more problem, which the hashes have usually named already.
     match StoredModel::open(directory) {
-        Ok(stored) => check_tensors(&stored, &record, &mut found, progress),
+        Ok(stored) => check_tensors(&stored, &record, &mut found, progress)?,
         Err(error) => found.problems.push(error.to_string()),
     }
     Ok(found)
 }
 
-fn check_tensors(stored: &StoredModel, record: &Record, found: &mut Verification, progress: &dyn Progress) {
+fn check_tensors(
+    stored: &StoredModel,
+    record: &Record,
+    found: &mut Verification,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     progress.phase("verifying", record.linears.len());
     let mut plan = Vec::new();
     for (fused_group, stage) in stored.model.layers.iter().flat_map(|layer| &layer.stages).enumerate() {
@@ -86,6 +98,7 @@ fn check_tensors(stored: &StoredModel, record: &Record, found: &mut Verification
                 Err(problem) => found.problems.push(format!("`{}`: {problem}", linear.name)),
             }
             progress.step("");
+            go_on(progress)?;
         }
     }
     progress.finish();
@@ -111,6 +124,7 @@ fn check_tensors(stored: &StoredModel, record: &Record, found: &mut Verification
     if !verdicts.iter().any(|verdict| verdict.loads) {
         found.problems.push("no runtime's rules are met".to_owned());
     }
+    Ok(())
 }
 
 /// Compares one linear with its record; returns the kernel's error.

@@ -73,9 +73,15 @@ impl Corpus {
     pub fn read(path: &Path) -> Result<Self, CalibrationError> {
         let source = Source::File(path.to_owned());
         let first = source.first_line()?;
+        let name = path.display().to_string();
+        // A list of documents read as prose would calibrate on brackets and key names.
+        if first.trim_start().starts_with('[') && path.extension().is_some_and(|kind| kind == "json") {
+            let problem = "begins a JSON list, expected one JSON object on each line".to_owned();
+            return Err(CalibrationError::Line { text: name, line: 1, problem });
+        }
         let by_name = path.extension().is_some_and(|kind| kind == "jsonl" || kind == "ndjson");
         let json_lines = by_name || is_document(&first);
-        Ok(Self { name: path.display().to_string(), source, json_lines })
+        Ok(Self { name, source, json_lines })
     }
 
     /// What messages call it.

@@ -97,6 +97,9 @@ pub enum CalibrationError {
     /// Nothing to measure on.
     #[error("no window has two tokens, so there is nothing to predict")]
     NothingToScore,
+    /// The caller asked for an end.
+    #[error("interrupted")]
+    Interrupted,
     /// A forward pass that left the numbers.
     #[error("the forward pass gave a value that is not finite in window {window}, {place}")]
     NotFinite {

@@ -80,6 +80,8 @@ pub enum FormatsError {
         linear: String,
         /// Why.
         problem: String,
+        /// What to do instead.
+        remedy: &'static str,
     },
     /// An output that exists already.
     #[error("{path} exists already")]
@@ -123,9 +125,7 @@ impl FormatsError {
             Self::NotOurs { .. } => {
                 Some("--force replaces outputs of quantc only; remove the directory yourself if it can go")
             }
-            Self::Unsupported { .. } => Some(
-                "leave the linear in 16 bit with --exclude, or choose another format (`quantc list formats`)",
-            ),
+            Self::Unsupported { remedy, .. } => Some(remedy),
             _ => None,
         }
     }

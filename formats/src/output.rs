@@ -16,8 +16,15 @@ pub struct OutputDirectory {
     target: PathBuf,
     parent: PathBuf,
     staging: TempDir,
+    /// Held while the staging directory is in use, so that what a killed process left can be told from what a running one writes.
+    #[cfg(unix)]
+    _lock: fs::File,
     replace: bool,
 }
+
+/// Age from which a staging directory that nobody holds counts as left behind: longer than it takes from making one to holding it.
+#[cfg(unix)]
+const LEFT_BEHIND: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl OutputDirectory {
     /// Begins an output at `target`, whose parent directories are created.
@@ -33,8 +40,11 @@ impl OutputDirectory {
         fs::create_dir_all(&parent).map_err(FormatsError::io(&parent))?;
         let name =
             target.file_name().map_or_else(|| "output".into(), |name| name.to_string_lossy().into_owned());
+        let prefix = format!(".{name}.partial-");
+        #[cfg(unix)]
+        sweep(&parent, &prefix);
         let staging = tempfile::Builder::new()
-            .prefix(&format!(".{name}.partial-"))
+            .prefix(&prefix)
             .tempdir_in(&parent)
             .map_err(FormatsError::io(&parent))?;
         // Temporary directories are private; an output is as readable as any other.
@@ -44,7 +54,21 @@ impl OutputDirectory {
             let readable = fs::Permissions::from_mode(0o755);
             fs::set_permissions(staging.path(), readable).map_err(FormatsError::io(staging.path()))?;
         }
-        Ok(Self { target: target.to_owned(), parent, staging, replace })
+        #[cfg(unix)]
+        let _lock = {
+            let directory = fs::File::open(staging.path()).map_err(FormatsError::io(staging.path()))?;
+            // A file system without locks is no reason to refuse the work: then nothing is swept either.
+            let _ = directory.try_lock();
+            directory
+        };
+        Ok(Self {
+            target: target.to_owned(),
+            parent,
+            staging,
+            #[cfg(unix)]
+            _lock,
+            replace,
+        })
     }
 
     /// Fails when an output at `target` would be refused. What is replaced is an output of ours or an empty directory, never an
@@ -112,6 +136,20 @@ impl OutputDirectory {
     }
 }
 
+/// Removes staging directories that killed processes left: nobody holds their locks. What cannot be removed does no harm.
+#[cfg(unix)]
+fn sweep(parent: &Path, prefix: &str) {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        let Ok(found) = entry.metadata() else { continue };
+        let old = found.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > LEFT_BEHIND));
+        let Ok(directory) = fs::File::open(entry.path()) else { continue };
+        if found.is_dir() && old && directory.try_lock().is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Makes the entries of a directory durable, where the system can.
 fn sync_directory(path: &Path) -> Result<(), FormatsError> {
     #[cfg(unix)]
@@ -150,6 +188,29 @@ mod tests {
         output.commit().unwrap();
         assert_eq!(names(&folder.path().join("deep")), ["out"]);
         assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "new");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_a_running_one_writes_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        let age = |path: &Path| fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+        let left = folder.path().join(".out.partial-left");
+        let fresh = folder.path().join(".out.partial-new");
+        let other = folder.path().join(".others.partial-left");
+        for path in [&left, &fresh, &other] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("model.safetensors"), "half").unwrap();
+        }
+        let running = OutputDirectory::create(&target, false).unwrap();
+        for path in [left.as_path(), &other, running.path()] {
+            age(path);
+        }
+        let second = OutputDirectory::create(&target, false).unwrap();
+        assert!(!left.exists());
+        assert!(fresh.exists() && other.exists() && running.path().exists() && second.path().exists());
     }
 
     #[test]

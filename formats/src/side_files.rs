@@ -21,6 +21,12 @@ fn is_of_the_original(name: &str) -> bool {
         || weights.iter().any(|ending| name.ends_with(ending))
 }
 
+/// Whether a loader may take weights or their description from this file of a checkpoint's directory.
+#[must_use]
+pub fn is_read_by_loaders(path: &str) -> bool {
+    !path.starts_with('.') && !path.contains('/') && is_of_the_original(path)
+}
+
 /// Copies side files from `source` to `target`; returns their names, sorted.
 ///
 /// # Errors

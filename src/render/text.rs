@@ -32,8 +32,10 @@ pub fn report(report: &Report) -> String {
         line(
             &mut out,
             format_args!(
-                "recipe {}, calibrated on {} windows of {} tokens of {}",
-                report.recipe, text.windows, text.context, text.text
+                "recipe {}, calibrated on {} of {}",
+                report.recipe,
+                windows(text.windows, text.context, text.tokens),
+                text.text
             ),
         );
     } else {
@@ -130,6 +132,11 @@ pub fn inspection(found: &Inspection) -> String {
     out
 }
 
+fn windows(count: usize, context: usize, tokens: usize) -> String {
+    let up_to = if tokens < count * context { "up to " } else { "" };
+    format!("{count} windows of {up_to}{context} tokens")
+}
+
 fn runtimes_table(rows: &[RuntimeRow]) -> Table {
     let mut runtimes = table(&["runtime", "loads", "remark"]);
     for row in rows {
@@ -143,8 +150,9 @@ fn evaluation_table(evaluation: &EvaluationReport) -> String {
     line(
         &mut out,
         format_args!(
-            "on {}, {} windows of {} tokens:",
-            evaluation.text, evaluation.windows, evaluation.context
+            "on {}, {}:",
+            evaluation.text,
+            windows(evaluation.windows, evaluation.context, evaluation.tokens)
         ),
     );
     let mut table = table(&["", "perplexity", "KL mean (nats)", "KL 99 %", "same top token"]);

@@ -129,17 +129,21 @@ fn text_that_cannot_be_used() {
     let (_keep, ids) = written("ids.jsonl", b"{\"input_ids\": [1, 2, 999999]}\n");
     refused(&demo(), &["--calibration", &ids], &["ids.jsonl", "999999", "2048"]);
     refused(&demo(), &["--calibration", "no/such.txt"], &["no/such.txt"]);
+    let (_keep, list) = written("list.json", b"[{\"text\": \"fine\"}]\n");
+    refused(&demo(), &["--calibration", &list], &["list.json", "list", "each line"]);
 }
 
 #[test]
 fn schemes_that_cannot_be() {
     refused(&demo(), &["--bits", "9"], &["--bits", "9"]);
     refused(&demo(), &["--group-size", "7"], &["--group-size", "7"]);
-    refused(&demo(), &["--bits", "5", "--to", "gptq"], &["5"]);
+    refused(&demo(), &["--bits", "5", "--to", "gptq"], &["5", "--to compressed-tensors"]);
     refused(&demo(), &["--to", "gguff"], &["gguff", "gptq"]);
     refused(&demo(), &["--exclude", "("], &["--exclude"]);
     refused(&demo(), &["--recipe", "besst"], &["besst", "default"]);
     refused(&demo(), &["--exclude", "."], &["no linear"]);
+    refused(&demo(), &["--exclude", "lm_heed"], &["--exclude", "lm_heed", "model.layers.0.self_attn.q_proj"]);
+    refused(&demo(), &["--exclude", "q_proj"], &["k_proj", "q, k and v"]);
 }
 
 #[test]
@@ -182,4 +186,68 @@ fn a_tensor_type_that_cannot_be_read() {
     }
     fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
     refused(model.path(), &[], &[name, "I8"]);
+}
+
+#[test]
+fn a_report_that_could_not_be_written_is_noticed_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    refused(&demo(), &["--export-json", text(folder.path())], &["--export-json", "is a directory"]);
+    let nowhere = folder.path().join("no/such/report.json");
+    refused(&demo(), &["--export-json", text(&nowhere)], &["--export-json", "report.json"]);
+    assert_eq!(files(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn an_output_is_not_replaced_when_the_job_reads_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    fs::create_dir(&output).unwrap();
+    fs::write(output.join("quantc.json"), "{}").unwrap();
+    let (model, calibration) = (demo(), output.join("text.txt"));
+    fs::write(&calibration, "kept").unwrap();
+    let arguments =
+        ["quantize", text(&model), "-o", text(&output), "--force", "--calibration", text(&calibration)];
+    let message = fail(1, &arguments);
+    assert!(message.contains("text.txt") && message.contains("replaced"), "{message}");
+    assert_eq!(fs::read_to_string(&calibration).unwrap(), "kept");
+}
+
+#[test]
+fn a_value_that_the_output_cannot_hold() {
+    // A float32 checkpoint goes to bfloat16 when a value is beyond half precision, also in a linear that stays as it is.
+    let model = float32(&demo(), "model.layers.1.mlp.down_proj.weight", 1e5);
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let arguments = ["quantize", text(model.path()), "-o", text(&output), "--no-evaluate", "--recipe", "rtn"];
+    crate::run::succeed(&[&arguments[..], &["--exclude", "down_proj"]].concat());
+    assert_eq!(json(&output.join("config.json"))["dtype"], "bfloat16");
+    // Rounds to infinity in bfloat16.
+    let model = float32(&demo(), "model.norm.weight", f32::MAX);
+    refused(model.path(), &["--recipe", "rtn"], &["model.norm.weight", "cannot hold"]);
+}
+
+/// A copy of a checkpoint in float32, whose tensor `name` begins with `value`.
+fn float32(model: &Path, name: &str, value: f32) -> TempDir {
+    let model = copy(model);
+    let path = model.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let wide: Vec<(String, Vec<usize>, Vec<u8>)> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(known, view)| {
+            assert_eq!(view.dtype(), Dtype::BF16);
+            let words = view.data().chunks_exact(2);
+            let mut values: Vec<u8> = words.flat_map(|word| [0, 0, word[0], word[1]]).collect();
+            if known == name {
+                values[..4].copy_from_slice(&value.to_le_bytes());
+            }
+            (known, view.shape().to_vec(), values)
+        })
+        .collect();
+    let views = wide
+        .iter()
+        .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    model
 }

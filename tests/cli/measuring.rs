@@ -1,6 +1,6 @@
 //! `evaluate`: the same figures by every road.
 
-use crate::run::{SMALL, demo, json, quantize, succeed, text};
+use crate::run::{SMALL, demo, fail, json, quantize, succeed, text};
 
 const WINDOWS: [&str; 4] = ["--evaluate-samples", "4", "--evaluate-context", "96"];
 
@@ -49,6 +49,33 @@ fn logits_are_exported_for_other_programs_to_compare() {
     let bytes = std::fs::read(&file).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(tensors.tensor("logits").unwrap().shape(), [2, 16, 2048]);
+}
+
+#[test]
+fn logits_of_windows_of_different_lengths_are_exported_with_their_lengths() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, ids) = (folder.path().join("logits.safetensors"), folder.path().join("ids.jsonl"));
+    std::fs::write(&ids, "{\"input_ids\": [5, 6, 7, 8]}\n{\"input_ids\": [5, 6]}\n").unwrap();
+    let arguments = ["evaluate", text_of_demo(), "--evaluate-on", text(&ids), "--export-logits", text(&file)];
+    let table = succeed(&arguments);
+    assert!(table.contains("windows of up to 4 tokens") && table.contains("shorter than"), "{table}");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let logits = tensors.tensor("logits").unwrap();
+    assert_eq!(logits.shape(), [2, 4, 2048]);
+    let row = 4 * 2048;
+    let rows: Vec<&[u8]> = logits.data().chunks_exact(row).collect();
+    assert_eq!(rows[..2], rows[4..6]);
+    assert!(rows[6..].iter().all(|row| row.iter().all(|&byte| byte == 0)));
+    assert_eq!(tensors.tensor("lengths").unwrap().data()[..9], [4, 0, 0, 0, 0, 0, 0, 0, 2]);
+}
+
+#[test]
+fn an_original_is_not_measured_against_its_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
+    let message = fail(1, &["evaluate", text_of_demo(), "--reference", text(&output)]);
+    assert!(message.contains("quantized model first"), "{message}");
 }
 
 fn text_of_demo() -> &'static str {

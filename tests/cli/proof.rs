@@ -61,6 +61,21 @@ fn a_missing_or_truncated_file_is_a_failed_verification_not_a_crash() {
     assert!(message.contains("quantc.json"), "{message}");
 }
 
+#[test]
+fn weights_that_were_not_written_are_a_failed_verification() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
+    fs::write(output.join("NOTES.md"), "anything").unwrap();
+    succeed(&["verify", text(&output)]);
+    for stranger in ["pytorch_model.bin", "model.safetensors.index.json", "adapter.safetensors"] {
+        fs::write(output.join(stranger), "{}").unwrap();
+        let message = fail(3, &["verify", text(&output)]);
+        assert!(message.contains("verification failed"), "{message}");
+        fs::remove_file(output.join(stranger)).unwrap();
+    }
+    succeed(&["verify", text(&output)]);
+}
+
 fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()

@@ -230,6 +230,49 @@ fn fewer_windows_than_asked_for_are_a_note() {
     assert!(report["notes"].to_string().contains("50"), "{}", report["notes"]);
 }
 
+#[test]
+fn evaluation_on_the_text_of_the_calibration_is_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let same = repository().join("demo/calibration.txt");
+    // Other windows of the same text: what counts is what is in them.
+    let more = ["--recipe", "gptq", "--context", "80", "--evaluate-on", text(&same)];
+    let (_, report) = quantize(folder.path(), &demo(), &more);
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("% of the evaluation text is in the calibration text"), "{notes}");
+}
+
+#[test]
+fn a_calibration_text_that_is_not_needed_is_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let unused = repository().join("demo/calibration.txt");
+    let more = ["--recipe", "rtn", "--no-evaluate", "--calibration", text(&unused)];
+    let (_, report) = quantize(folder.path(), &demo(), &more);
+    assert!(report["notes"].to_string().contains("was not read"), "{}", report["notes"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_nothing_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_quantc"))
+        .args(["quantize", text(&demo()), "-o", text(&output)])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    while files(folder.path()).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it wrote anything");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let message = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{message}");
+    assert!(message.contains("interrupted"), "{message}");
+    assert_eq!(files(folder.path()), Vec::<String>::new());
+}
+
 /// A tiny Llama whose widths 128 does not divide.
 fn narrow_model() -> tempfile::TempDir {
     copy(&tiny("llama31"))

@@ -8,6 +8,8 @@ use crate::error::CalibrationError;
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 16;
+/// U+FEFF in UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of the longest line that is read; a longer one is no document.
 const LONGEST_LINE: u64 = 1 << 28;
 
@@ -19,15 +21,20 @@ pub(super) enum Source {
 }
 
 impl Source {
+    /// From behind the mark that some editors put before a text to say that it is UTF-8.
     fn open(&self) -> Result<Box<dyn BufRead + '_>, CalibrationError> {
-        match self {
-            Self::Memory(text) => Ok(Box::new(Cursor::new(text.as_bytes()))),
+        let mut reader: Box<dyn BufRead + '_> = match self {
+            Self::Memory(text) => Box::new(Cursor::new(text.as_bytes())),
             Self::File(path) => {
                 let file =
                     File::open(path).map_err(|source| CalibrationError::Io { path: path.clone(), source })?;
-                Ok(Box::new(BufReader::with_capacity(PIECE, file)))
+                Box::new(BufReader::with_capacity(PIECE, file))
             }
+        };
+        if reader.fill_buf().map_err(|e| self.failed(e))?.starts_with(MARK) {
+            reader.consume(MARK.len());
         }
+        Ok(reader)
     }
 
     fn failed(&self, source: std::io::Error) -> CalibrationError {
@@ -194,6 +201,13 @@ mod tests {
             let long = format!("{}\r\n\r\rü€\r\n", "x".repeat(filler));
             assert_eq!(all(&long), long.replace("\r\n", "\n").replace('\r', "\n"));
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        assert_eq!(all("\u{feff}a\u{feff}b"), "a\u{feff}b");
+        let source = Source::Memory("\u{feff}{\"text\": 1}\n".to_owned());
+        assert_eq!(source.first_line().unwrap(), "{\"text\": 1}\n");
     }
 
     #[test]

@@ -8,6 +8,8 @@
 mod scoring;
 mod statistics;
 
+use std::ops::ControlFlow;
+
 use model::Model;
 use ndarray::{Array1, ArrayView2, s};
 use rayon::prelude::*;
@@ -55,16 +57,16 @@ pub struct Divergence {
 }
 
 /// Scores `measured` and, where given, its divergence from `reference` on `windows`. `step` is called after each layer of each model,
-/// `model.layers.len()` times for each.
+/// `model.layers.len()` times for each; a break ends the work.
 ///
 /// # Errors
-/// Those of the weight sources, a forward pass that leaves the finite numbers, and windows of which none has two tokens.
+/// A break, those of the weight sources, a forward pass that leaves the finite numbers, and windows of which none has two tokens.
 pub fn evaluate(
     model: &Model,
     measured: &dyn WeightSource,
     reference: Option<&dyn WeightSource>,
     windows: &[Vec<u32>],
-    step: &mut dyn FnMut(),
+    step: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Evaluation, CalibrationError> {
     if windows.iter().all(|window| window.len() < 2) {
         return Err(CalibrationError::NothingToScore);
@@ -104,7 +106,7 @@ pub fn visit_logits(
     see: &mut dyn FnMut(ArrayView2<'_, f32>),
 ) -> Result<(), CalibrationError> {
     let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
-    let stream = Stream::run(&forward, source, windows, &mut || {})?;
+    let stream = Stream::run(&forward, source, windows, &mut || ControlFlow::Continue(()))?;
     let head = source.head_rows(0..model.hyperparameters.vocabulary).map_err(CalibrationError::Source)?;
     for state in &stream.states {
         see(forward.logits(&stream.final_norm, &head, state.hidden()).view());
@@ -125,7 +127,7 @@ impl<'s> Stream<'s> {
         forward: &Forward<'_>,
         source: &'s dyn WeightSource,
         windows: &[Vec<u32>],
-        step: &mut dyn FnMut(),
+        step: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Self, CalibrationError> {
         let embed = |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new);
         let embedded = windows.par_iter().map(embed).collect::<Result<Vec<_>, _>>();
@@ -136,7 +138,9 @@ impl<'s> Stream<'s> {
             if let Some(window) = states.iter().position(|state| !state.is_finite()) {
                 return Err(CalibrationError::NotFinite { window, place: format!("layer {}", layer.index) });
             }
-            step();
+            if step().is_break() {
+                return Err(CalibrationError::Interrupted);
+            }
         }
         let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
         Ok(Self { source, final_norm, states })

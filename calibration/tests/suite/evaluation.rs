@@ -1,5 +1,7 @@
 //! Perplexity and divergence of the tiny random models against their definitions.
 
+use std::ops::ControlFlow;
+
 use crate::tiny::InMemory;
 use calibration::CalibrationError;
 use calibration::evaluation::{evaluate, visit_logits};
@@ -25,7 +27,11 @@ fn perplexity_is_the_exponential_of_the_likelihood_and_a_model_is_itself() {
     })
     .unwrap();
     let mut steps = 0;
-    let found = evaluate(&source.model, &source, Some(&source), &windows, &mut || steps += 1).unwrap();
+    let found = evaluate(&source.model, &source, Some(&source), &windows, &mut || {
+        steps += 1;
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert!((found.measured.perplexity.value / (total / 171.0).exp() - 1.0).abs() < 1e-6);
     assert!(found.measured.perplexity.stderr > 0.0);
     assert_eq!(Some(&found.measured), found.reference.as_ref());
@@ -69,7 +75,7 @@ fn divergence_meets_its_definition() {
             agreements += usize::from(likeliest(p) == likeliest(q));
         }
     }
-    let found = evaluate(&original.model, &quantized, Some(&original), &windows, &mut || {}).unwrap();
+    let found = evaluate(&original.model, &quantized, Some(&original), &windows, &mut go_on).unwrap();
     let found = found.divergence.unwrap();
     let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
     assert!(mean > 1e-3, "the perturbation must be seen: {mean}");
@@ -89,7 +95,12 @@ fn no_bit_depends_on_the_number_of_threads() {
     let windows = windows(5, 133);
     let score = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let found = || evaluate(&original.model, &quantized, Some(&original), &windows, &mut || {});
+        let found =
+            || {
+                evaluate(&original.model, &quantized, Some(&original), &windows, &mut || {
+                    ControlFlow::Continue(())
+                })
+            };
         pool.install(found).unwrap()
     };
     let expected = score(1);
@@ -107,12 +118,16 @@ fn a_weight_that_is_no_number_is_noticed_with_its_place() {
     ] {
         let mut source = InMemory::open("qwen2");
         source.set(tensor, 3, f32::NAN);
-        match evaluate(&source.model, &source, None, &windows(2, 20), &mut || {}) {
+        match evaluate(&source.model, &source, None, &windows(2, 20), &mut go_on) {
             Err(CalibrationError::NotFinite { window: 0, place: found }) => assert_eq!(found, place),
             other => panic!("{tensor}: {other:?}"),
         }
     }
     let source = InMemory::open("qwen2");
-    let error = evaluate(&source.model, &source, None, &[vec![3], vec![]], &mut || {}).unwrap_err();
+    let error = evaluate(&source.model, &source, None, &[vec![3], vec![]], &mut go_on).unwrap_err();
     assert!(matches!(error, CalibrationError::NothingToScore), "{error}");
+}
+
+fn go_on() -> ControlFlow<()> {
+    ControlFlow::Continue(())
 }

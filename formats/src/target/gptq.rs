@@ -122,25 +122,30 @@ impl TargetFormat for Gptq {
         for planned in plan.iter() {
             let Some(scheme) = planned.scheme else { continue };
             let linear = &planned.linear;
-            let refuse = |problem: String| FormatsError::Unsupported {
+            let refuse = |problem: String, remedy| FormatsError::Unsupported {
                 format: ID,
                 linear: linear.name.clone(),
                 problem,
+                remedy,
             };
             let bits = scheme.bits.get();
             if ![2, 3, 4, 8].contains(&bits) {
-                return Err(refuse(format!("it has {bits} bits, expected 2, 3, 4 or 8")));
+                let problem = format!("it has {bits} bits, expected 2, 3, 4 or 8");
+                return Err(refuse(problem, "`--to compressed-tensors` holds 2 to 8 bits"));
             }
             if *symmetry.get_or_insert(scheme.symmetry) != scheme.symmetry {
                 return Err(refuse(
                     "symmetric and asymmetric linears need different versions of the format".to_owned(),
+                    "`--to compressed-tensors` mixes them",
                 ));
             }
             for (what, features) in [("input", linear.in_features), ("output", linear.out_features)] {
                 if !(features * usize::from(bits)).is_multiple_of(32) {
-                    return Err(refuse(format!(
-                        "{features} {what} features of {bits} bits do not fill whole 32-bit words"
-                    )));
+                    let problem =
+                        format!("{features} {what} features of {bits} bits do not fill whole 32-bit words");
+                    let remedy =
+                        "leave the linear in 16 bit with --exclude, or use `--to compressed-tensors`";
+                    return Err(refuse(problem, remedy));
                 }
             }
         }

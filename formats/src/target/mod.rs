@@ -130,7 +130,12 @@ fn demand_fused_alike(format: &'static str, plan: &[PlannedLinear]) -> Result<()
                 "runtimes fuse it with `{}`, so both need the same scheme or none",
                 first.linear.name
             );
-            return Err(FormatsError::Unsupported { format, linear: second.linear.name.clone(), problem });
+            return Err(FormatsError::Unsupported {
+                format,
+                linear: second.linear.name.clone(),
+                problem,
+                remedy: "treat all linears of a fused group alike: q, k and v; gate and up",
+            });
         }
     }
     Ok(())
@@ -163,7 +168,8 @@ fn lower_groups<'a>(
     let first = linears[0].linear.clone();
     if sizes.len() < linears.len() {
         let problem = "groups and whole rows cannot be mixed here".to_owned();
-        return Err(FormatsError::Unsupported { format, linear: first.name, problem });
+        let remedy = "give all linears a group size, or none";
+        return Err(FormatsError::Unsupported { format, linear: first.name, problem, remedy });
     }
     let widths: Vec<usize> = linears.iter().map(|planned| planned.linear.in_features).collect();
     let Some(size) = dividing_group(least, widths.iter().copied()) else {
@@ -175,7 +181,8 @@ fn lower_groups<'a>(
             "no group size from {least} down to 16 divides its {} input features; whole rows (`channel`) always fit",
             linear.in_features
         );
-        return Err(FormatsError::Unsupported { format, linear: linear.name.clone(), problem });
+        let remedy = "use --group-size channel, or leave the linear in 16 bit with --exclude";
+        return Err(FormatsError::Unsupported { format, linear: linear.name.clone(), problem, remedy });
     };
     for planned in &mut linears {
         if let Some(scheme) = &mut planned.scheme {

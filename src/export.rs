@@ -1,0 +1,87 @@
+//! Files that a run leaves beside its output: opened before the work, so that a path that cannot be written is no late surprise, and
+//! whole or not there.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::Error;
+
+/// A file that is being written.
+#[derive(Debug)]
+pub struct ExportFile {
+    path: PathBuf,
+    sink: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    /// Beside its place, renamed at the end.
+    Staged(BufWriter<NamedTempFile>),
+    /// A pipe or a device, which is written as it is.
+    Direct(BufWriter<File>),
+}
+
+impl ExportFile {
+    /// Opens `path`, which `flag` gave.
+    ///
+    /// # Errors
+    /// A directory, a path in a directory that does not exist, or one that cannot be written.
+    pub fn create(flag: &'static str, path: &Path) -> Result<Self, Error> {
+        let fail = |source: std::io::Error| Error::Argument {
+            flag,
+            problem: format!("cannot write `{}`: {source}", path.display()),
+        };
+        let sink = match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => {
+                return Err(Error::Argument {
+                    flag,
+                    problem: format!("`{}` is a directory, expected a file", path.display()),
+                });
+            }
+            Ok(found) if !found.is_file() => {
+                let file = File::options().write(true).open(path).map_err(fail)?;
+                Sink::Direct(BufWriter::new(file))
+            }
+            _ => {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let mut builder = tempfile::Builder::new();
+                // As readable as any other file.
+                #[cfg(unix)]
+                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+                let staged = builder.prefix(".quantc-").tempfile_in(parent.unwrap_or(Path::new(".")));
+                Sink::Staged(BufWriter::new(staged.map_err(fail)?))
+            }
+        };
+        Ok(Self { path: path.to_owned(), sink })
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let written = match &mut self.sink {
+            Sink::Staged(file) => file.write_all(bytes),
+            Sink::Direct(file) => file.write_all(bytes),
+        };
+        written.map_err(Error::io(&self.path))
+    }
+
+    /// Puts the file in its place.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn finish(self) -> Result<(), Error> {
+        match self.sink {
+            Sink::Direct(mut file) => file.flush().map_err(Error::io(&self.path)),
+            Sink::Staged(file) => {
+                let staged = file.into_inner().map_err(|e| Error::io(&self.path)(e.into_error()))?;
+                staged.persist(&self.path).map_err(|e| Error::io(&self.path)(e.error))?;
+                Ok(())
+            }
+        }
+    }
+}
