@@ -4,21 +4,28 @@
 //! `H` with its rows and columns in reverse order, reversed back. `inv(R)` is the upper Cholesky factor of `inv(H)`, so one
 //! factorization replaces the textbook chain of factor, inverse and second factor (GPTQ, arXiv 2210.17323, section 3).
 //!
-//! The back end is faer.
-//! Results do not depend on the number of threads: work is cut into fixed tiles, and each tile is computed on one thread.
+//! The back end is faer, or, with the feature `lapack`, LAPACK from the system's OpenBLAS: one file each, with the same two
+//! functions. [`min_pivot_order`] is ours and needs neither.
+//! Results do not depend on the number of threads: work is cut into fixed parts, and each part is computed on one thread.
+//! The two back ends' results differ in their last bits.
 //!
 //! Not here: damping, dead inputs, and what to do when a matrix is not positive definite. Those are the caller's choices.
 
-use faer::{MatRef, Par};
-use ndarray::{Array2, Axis};
-use rayon::prelude::*;
+use ndarray::{Array2, ArrayView1};
 
-use crate::dense::{mat, mat_mut};
-
-mod cholesky;
+#[cfg(feature = "lapack")]
+mod lapack;
 mod pivot;
+#[cfg(not(feature = "lapack"))]
+mod tiled;
+mod trailing;
 
 pub use pivot::min_pivot_order;
+
+#[cfg(feature = "lapack")]
+use lapack as back_end;
+#[cfg(not(feature = "lapack"))]
+use tiled as back_end;
 
 /// A matrix that has no Cholesky factor.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
@@ -44,8 +51,11 @@ pub fn cholesky_upper(h: Array2<f64>) -> Result<Array2<f64>, NotPositiveDefinite
     let n = h.nrows();
     assert_eq!(h.ncols(), n, "a Cholesky factor of a matrix {:?}", h.dim());
     let mut lower = reversed(h).reversed_axes();
-    cholesky::lower_in_place(lower.view_mut())
-        .map_err(|error| NotPositiveDefinite { pivot: n - 1 - error.pivot, ..error })?;
+    let failed = back_end::lower_in_place(lower.view_mut()).err();
+    // Back ends let some numbers pass that are not finite: OpenBLAS not a number, faer infinity.
+    if let Some(pivot) = first_bad_pivot(lower.diag()).or(failed) {
+        return Err(NotPositiveDefinite { pivot: n - 1 - pivot, value: lower[[pivot, pivot]] });
+    }
     // In memory order the factor's transpose is upper triangular. Clear the rest, then reverse: the transpose of the
     // result is lower triangular, the result itself upper.
     let mut transposed = lower.reversed_axes();
@@ -53,6 +63,11 @@ pub fn cholesky_upper(h: Array2<f64>) -> Result<Array2<f64>, NotPositiveDefinite
         row.slice_mut(ndarray::s![..i]).fill(0.0);
     }
     Ok(reversed(transposed).reversed_axes())
+}
+
+/// The first entry of a factor's diagonal that cannot be one.
+fn first_bad_pivot(diagonal: ArrayView1<'_, f64>) -> Option<usize> {
+    diagonal.iter().position(|&pivot| pivot <= 0.0 || !pivot.is_finite())
 }
 
 /// `h` in standard layout with its rows and its columns in reverse order: its flat buffer reversed.
@@ -69,24 +84,16 @@ fn reversed(h: Array2<f64>) -> Array2<f64> {
 
 /// `B (R Rᵀ)⁻¹` for an upper triangular `r` `[n, n]` and `b` `[m, n]`: a right-hand solve with the matrix that `r` factors.
 ///
-/// The strict lower triangle of `r` is not read. The result has the memory of `b`.
+/// The strict lower triangle of `r` is not read. The result has the memory of `b`. Where the diagonal of `r` has a zero, it is
+/// not finite.
 ///
 /// # Panics
 /// When the shapes do not fit each other.
 pub fn solve_right(r: &Array2<f64>, mut b: Array2<f64>) -> Array2<f64> {
-    /// Rows of `b` that one thread solves at once.
-    const ROWS: usize = 256;
     let n = r.nrows();
     assert_eq!(r.ncols(), n, "a triangular factor {:?}", r.dim());
     assert_eq!(b.ncols(), n, "columns of a right-hand side for a factor [{n}, {n}]");
-    let r: MatRef<'_, f64> = mat(&r.view());
-    let chunks: Vec<_> = b.axis_chunks_iter_mut(Axis(0), ROWS).collect();
-    chunks.into_par_iter().for_each(|rows| {
-        // X R Rᵀ = B, transposed: R (Rᵀ Xᵀ) = Bᵀ.
-        let mut columns = mat_mut(rows.reversed_axes());
-        faer::linalg::triangular_solve::solve_upper_triangular_in_place(r, columns.as_mut(), Par::Seq);
-        faer::linalg::triangular_solve::solve_lower_triangular_in_place(r.transpose(), columns, Par::Seq);
-    });
+    back_end::solve_right_in_place(r.view(), b.view_mut());
     b
 }
 

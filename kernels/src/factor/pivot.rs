@@ -4,7 +4,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, ShapeBuilder, s};
 
-use super::cholesky::subtract_square;
+use super::trailing::subtract_square;
 use crate::dense::{Tile, mat, mat_mut, tiles};
 
 /// Columns whose effect on the trailing matrix is applied at once.

@@ -97,13 +97,31 @@ fn the_failed_pivot_is_reported_with_its_value() {
 }
 
 #[test]
-fn what_is_not_a_number_is_not_positive() {
-    let mut h = hessian(40);
-    h[[17, 17]] = f64::NAN;
-    let error = cholesky_upper(h).unwrap_err();
-    assert_eq!(error.pivot, 17);
-    assert!(error.value.is_nan());
-    assert!(error.to_string().contains("column 17"));
+fn what_is_not_finite_is_not_positive() {
+    for n in [40, 600] {
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut h = hessian(n);
+            h[[17, 17]] = value;
+            let error = cholesky_upper(h).unwrap_err();
+            assert_eq!(error.pivot, 17, "{n} {value}");
+            assert_eq!(error.value.to_bits() << 1, value.to_bits() << 1, "{n} {value}: {}", error.value);
+            assert!(error.to_string().contains("column 17"));
+            // Beside the diagonal it spoils the pivot of its row, the first one of the two that is reached last.
+            let mut h = hessian(n);
+            h[[30, 17]] = value;
+            assert_eq!(cholesky_upper(h).unwrap_err().pivot, 17, "{n} {value}");
+        }
+    }
+}
+
+#[test]
+fn of_two_failed_pivots_the_last_column_is_reported() {
+    for value in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
+        let mut h = Array2::eye(600);
+        h[[3, 3]] = -1.0;
+        h[[400, 400]] = value;
+        assert_eq!(cholesky_upper(h).unwrap_err().pivot, 400, "{value}");
+    }
 }
 
 #[test]
@@ -128,6 +146,26 @@ fn a_right_hand_solve_undoes_the_product() {
             assert!(m == 0 || distance(&found, &x) < 1e-9, "[{m}, {n}]");
         }
     }
+}
+
+#[test]
+fn a_diagonal_factor_in_either_memory_order_divides() {
+    let roots = ndarray::Array1::from_shape_fn(300, |i| 1.0 + i as f64);
+    let b = Sample::new(3).matrix(4, 300).mapv(f64::from);
+    let rows_first = Array2::from_diag(&roots);
+    let columns_first = rows_first.clone().reversed_axes();
+    let expected = &b / &(&roots * &roots);
+    for r in [rows_first, columns_first] {
+        assert!(distance(&solve_right(&r, b.clone()), &expected) < 1e-15);
+    }
+}
+
+#[test]
+fn a_factor_with_a_zero_pivot_has_no_finite_solution() {
+    let mut r = cholesky_upper(hessian(20)).unwrap();
+    r[[9, 9]] = 0.0;
+    let solved = solve_right(&r, Array2::ones((2, 20)));
+    assert!(solved.rows().into_iter().all(|row| row.iter().any(|x| !x.is_finite())));
 }
 
 #[test]
