@@ -2,44 +2,48 @@
 //!
 //! Prints, for each width, layout and number of tokens, the time of one product in seconds of one core, the packed bytes read
 //! for each of those seconds (scales and zero points as `f32` included), and the floating point operations of the equivalent
-//! dense product. The unit is processor time, so that a busy machine does not change the figures much; where the system
-//! does not tell it, wall time.
+//! dense product, alone and as a share of what a dense product reaches in the same run.
 //!
 //! `cargo bench -p benches --bench packed`
 
-use std::hint::black_box;
-use std::time::{Duration, Instant};
-
+use benches::{Yardstick, best_seconds, on_one_thread};
 use kernels::{CodeLayout, PackedMatrix, PackedShape};
 use ndarray::Array2;
 
 const FEATURES: usize = 4096;
 const GROUP_SIZE: usize = 128;
-/// Long enough for the system's accounting of processor time, which moves in steps of some milliseconds.
-const LEAST: Duration = Duration::from_millis(150);
 const ROUNDS: usize = 4;
 
 fn main() {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
-    println!("bits layout       tokens   core-ms     GB/s   GFLOP/s");
-    for bits in [4, 3] {
-        for layout in [CodeLayout::InputMajor, CodeLayout::OutputMajor] {
-            let matrix = matrix(bits, layout);
-            for tokens in [1, 8, 32, 512] {
-                let seconds = pool.install(|| best_time(&matrix, tokens));
-                let grid_bytes = 4 * (matrix.scales().len() + matrix.zero_points().len());
-                let bytes = (4 * matrix.words().len() + grid_bytes) as f64;
-                let flops = 2.0 * (tokens * FEATURES * FEATURES) as f64;
-                println!(
-                    "{bits:4} {:12} {tokens:6} {:9.3} {:8.2} {:9.2}",
-                    format!("{layout:?}"),
-                    seconds * 1e3,
-                    bytes / seconds * 1e-9,
-                    flops / seconds * 1e-9
-                );
+    on_one_thread(|| {
+        let yardstick = Yardstick::measure();
+        println!("bits layout       tokens   core-ms     GB/s   GFLOP/s   of dense");
+        for bits in [4, 3] {
+            for layout in [CodeLayout::InputMajor, CodeLayout::OutputMajor] {
+                let matrix = matrix(bits, layout);
+                for tokens in [1, 8, 32, 512] {
+                    print_time(&matrix, tokens, &yardstick);
+                }
             }
         }
-    }
+    });
+}
+
+fn print_time(matrix: &PackedMatrix, tokens: usize, yardstick: &Yardstick) {
+    let x = Array2::from_shape_fn((tokens, FEATURES), |(t, k)| ((t * 31 + k * 7) % 100) as f32 * 0.01 - 0.5);
+    let mut out = Array2::zeros((tokens, FEATURES));
+    let seconds = best_seconds(ROUNDS, || (), |()| matrix.product(x.view(), out.view_mut()));
+    let PackedShape { bits, layout, .. } = matrix.shape();
+    let bytes = (4 * (matrix.words().len() + matrix.scales().len() + matrix.zero_points().len())) as f64;
+    let rate = 2.0 * (tokens * FEATURES * FEATURES) as f64 / seconds;
+    println!(
+        "{bits:4} {:12} {tokens:6} {:9.3} {:8.2} {:9.2} {:8.0} %",
+        format!("{layout:?}"),
+        seconds * 1e3,
+        bytes / seconds * 1e-9,
+        rate * 1e-9,
+        100.0 * rate / yardstick.single
+    );
 }
 
 fn matrix(bits: u8, layout: CodeLayout) -> PackedMatrix {
@@ -55,32 +59,4 @@ fn matrix(bits: u8, layout: CodeLayout) -> PackedMatrix {
     let scales = Array2::from_shape_simple_fn(grid, || 0.001 + word() as f32 * 1e-12);
     let zero_points = Array2::from_elem(grid, f32::from(1_u8 << (bits - 1)));
     PackedMatrix::new(shape, words, scales, zero_points).expect("the sizes fit")
-}
-
-/// Seconds of one product, the best of some rounds.
-fn best_time(matrix: &PackedMatrix, tokens: usize) -> f64 {
-    let x = Array2::from_shape_fn((tokens, FEATURES), |(t, k)| ((t * 31 + k * 7) % 100) as f32 * 0.01 - 0.5);
-    let mut out = Array2::zeros((tokens, FEATURES));
-    let mut best = f64::INFINITY;
-    for _ in 0..ROUNDS {
-        let (wall, start) = (Instant::now(), thread_time());
-        let mut products = 0;
-        while wall.elapsed() < LEAST {
-            matrix.product(black_box(x.view()), out.view_mut());
-            black_box(&out);
-            products += 1;
-        }
-        let spent = match (start, thread_time()) {
-            (Some(start), Some(end)) => end - start,
-            _ => wall.elapsed(),
-        };
-        best = best.min(spent.as_secs_f64() / f64::from(products));
-    }
-    best
-}
-
-/// Processor time of this thread so far.
-fn thread_time() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
