@@ -77,7 +77,7 @@ fn observe(
     let stage: &Stage = &layer.stages[place];
     let solved = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some());
     let settings: Vec<_> = solved.map(|linear| (linear, plan.treatment(linear))).collect();
-    StageStatistics::gather(&settings, |see| streams.see_stage_input(layer, place, weights, see))
+    StageStatistics::gather(stage, &settings, |see| streams.see_stage_input(layer, place, weights, see))
 }
 
 fn solve(

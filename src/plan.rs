@@ -114,7 +114,7 @@ impl Plan {
     /// Whether any linear makes up for earlier layers' errors, which needs the original's activations.
     pub(crate) fn propagates_errors(&self) -> bool {
         self.needs_calibration()
-            && self.quantized().any(|(linear, _)| self.treatment(linear).settings.alpha > 0.0)
+            && self.quantized().any(|(linear, _)| self.treatment(linear).settings.propagates())
     }
 
     /// Every tensor of the output: carried ones first, then the linears in forward order.

@@ -18,9 +18,19 @@ pub(crate) struct Streams<'m> {
     original: Option<Vec<WindowState>>,
 }
 
-/// Told the input of a stage, window by window: `[tokens, in_features]` of the quantized stream and of the original one.
-pub(crate) type See<'s> =
-    dyn FnMut(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>) -> Result<(), Error> + 's;
+/// What both models have at a stage, for one window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    /// The stage's input as the quantized linears before it left it, `[tokens, in_features]`.
+    pub(crate) input: ArrayView2<'a, f32>,
+    /// The residual stream beside it, `[tokens, hidden]`.
+    pub(crate) residual: ArrayView2<'a, f32>,
+    /// Both in the original, where that runs beside.
+    pub(crate) original: Option<(ArrayView2<'a, f32>, ArrayView2<'a, f32>)>,
+}
+
+/// Told what is at a stage, window by window.
+pub(crate) type See<'s> = dyn FnMut(Seen<'_>) -> Result<(), Error> + 's;
 
 impl<'m> Streams<'m> {
     /// Embeds the windows.
@@ -42,11 +52,11 @@ impl<'m> Streams<'m> {
     ) -> Result<(), Error> {
         for (index, state) in self.quantized.iter().enumerate() {
             let input = self.forward.stage_input(layer, stage, weights, state);
-            let original = self
-                .original
-                .as_ref()
-                .map(|states| self.forward.stage_input(layer, stage, weights, &states[index]));
-            see(input.view(), original.as_ref().map(|input| input.view()))?;
+            let original = self.original.as_ref().map(|states| {
+                (self.forward.stage_input(layer, stage, weights, &states[index]), states[index].hidden())
+            });
+            let original = original.as_ref().map(|(input, residual)| (input.view(), *residual));
+            see(Seen { input: input.view(), residual: state.hidden(), original })?;
         }
         Ok(())
     }

@@ -1,91 +1,81 @@
-//! Solving a matrix, in one thread: the factorization alone, then whole solves to 4 bit in groups of 128.
+//! Solving a square matrix in one thread, at 4 bit in groups of 128: the factorization alone, preparation with it, and the solve.
 //!
-//! Prints the processor time and the floating point operations a second, alone and as a share of the dense product's of the
-//! same precision. A factorization of `n` columns counts `n³/3`, a solve of `m` rows `m n²`, whatever the recipe: what it spends
-//! on choosing ranges and on refinement lowers its share. The last column is the time of preparation and solve over the one
-//! of the plain recipe at the same size. No recipe propagates errors here, as there is no earlier layer.
+//! A factorization of `n` columns counts `n³/3` operations (in double precision, which half of the yardstick would be the whole of), a
+//! solve `n³`, whatever the recipe: what it spends on choosing ranges and on refinement lowers its rate. No recipe propagates errors
+//! here, as there is no earlier layer.
 //!
 //! `cargo bench -p benches --bench solver`
 
-use benches::{Yardstick, activations, best_seconds, numbers, on_one_thread};
+use benches::{ProcessorTime, activations, numbers};
+use criterion::measurement::Measurement;
+use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Throughput};
 use kernels::factor::cholesky_upper;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Symmetry};
-use quantizer::settings::{BUILT_IN, BuiltIn};
-use quantizer::{Hessian, HessianAccumulator, Problem, Scheme, solver};
-
-const GROUP_SIZE: usize = 128;
-const PLAIN: &str = "gptq";
-const REFINED: &str = "default";
+use quantizer::settings::BUILT_IN;
+use quantizer::{Hessian, HessianAccumulator, Problem, Scheme, Shortfall, solver};
 
 fn main() {
-    on_one_thread(|| {
-        let yardstick = Yardstick::measure();
-        let (small, large) = (hessian(1024), hessian(4096));
-        println!("factorization, f64\ncolumns   core-ms   GFLOP/s   of dense");
-        factorization(&small, &yardstick, 4);
-        factorization(&large, &yardstick, 2);
-        println!(
-            "solve, f32\nrecipe      columns   prepare ms   solve ms   GFLOP/s   of dense   time / {PLAIN}"
-        );
-        let plain = solve(PLAIN, &small, &yardstick, 3, None);
-        solve(REFINED, &small, &yardstick, 2, Some(plain));
-        solve(PLAIN, &large, &yardstick, 1, None);
+    benches::run(|criterion| {
+        let mut group = criterion.benchmark_group("solver");
+        for columns in [1024, 4096] {
+            let hessian = hessian(columns);
+            factorization(&mut group, &hessian);
+            for recipe in ["gptq", "default"].into_iter().take(if columns > 1024 { 1 } else { 2 }) {
+                solve(&mut group, recipe, &hessian);
+            }
+        }
+        group.finish();
     });
 }
 
-fn factorization(hessian: &Hessian, yardstick: &Yardstick, rounds: usize) {
+fn factorization(group: &mut BenchmarkGroup<'_, ProcessorTime>, hessian: &Hessian) {
     let damped = hessian.clone().damp(0.01);
     let columns = hessian.in_features();
-    let factor = |matrix| cholesky_upper(matrix).expect("the matrix is damped");
-    let seconds = best_seconds(rounds, || damped.matrix().to_owned(), factor);
-    let rate = (columns as f64).powi(3) / 3.0 / seconds;
-    println!(
-        "{columns:7} {:9.2} {:9.2} {:8.0} %",
-        seconds * 1e3,
-        rate * 1e-9,
-        100.0 * rate / yardstick.double
-    );
+    group.throughput(Throughput::Elements(columns.pow(3) as u64 / 3));
+    group.bench_function(BenchmarkId::new("factorization, f64", columns), |bencher| {
+        let factor = |matrix| cholesky_upper(matrix).expect("the matrix is damped");
+        bencher.iter_batched(|| damped.matrix().to_owned(), factor, BatchSize::LargeInput);
+    });
 }
 
-/// Times a square weight; returns the seconds of preparation and solve.
-fn solve(recipe: &str, hessian: &Hessian, yardstick: &Yardstick, rounds: usize, plain: Option<f64>) -> f64 {
-    let BuiltIn { solver, settings, .. } =
-        BUILT_IN.iter().find(|known| known.name == recipe).expect("a built-in recipe");
-    let solver = solver::find(solver).expect("a built-in recipe names a solver");
+fn solve<M: Measurement>(group: &mut BenchmarkGroup<'_, M>, recipe: &str, hessian: &Hessian) {
+    let recipe = BUILT_IN.iter().find(|known| known.name == recipe).expect("a built-in recipe");
+    let solver = solver::find(recipe.solver).expect("a built-in recipe names a solver");
     let columns = hessian.in_features();
     let weight = numbers(columns, columns, 5) * 0.02;
-    let prepare = |hessian: Hessian| hessian.prepare(settings, None).expect("the settings are valid");
-    let preparation = best_seconds(rounds, || hessian.clone(), prepare);
+    let prepare = |hessian: Hessian| {
+        hessian.prepare(&recipe.settings, Shortfall::default()).expect("the settings are valid")
+    };
     let prepared = prepare(hessian.clone());
     let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme: scheme() };
-    let work = |()| solver.solve(&problem, settings).expect("the problem is well formed");
-    let solving = best_seconds(rounds, || (), work);
-    let rate = (columns as f64).powi(3) / solving;
-    let seconds = preparation + solving;
-    println!(
-        "{recipe:10} {columns:8} {:12.2} {:10.2} {:9.2} {:8.0} % {:13.2}",
-        preparation * 1e3,
-        solving * 1e3,
-        rate * 1e-9,
-        100.0 * rate / yardstick.single,
-        seconds / plain.unwrap_or(seconds)
+    group.throughput(Throughput::Elements(columns.pow(3) as u64));
+    group.bench_function(BenchmarkId::new(format!("{}, solve", recipe.name), columns), |bencher| {
+        bencher.iter(|| solver.solve(&problem, &recipe.settings).expect("the problem is well formed"));
+    });
+    group.bench_function(
+        BenchmarkId::new(format!("{}, prepare and solve", recipe.name), columns),
+        |bencher| {
+            let whole = |hessian: Hessian| {
+                let prepared = prepare(hessian);
+                let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme: scheme() };
+                solver.solve(&problem, &recipe.settings).expect("the problem is well formed")
+            };
+            bencher.iter_batched(|| hessian.clone(), whole, BatchSize::LargeInput);
+        },
     );
-    seconds
 }
 
 fn scheme() -> Scheme {
     Scheme {
         bits: BitWidth::new(4).expect("a width"),
-        granularity: Granularity::PerGroup(GroupSize::new(GROUP_SIZE).expect("a group size")),
+        granularity: Granularity::PerGroup(GroupSize::new(128).expect("a group size")),
         symmetry: Symmetry::Symmetric,
         scale_dtype: ScaleDtype::F16,
     }
 }
 
-/// From half as many tokens again as there are columns.
 fn hessian(columns: usize) -> Hessian {
     let mut accumulator = HessianAccumulator::new(columns);
-    let inputs = activations(columns + columns / 2, columns);
-    accumulator.observe(inputs.view()).expect("the inputs are finite");
+    accumulator.observe(activations(2 * columns, columns).view()).expect("the inputs are finite");
     accumulator.finish().expect("there are tokens")
 }

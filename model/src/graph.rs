@@ -45,6 +45,14 @@ pub struct Stage {
     pub linears: Vec<Linear>,
 }
 
+impl Stage {
+    /// Whether what its linears give is added to the residual stream.
+    #[must_use]
+    pub fn writes_residual(&self) -> bool {
+        matches!(self.input, StageInput::AttentionOutput | StageInput::MlpOutput)
+    }
+}
+
 /// What a stage's input is, and so what follows when its linears are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageInput {

@@ -1,8 +1,9 @@
 //! Second moments of a stage's input, gathered over any number of batches.
 //!
 //! `H = Xᵀ X / tokens` for the rows `x` that a linear sees, and, where the original model's activations flow beside the quantized
-//! ones, `C = (X_original - X)ᵀ X / tokens` (QEP, arXiv 2504.09629, section 4; Qronos, arXiv 2505.11695): what the quantized inputs
-//! lack. `C` is gathered from the difference itself, since `G - H` of two large moments would cancel.
+//! ones, cross moments `C = (Y_original - Y)ᵀ X / tokens` of `X` with what the quantized stream lacks: `Y` is the input `X` itself (QEP,
+//! arXiv 2504.09629, section 4; Qronos, arXiv 2505.11695), or the residual stream that the linear's output is added to (LoaQ, arXiv
+//! 2509.06297). `C` is gathered from the difference itself, since that of two large moments would cancel.
 //!
 //! Rows are buffered to chunks of a fixed number of tokens: one single-precision product per chunk, added up in double precision. The
 //! chunk boundaries depend on nothing but the position in the stream, so however the caller splits its batches, no bit changes.
@@ -28,7 +29,7 @@ impl HessianAccumulator {
     /// For inputs of `in_features` columns.
     #[must_use]
     pub fn new(in_features: usize) -> Self {
-        Self { chunk: Chunk::new(in_features), moment: Moment::new(in_features) }
+        Self { chunk: Chunk::new(in_features), moment: Moment::new(in_features, in_features) }
     }
 
     /// Adds `rows`, `[tokens, in_features]`.
@@ -66,22 +67,23 @@ impl HessianAccumulator {
 #[derive(Clone, Debug)]
 pub struct CrossMomentAccumulator {
     difference: Chunk,
-    quantized: Chunk,
+    input: Chunk,
     moment: Moment,
 }
 
 impl CrossMomentAccumulator {
-    /// For inputs of `in_features` columns.
+    /// For `features` that both models have and inputs of `in_features` columns.
     #[must_use]
-    pub fn new(in_features: usize) -> Self {
+    pub fn new(features: usize, in_features: usize) -> Self {
         Self {
-            difference: Chunk::new(in_features),
-            quantized: Chunk::new(in_features),
-            moment: Moment::new(in_features),
+            difference: Chunk::new(features),
+            input: Chunk::new(in_features),
+            moment: Moment::new(features, in_features),
         }
     }
 
-    /// Adds the same tokens' inputs in the original model and in the quantized one, both `[tokens, in_features]`.
+    /// Adds some tokens: the features in the original model and in the quantized one, both `[tokens, features]`, and the quantized
+    /// model's `input`, `[tokens, in_features]`.
     ///
     /// # Errors
     /// Rows of another width or count, or an activation that is not finite.
@@ -89,22 +91,21 @@ impl CrossMomentAccumulator {
         &mut self,
         original: ArrayView2<'_, f32>,
         quantized: ArrayView2<'_, f32>,
+        input: ArrayView2<'_, f32>,
     ) -> Result<(), HessianError> {
-        let seen = self.moment.tokens + self.quantized.filled as u64;
-        check(self.quantized.width(), original, seen)?;
-        check(self.quantized.width(), quantized, seen)?;
-        if original.nrows() != quantized.nrows() {
-            return Err(HessianError::TokenCount {
-                original: original.nrows(),
-                quantized: quantized.nrows(),
-            });
+        let seen = self.moment.tokens + self.input.filled as u64;
+        check(self.difference.width(), original, seen)?;
+        check(self.difference.width(), quantized, seen)?;
+        check(self.input.width(), input, seen)?;
+        if let Some(other) = [quantized.nrows(), input.nrows()].into_iter().find(|&n| n != original.nrows()) {
+            return Err(HessianError::TokenCount { original: original.nrows(), quantized: other });
         }
         let difference = &original - &quantized;
-        let (mut rest, mut rest_difference) = (quantized, difference.view());
+        let (mut rest, mut rest_difference) = (input, difference.view());
         while rest.nrows() > 0 {
-            rest = self.quantized.take(rest);
+            rest = self.input.take(rest);
             rest_difference = self.difference.take(rest_difference);
-            if self.quantized.is_full() {
+            if self.input.is_full() {
                 self.flush();
             }
         }
@@ -121,9 +122,9 @@ impl CrossMomentAccumulator {
     }
 
     fn flush(&mut self) {
-        let (difference, quantized) = (self.difference.drain(), self.quantized.drain());
-        self.moment.add(quantized.nrows(), |product| {
-            kernels::product::product_tn(difference, quantized, product.view_mut());
+        let (difference, input) = (self.difference.drain(), self.input.drain());
+        self.moment.add(input.nrows(), |product| {
+            kernels::product::product_tn(difference, input, product.view_mut());
         });
     }
 }
@@ -168,7 +169,7 @@ impl Chunk {
 /// A double-precision sum of single-precision products.
 #[derive(Clone, Debug)]
 struct Moment {
-    /// `[in_features, in_features]`
+    /// `[features, in_features]`
     sum: Array2<f64>,
     /// The last chunk's product, kept so that its memory is mapped once.
     product: Array2<f32>,
@@ -176,8 +177,8 @@ struct Moment {
 }
 
 impl Moment {
-    fn new(in_features: usize) -> Self {
-        let shape = (in_features, in_features);
+    fn new(features: usize, in_features: usize) -> Self {
+        let shape = (features, in_features);
         Self { sum: Array2::zeros(shape), product: Array2::zeros(shape), tokens: 0 }
     }
 

@@ -167,7 +167,7 @@ impl Factor {
     }
 }
 
-/// `C = (X_original - X)ᵀ X / tokens`, `[in_features, in_features]`.
+/// `C = (Y_original - Y)ᵀ X / tokens`, `[features, in_features]`: what the quantized stream lacks, seen by a stage's input.
 #[derive(Clone, Debug)]
 pub struct CrossMoment {
     matrix: Array2<f64>,
@@ -179,7 +179,7 @@ impl CrossMoment {
         Self { matrix, tokens }
     }
 
-    /// `[in_features of the difference, in_features of the quantized inputs]`.
+    /// `[features of the difference, in_features of the quantized inputs]`.
     #[must_use]
     pub fn matrix(&self) -> ArrayView2<'_, f64> {
         self.matrix.view()
@@ -194,6 +194,15 @@ impl CrossMoment {
     pub(crate) fn into_matrix(self) -> Array2<f64> {
         self.matrix
     }
+}
+
+/// What the quantized stream lacks against the original's, where that is known.
+#[derive(Clone, Debug, Default)]
+pub struct Shortfall {
+    /// Of the stage's input, `[in_features, in_features]`.
+    pub input: Option<CrossMoment>,
+    /// Of the residual stream that the stage's output is added to, `[out_features, in_features]`.
+    pub residual: Option<CrossMoment>,
 }
 
 /// Statistics that cannot be used.

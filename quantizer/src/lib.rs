@@ -17,7 +17,8 @@
 //! | `W` | [`Problem::weight`](solver::Problem) | `[out_features, in_features]` |
 //! | `X` | rows given to [`accumulator::HessianAccumulator`] | `[tokens, in_features]` |
 //! | `H = XᵀX / tokens` | [`hessian::Hessian`] | `[in_features, in_features]` |
-//! | `C = (X_original - X)ᵀX / tokens` | [`hessian::CrossMoment`] | `[in_features, in_features]` |
+//! | `C = (X_original - X)ᵀX / tokens` | [`hessian::Shortfall::input`] | `[in_features, in_features]` |
+//! | `Γ = (R_original - R)ᵀX / tokens`, `R` the residual stream | [`hessian::Shortfall::residual`] | `[out_features, in_features]` |
 //! | `H + λI` | [`hessian::Damped`] | `[in_features, in_features]` |
 //! | `R`, upper, `H + λI = R Rᵀ` | [`hessian::Factor`], [`prepared::PreparedHessian`] | `[in_features, in_features]` |
 //! | `T` | [`prepared::PreparedHessian::target`] | `[out_features, in_features]` |
@@ -46,7 +47,7 @@ pub mod solver;
 pub mod tensor;
 
 pub use accumulator::{CrossMomentAccumulator, HessianAccumulator};
-pub use hessian::{CrossMoment, Hessian, HessianError};
+pub use hessian::{CrossMoment, Hessian, HessianError, Shortfall};
 pub use prepared::PreparedHessian;
 pub use scheme::Scheme;
 pub use settings::SolverSettings;

@@ -9,7 +9,7 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
 use serde::Serialize;
 
-use crate::hessian::{CrossMoment, Damped, Factor, Hessian, HessianError};
+use crate::hessian::{CrossMoment, Damped, Factor, Hessian, HessianError, Shortfall};
 use crate::order::Permutation;
 use crate::settings::SolverSettings;
 
@@ -25,6 +25,8 @@ pub struct PreparedHessian {
     pivots: Vec<f32>,
     /// `α C (H + λ'I)⁻¹`, `[n, n]`, natural order.
     propagation: Option<Array2<f32>>,
+    /// `β Γ (H + λ'I)⁻¹`, `[out_features, n]`, natural order.
+    correction: Option<Array2<f32>>,
     dead: Vec<usize>,
     lambda: f64,
     /// What stands on the diagonal for dead inputs, before damping.
@@ -39,7 +41,7 @@ pub struct DampingReport {
     pub damping: f64,
     /// How far from what was asked.
     pub rung: Rung,
-    /// λ over the mean diagonal in the regression behind `alpha`, if errors were propagated.
+    /// λ over the mean diagonal in the regression behind `alpha` and `beta`, if errors were propagated.
     pub alpha_damping: Option<f64>,
     /// Inputs that were never active; their weights count as 0.
     pub dead_inputs: usize,
@@ -58,8 +60,9 @@ pub enum Rung {
 }
 
 impl Hessian {
-    /// Damps, orders and factors, once for all linears of a stage. With a cross moment and `settings.alpha` above 0, targets move by
-    /// `α W C (H + λ'I)⁻¹`.
+    /// Damps, orders and factors, once for all linears of a stage. With what the quantized stream lacks, targets move by
+    /// `(α W C + β Γ) (H + λ'I)⁻¹`, where `C` is the input's shortfall and `Γ` the residual stream's, which only a stage of one linear
+    /// that writes to that stream has.
     ///
     /// # Errors
     /// Settings out of range, or a cross moment of another width. A matrix that is not positive definite is no error: damping
@@ -67,13 +70,21 @@ impl Hessian {
     pub fn prepare(
         self,
         settings: &SolverSettings,
-        cross: Option<CrossMoment>,
+        shortfall: Shortfall,
     ) -> Result<PreparedHessian, HessianError> {
         settings.check()?;
         let expected = self.in_features();
-        if let Some(found) = cross.as_ref().map(|cross| cross.matrix().nrows()).filter(|&n| n != expected) {
+        let Shortfall { input, residual } = shortfall;
+        let widths = [
+            input.as_ref().map(|cross| cross.matrix().nrows()),
+            input.as_ref().map(|cross| cross.matrix().ncols()),
+            residual.as_ref().map(|cross| cross.matrix().ncols()),
+        ];
+        if let Some(found) = widths.into_iter().flatten().find(|&width| width != expected) {
             return Err(HessianError::CrossWidth { expected, found });
         }
+        let input = input.filter(|_| settings.alpha > 0.0);
+        let residual = residual.filter(|_| settings.beta > 0.0);
         let dead = self.dead_inputs();
         let mean_diagonal = self.mean_diagonal();
         let mut damped = self.damp(settings.damping);
@@ -84,21 +95,20 @@ impl Hessian {
         let pivots = pivots(&factor, &order);
         let feedback = FeedbackFactor::new(factor.r());
         let r = to_single(factor.r().view());
-        let (propagation, alpha_damping) = match cross.filter(|_| settings.alpha > 0.0) {
-            Some(cross) => {
-                let regression = if settings.alpha_damping <= damping || rung == Rung::Diagonal {
-                    factor
-                } else {
-                    drop(factor);
-                    damped.set(settings.alpha_damping);
-                    climb(&mut damped, &order).0
-                };
-                let alpha_damping = damped.damping();
-                drop(damped);
-                (Some(propagation(cross, &regression, &order, settings.alpha)), Some(alpha_damping))
-            }
-            None => (None, None),
-        };
+        let (mut propagation, mut correction, mut alpha_damping) = (None, None, None);
+        if input.is_some() || residual.is_some() {
+            let regression = if settings.alpha_damping <= damping || rung == Rung::Diagonal {
+                factor
+            } else {
+                drop(factor);
+                damped.set(settings.alpha_damping);
+                climb(&mut damped, &order).0
+            };
+            alpha_damping = Some(damped.damping());
+            drop(damped);
+            propagation = input.map(|cross| regress(cross, &regression, &order, settings.alpha));
+            correction = residual.map(|cross| regress(cross, &regression, &order, settings.beta));
+        }
         let report = DampingReport { damping, rung, alpha_damping, dead_inputs: dead.len() };
         Ok(PreparedHessian {
             order,
@@ -107,6 +117,7 @@ impl Hessian {
             damped: single,
             pivots,
             propagation,
+            correction,
             dead,
             lambda,
             mean_diagonal,
@@ -140,7 +151,8 @@ fn pivots(factor: &Factor, order: &Permutation) -> Vec<f32> {
     pivots
 }
 
-fn propagation(cross: CrossMoment, factor: &Factor, order: &Permutation, alpha: f64) -> Array2<f32> {
+/// `share * cross (H + λ'I)⁻¹` in natural order: the best linear guess of what is lacking from the input that is there.
+fn regress(cross: CrossMoment, factor: &Factor, order: &Permutation, share: f64) -> Array2<f32> {
     let columns = order.columns();
     let mut right = cross.into_matrix();
     reorder_rows(&mut right, order);
@@ -148,7 +160,7 @@ fn propagation(cross: CrossMoment, factor: &Factor, order: &Permutation, alpha: 
     let mut out = Array2::<f32>::zeros(solved.dim());
     Zip::from(out.rows_mut()).and(solved.rows()).par_for_each(|mut out, solved| {
         for (&column, &value) in columns.iter().zip(solved) {
-            out[column] = (alpha * value) as f32;
+            out[column] = (share * value) as f32;
         }
     });
     out
@@ -225,7 +237,10 @@ impl PreparedHessian {
         self.mean_diagonal * squares.sum::<f64>()
     }
 
-    /// What the codes should approximate, `[rows, n]`: the weight, dead columns set to 0, moved by `α W C (H + λ'I)⁻¹`.
+    /// What the codes should approximate, `[rows, n]`: the weight, dead columns set to 0, moved by `(α W C + β Γ) (H + λ'I)⁻¹`.
+    ///
+    /// # Panics
+    /// When the residual stream that `Γ` was gathered from is not as wide as the weight has rows.
     #[must_use]
     pub fn target(&self, weight: ArrayView2<'_, f32>) -> Array2<f32> {
         let mut target = match &self.propagation {
@@ -237,6 +252,9 @@ impl PreparedHessian {
             }
             None => weight.to_owned(),
         };
+        if let Some(correction) = &self.correction {
+            target += correction;
+        }
         for &column in &self.dead {
             target.column_mut(column).fill(0.0);
         }

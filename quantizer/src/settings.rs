@@ -22,7 +22,9 @@ pub struct SolverSettings {
     pub sweeps: usize,
     /// Share of the earlier layers' error that the target makes up for, 0 to 1; needs a cross moment.
     pub alpha: f64,
-    /// λ over the mean diagonal in the regression behind `alpha`.
+    /// Share of the error of the residual stream that a linear which writes to it makes up for, 0 to 1.
+    pub beta: f64,
+    /// λ over the mean diagonal in the regression behind `alpha` and `beta`.
     pub alpha_damping: f64,
 }
 
@@ -33,10 +35,16 @@ impl Default for SolverSettings {
 }
 
 impl SolverSettings {
+    /// Whether errors of earlier layers are made up for, which needs the original's activations.
+    #[must_use]
+    pub fn propagates(&self) -> bool {
+        self.alpha > 0.0 || self.beta > 0.0
+    }
+
     /// # Errors
-    /// A damping that is negative or not finite, an alpha outside 0 to 1, or a search without candidates.
+    /// A damping that is negative or not finite, an alpha or beta outside 0 to 1, or a search without candidates.
     pub fn check(&self) -> Result<(), SettingsError> {
-        let (damping, alpha, alpha_damping) = (self.damping, self.alpha, self.alpha_damping);
+        let (damping, alpha_damping) = (self.damping, self.alpha_damping);
         if !(damping.is_finite() && damping >= 0.0) {
             return Err(SettingsError {
                 name: "damping",
@@ -48,8 +56,10 @@ impl SolverSettings {
             let (name, expected) = ("alpha_damping", "a finite number, at least 0");
             return Err(SettingsError { name, expected, found: alpha_damping });
         }
-        if !(0.0..=1.0).contains(&alpha) {
-            return Err(SettingsError { name: "alpha", expected: "0 to 1", found: alpha });
+        for (name, found) in [("alpha", self.alpha), ("beta", self.beta)] {
+            if !(0.0..=1.0).contains(&found) {
+                return Err(SettingsError { name, expected: "0 to 1", found });
+            }
         }
         if !(2..=256).contains(&self.range_candidates) {
             let (name, expected) = ("range_candidates", "2 to 256");
@@ -114,12 +124,13 @@ const RTN: SolverSettings = SolverSettings {
     refits: 0,
     sweeps: 0,
     alpha: 0.0,
+    beta: 0.0,
     alpha_damping: 0.01,
 };
 
 const GPTQ: SolverSettings = SolverSettings { order: Order::Activation, range: Range::Diagonal, ..RTN };
 
-const DEFAULT: SolverSettings = SolverSettings { refits: 3, sweeps: 4, alpha: 0.5, ..GPTQ };
+const DEFAULT: SolverSettings = SolverSettings { refits: 3, sweeps: 4, alpha: 0.5, beta: 0.5, ..GPTQ };
 
 /// A setting out of range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

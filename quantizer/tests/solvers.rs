@@ -7,7 +7,8 @@ use quantizer::order::Order;
 use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::settings::{BUILT_IN, Range};
 use quantizer::{
-    CrossMomentAccumulator, Hessian, Problem, QuantizedTensor, Solution, SolveError, SolverSettings, solver,
+    CrossMomentAccumulator, Hessian, Problem, QuantizedTensor, Shortfall, Solution, SolveError,
+    SolverSettings, solver,
 };
 use support::{Random, groups, hessian, inputs, row_losses, scheme, schemes, weight};
 
@@ -18,7 +19,7 @@ fn solve(
     h: &Hessian,
     scheme: Scheme,
 ) -> Solution {
-    let prepared = h.clone().prepare(settings, None).unwrap();
+    let prepared = h.clone().prepare(settings, Shortfall::default()).unwrap();
     let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
     solver::find(name).unwrap().solve(&problem, settings).unwrap()
 }
@@ -253,7 +254,7 @@ fn a_weight_that_is_not_finite_is_named() {
         let mut weight = weight(8, 8, 64);
         weight[[3, 17]] = value;
         for (solver, settings) in all_settings() {
-            let prepared = h.clone().prepare(&settings, None).unwrap();
+            let prepared = h.clone().prepare(&settings, Shortfall::default()).unwrap();
             let scheme = scheme(4, groups(16), Symmetry::Symmetric);
             let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
             let error = solver::find(solver).unwrap().solve(&problem, &settings).unwrap_err();
@@ -268,7 +269,7 @@ fn a_weight_that_is_not_finite_is_named() {
 #[test]
 fn problems_that_do_not_fit_are_refused() {
     let settings = built_in("gptq");
-    let prepared = hessian(9, 64).prepare(&settings, None).unwrap();
+    let prepared = hessian(9, 64).prepare(&settings, Shortfall::default()).unwrap();
     for solver in solver::ALL {
         let refused = |weight: &Array2<f32>, granularity| {
             let scheme = scheme(4, granularity, Symmetry::Symmetric);
@@ -291,11 +292,13 @@ fn error_propagation_brings_the_outputs_nearer_to_the_originals() {
         let drift = x.dot(&(Random(seed ^ 77).matrix(columns, columns) * 0.02));
         let original = &x + &drift + Random(seed ^ 78).matrix(tokens, columns) * 0.02;
         let mixed = |alpha: f64| {
-            let mut cross = CrossMomentAccumulator::new(columns);
-            cross.observe(original.view(), x.view()).unwrap();
+            let mut cross = CrossMomentAccumulator::new(columns, columns);
+            cross.observe(original.view(), x.view(), x.view()).unwrap();
             let settings = SolverSettings { alpha, ..built_in("default") };
             let h = support::hessian_of(x.view());
-            let prepared = h.prepare(&settings, Some(cross.finish().unwrap())).unwrap();
+            let prepared = h
+                .prepare(&settings, Shortfall { input: Some(cross.finish().unwrap()), residual: None })
+                .unwrap();
             assert_eq!(prepared.damping().alpha_damping.is_some(), alpha > 0.0);
             let scheme = scheme(4, groups(32), Symmetry::Symmetric);
             let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
@@ -304,6 +307,32 @@ fn error_propagation_brings_the_outputs_nearer_to_the_originals() {
             (original.dot(&weight.t()) - outputs).mapv(|d| f64::from(d).powi(2)).sum()
         };
         let (none, half, whole) = (mixed(0.0), mixed(0.5), mixed(1.0));
+        assert!(half < 0.8 * none && whole < half, "seed {seed}: {none} {half} {whole}");
+    }
+}
+
+#[test]
+fn a_linear_makes_up_for_the_error_of_the_stream_that_it_writes_to() {
+    for seed in 0..3 {
+        let (rows, columns, tokens) = (24, 64, 1000);
+        let (weight, x) = (weight(seed, rows, columns), inputs(seed, tokens, columns));
+        // What the residual stream lacks: a part that the input knows, and noise that it does not.
+        let known = x.dot(&(Random(seed ^ 79).matrix(columns, rows) * 0.02));
+        let lack = known + Random(seed ^ 80).matrix(tokens, rows) * 0.02;
+        let stream = Random(seed ^ 81).matrix(tokens, rows);
+        let after = |beta: f64| {
+            let mut cross = CrossMomentAccumulator::new(rows, columns);
+            cross.observe((&stream + &lack).view(), stream.view(), x.view()).unwrap();
+            let settings = SolverSettings { beta, alpha: 0.0, ..built_in("default") };
+            let shortfall = Shortfall { input: None, residual: Some(cross.finish().unwrap()) };
+            let prepared = support::hessian_of(x.view()).prepare(&settings, shortfall).unwrap();
+            let scheme = scheme(4, groups(32), Symmetry::Symmetric);
+            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+            let solution = solver::find("gptq").unwrap().solve(&problem, &settings).unwrap();
+            let lacking = &lack + &x.dot(&(&weight - &solution.tensor.dequantize()).t());
+            lacking.mapv(|d| f64::from(d).powi(2)).sum()
+        };
+        let (none, half, whole) = (after(0.0), after(0.5), after(1.0));
         assert!(half < 0.8 * none && whole < half, "seed {seed}: {none} {half} {whole}");
     }
 }

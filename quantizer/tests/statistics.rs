@@ -6,7 +6,9 @@ use ndarray::{Array2, Axis, array};
 use quantizer::accumulator::CHUNK_TOKENS;
 use quantizer::order::{Order, Permutation};
 use quantizer::prepared::Rung;
-use quantizer::{CrossMomentAccumulator, Hessian, HessianAccumulator, HessianError, SolverSettings};
+use quantizer::{
+    CrossMomentAccumulator, Hessian, HessianAccumulator, HessianError, Shortfall, SolverSettings,
+};
 use support::{Random, hessian, inputs};
 
 #[test]
@@ -16,13 +18,13 @@ fn splitting_the_batches_changes_no_bit() {
     let original = &x + &(Random(2).matrix(tokens, columns) * 0.1);
     let gathered = |sizes: &[usize]| {
         let mut hessian = HessianAccumulator::new(columns);
-        let mut cross = CrossMomentAccumulator::new(columns);
+        let mut cross = CrossMomentAccumulator::new(columns, columns);
         let (mut first, mut turn) = (0, 0);
         while first < tokens {
             let last = (first + sizes[turn % sizes.len()]).min(tokens);
             let rows = x.slice_axis(Axis(0), (first..last).into());
             hessian.observe(rows).unwrap();
-            cross.observe(original.slice_axis(Axis(0), (first..last).into()), rows).unwrap();
+            cross.observe(original.slice_axis(Axis(0), (first..last).into()), rows, rows).unwrap();
             (first, turn) = (last, turn + 1);
         }
         let (hessian, cross) = (hessian.finish().unwrap(), cross.finish().unwrap());
@@ -39,8 +41,8 @@ fn splitting_the_batches_changes_no_bit() {
 fn moments_are_means_of_products() {
     let x = inputs(3, 3000, 20);
     let original = &x + &(Random(4).matrix(3000, 20) * 0.2);
-    let mut cross = CrossMomentAccumulator::new(20);
-    cross.observe(original.view(), x.view()).unwrap();
+    let mut cross = CrossMomentAccumulator::new(20, 20);
+    cross.observe(original.view(), x.view(), x.view()).unwrap();
     let (x, difference) = (x.mapv(f64::from), (&original - &x).mapv(f64::from));
     let expected_cross = difference.t().dot(&x) / 3000.0;
     let expected = x.t().dot(&x) / 3000.0;
@@ -65,15 +67,22 @@ fn statistics_that_do_not_fit_are_refused() {
     let width = accumulator.observe(Array2::ones((5, 7)).view()).unwrap_err();
     assert_eq!(width, HessianError::Width { expected: 8, found: 7 });
     assert_eq!(accumulator.finish().unwrap_err(), HessianError::NoTokens);
-    let mut cross = CrossMomentAccumulator::new(8);
-    let count = cross.observe(Array2::ones((5, 8)).view(), Array2::ones((4, 8)).view()).unwrap_err();
+    let mut cross = CrossMomentAccumulator::new(8, 8);
+    let count = cross
+        .observe(Array2::ones((5, 8)).view(), Array2::ones((4, 8)).view(), Array2::ones((4, 8)).view())
+        .unwrap_err();
     assert_eq!(count, HessianError::TokenCount { original: 5, quantized: 4 });
     assert!(Hessian::from_lower(Array2::zeros((3, 4)), 1).is_err());
     assert!(Hessian::from_lower(array![[1.0, 0.0], [f64::NAN, 1.0]], 1).is_err());
     assert!(Hessian::from_lower(array![[1.0, 0.0], [0.0, -1.0]], 1).is_err());
-    let mut cross = CrossMomentAccumulator::new(8);
-    cross.observe(Array2::ones((5, 8)).view(), Array2::zeros((5, 8)).view()).unwrap();
-    let prepared = hessian(5, 16).prepare(&SolverSettings::default(), Some(cross.finish().unwrap()));
+    let mut cross = CrossMomentAccumulator::new(8, 8);
+    cross
+        .observe(Array2::ones((5, 8)).view(), Array2::zeros((5, 8)).view(), Array2::zeros((5, 8)).view())
+        .unwrap();
+    let prepared = hessian(5, 16).prepare(
+        &SolverSettings::default(),
+        Shortfall { input: Some(cross.finish().unwrap()), residual: None },
+    );
     assert_eq!(prepared.err(), Some(HessianError::CrossWidth { expected: 16, found: 8 }));
 }
 
@@ -102,7 +111,7 @@ fn the_factor_gives_back_the_damped_hessian_in_every_order() {
 fn the_ladder_reports_its_rung() {
     let prepare = |matrix: Array2<f64>, damping: f64| {
         let settings = SolverSettings { damping, ..SolverSettings::default() };
-        Hessian::from_lower(matrix, 10).unwrap().prepare(&settings, None).unwrap().damping()
+        Hessian::from_lower(matrix, 10).unwrap().prepare(&settings, Shortfall::default()).unwrap().damping()
     };
     let fine = prepare(Array2::eye(4), 0.01);
     assert_eq!((fine.damping, fine.rung, fine.dead_inputs), (0.01, Rung::AsAsked, 0));
@@ -125,7 +134,7 @@ fn dead_inputs_are_kept_apart() {
     let hessian = support::hessian_of(x.view());
     assert_eq!(hessian.dead_inputs(), [0, 9, 15]);
     let mean = hessian.mean_diagonal();
-    let prepared = hessian.prepare(&SolverSettings::default(), None).unwrap();
+    let prepared = hessian.prepare(&SolverSettings::default(), Shortfall::default()).unwrap();
     assert_eq!(prepared.damping().dead_inputs, 3);
     assert!((f64::from(prepared.damped()[[9, 9]]) / mean - 1.01).abs() < 1e-6);
     assert!(prepared.damped().row(9).iter().filter(|&&x| x != 0.0).count() == 1);
@@ -143,7 +152,7 @@ fn settings_out_of_range_are_refused() {
         SolverSettings { range_candidates: 1, ..SolverSettings::default() },
     ];
     for settings in bad {
-        assert!(hessian(8, 16).prepare(&settings, None).is_err(), "{settings:?}");
+        assert!(hessian(8, 16).prepare(&settings, Shortfall::default()).is_err(), "{settings:?}");
     }
 }
 
