@@ -1,92 +1,141 @@
-//! What the benches share: one thread, its processor time, a yardstick, and matrices to work on.
+//! What the benches share: criterion in the processor time of one thread, a yardstick, and matrices to work on.
 //!
-//! The unit is processor time of one thread, so that a busy machine does not change the figures much; where the system does
-//! not tell it, wall time. Even so a figure from another run says little: compare shares of the yardstick, which is
-//! measured in the same run.
+//! The unit is processor time of one thread, so that a busy machine does not change the figures much; where the system does not tell
+//! it, wall time. Even so a figure from another run says little: compare shares of the yardstick, which is measured in the same run.
 
 use std::hint::black_box;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use criterion::measurement::{Measurement, ValueFormatter};
+use criterion::{Criterion, Throughput};
 use ndarray::Array2;
 
-/// Seconds that are long enough for the system's accounting of processor time, which moves in steps of some milliseconds.
-const LEAST: f64 = 0.15;
-
-/// Runs `work` where every parallel loop has this one thread.
-pub fn on_one_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+/// Runs `benches` where every parallel loop has one thread, after measuring the yardstick.
+pub fn run(benches: impl FnOnce(&mut Criterion<ProcessorTime>) + Send) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
-    pool.expect("one thread can be started").install(work)
+    pool.expect("one thread can be started").install(|| {
+        let dense = dense_rate();
+        println!(
+            "yardstick, the dense f32 product of two {DENSE} x {DENSE} matrices: {:.1} GFLOP/s",
+            dense * 1e-9
+        );
+        let mut criterion = Criterion::default()
+            .with_measurement(ProcessorTime)
+            .without_plots()
+            .sample_size(10)
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_secs(2))
+            .configure_from_args();
+        benches(&mut criterion);
+        criterion.final_summary();
+    });
 }
 
-/// Processor seconds of one call of `work` on what `prepare` makes, which is not counted: the best of `rounds`, each of as many
-/// calls as can be measured.
-pub fn best_seconds<T, R>(
-    rounds: usize,
-    mut prepare: impl FnMut() -> T,
-    mut work: impl FnMut(T) -> R,
-) -> f64 {
-    let mut best = f64::INFINITY;
-    let (mut calls, mut measured) = (1, 0);
-    while measured < rounds {
-        let inputs: Vec<T> = (0..calls).map(|_| prepare()).collect();
-        let spent = seconds_of(|| {
-            for input in inputs {
-                black_box(work(black_box(input)));
+/// Processor time of the thread that measures.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessorTime;
+
+impl Measurement for ProcessorTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        thread_time()
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        thread_time().saturating_sub(start)
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        value.as_nanos() as f64
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        self
+    }
+}
+
+/// Elements are floating point operations, bytes are bytes; values are nanoseconds.
+impl ValueFormatter for ProcessorTime {
+    fn format_throughput(&self, throughput: &Throughput, value: f64) -> String {
+        let rates = |count: u64| count as f64 / value;
+        match *throughput {
+            Throughput::Elements(count) => flops(rates(count)),
+            Throughput::ElementsAndBytes { elements, bytes } => {
+                format!("{}, {:.2} GB/s", flops(rates(elements)), rates(bytes))
             }
-        });
-        if spent >= LEAST {
-            best = best.min(spent / calls as f64);
-            measured += 1;
-        } else {
-            let missing = (1.2 * LEAST / spent).clamp(2.0, 10.0);
-            calls = (calls as f64 * missing).ceil() as usize;
+            Throughput::Bytes(count) | Throughput::BytesDecimal(count) | Throughput::Bits(count) => {
+                format!("{:.2} GB/s", rates(count))
+            }
         }
     }
-    best
+
+    fn scale_values(&self, _typical: f64, values: &mut [f64]) -> &'static str {
+        values.iter_mut().for_each(|value| *value *= 1e-6);
+        "core-ms"
+    }
+
+    fn scale_throughputs(&self, _typical: f64, throughput: &Throughput, values: &mut [f64]) -> &'static str {
+        let (count, unit) = match *throughput {
+            Throughput::Elements(count) | Throughput::ElementsAndBytes { elements: count, .. } => {
+                (count, "GFLOP/s")
+            }
+            Throughput::Bytes(count) | Throughput::BytesDecimal(count) | Throughput::Bits(count) => {
+                (count, "GB/s")
+            }
+        };
+        values.iter_mut().for_each(|value| *value = count as f64 / *value);
+        unit
+    }
+
+    fn scale_for_machines(&self, _values: &mut [f64]) -> &'static str {
+        "core-ns"
+    }
 }
 
-/// Processor seconds of this thread for `work`.
-fn seconds_of(work: impl FnOnce()) -> f64 {
-    let (wall, start) = (Instant::now(), thread_time());
-    work();
-    let spent = match (start, thread_time()) {
-        (Some(start), Some(end)) => end - start,
-        _ => wall.elapsed(),
-    };
-    spent.as_secs_f64()
+fn flops(rate: f64) -> String {
+    format!("{rate:.1} GFLOP/s ({:.0} % of dense)", 100.0 * rate * 1e9 / dense_rate())
 }
 
 /// Processor time of this thread so far.
-fn thread_time() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+fn thread_time() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let system = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let system = system.and_then(|text| text.split_whitespace().next()?.parse().ok());
+    system.map_or_else(|| START.get_or_init(Instant::now).elapsed(), Duration::from_nanos)
 }
 
-/// What one thread reaches where nothing is in its way: the dense product of two 1024 x 1024 matrices, which stay in cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Yardstick {
-    /// Floating point operations a second in single precision.
-    pub single: f64,
-    /// The same in double precision: half of it, as a register holds half as many numbers.
-    pub double: f64,
-}
+const DENSE: usize = 1024;
 
-impl Yardstick {
-    /// Measures and prints it. To be called [`on_one_thread`].
-    #[must_use]
-    pub fn measure() -> Self {
-        const SIZE: usize = 1024;
-        const ROUNDS: usize = 4;
-        let (a, b) = (numbers(SIZE, SIZE, 1), numbers(SIZE, SIZE, 2));
-        let mut out = Array2::zeros((SIZE, SIZE));
-        let product = |()| kernels::product::product_nn(a.view(), b.view(), out.view_mut());
-        let single = 2.0 * (SIZE as f64).powi(3) / best_seconds(ROUNDS, || (), product);
-        println!(
-            "yardstick, the dense product of two {SIZE} x {SIZE} matrices in f32: {:.1} GFLOP/s; f64 counts as half",
-            single * 1e-9
-        );
-        Self { single, double: single / 2.0 }
-    }
+/// What one thread reaches where nothing is in its way, in f32 operations a second: a dense product that stays in cache. Measured once.
+fn dense_rate() -> f64 {
+    static RATE: OnceLock<f64> = OnceLock::new();
+    *RATE.get_or_init(|| {
+        /// Calls of one round: long enough for the system's accounting, which moves in steps of some milliseconds.
+        const CALLS: usize = 20;
+        let (a, b) = (numbers(DENSE, DENSE, 1), numbers(DENSE, DENSE, 2));
+        let mut out = Array2::zeros((DENSE, DENSE));
+        let mut round = || {
+            let start = thread_time();
+            for _ in 0..CALLS {
+                kernels::product::product_nn(a.view(), b.view(), out.view_mut());
+                black_box(&out);
+            }
+            (thread_time() - start).as_secs_f64() / CALLS as f64
+        };
+        let best = (0..5).map(|_| round()).fold(f64::INFINITY, f64::min);
+        2.0 * (DENSE as f64).powi(3) / best
+    })
 }
 
 /// `[rows, columns]` of numbers with mean 0 and variance 1, the same for the same seed.

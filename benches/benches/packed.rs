@@ -1,49 +1,36 @@
-//! Products with a packed 4096 by 4096 matrix, in one thread.
-//!
-//! Prints, for each width, layout and number of tokens, the time of one product in seconds of one core, the packed bytes read
-//! for each of those seconds (scales and zero points as `f32` included), and the floating point operations of the equivalent
-//! dense product, alone and as a share of what a dense product reaches in the same run.
+//! Products with a packed 4096 by 4096 matrix, in one thread: the operations of the equivalent dense product, and the packed bytes that
+//! are read (scales and zero points as `f32` included).
 //!
 //! `cargo bench -p benches --bench packed`
 
-use benches::{Yardstick, best_seconds, on_one_thread};
+use criterion::{BenchmarkId, Throughput};
 use kernels::{CodeLayout, PackedMatrix, PackedShape};
 use ndarray::Array2;
 
 const FEATURES: usize = 4096;
 const GROUP_SIZE: usize = 128;
-const ROUNDS: usize = 4;
 
 fn main() {
-    on_one_thread(|| {
-        let yardstick = Yardstick::measure();
-        println!("bits layout       tokens   core-ms     GB/s   GFLOP/s   of dense");
+    benches::run(|criterion| {
+        let mut group = criterion.benchmark_group("packed");
         for bits in [4, 3] {
             for layout in [CodeLayout::InputMajor, CodeLayout::OutputMajor] {
                 let matrix = matrix(bits, layout);
+                let numbers = matrix.words().len() + matrix.scales().len() + matrix.zero_points().len();
                 for tokens in [1, 8, 32, 512] {
-                    print_time(&matrix, tokens, &yardstick);
+                    let x = benches::numbers(tokens, FEATURES, 6);
+                    let mut out = Array2::zeros((tokens, FEATURES));
+                    group.throughput(Throughput::ElementsAndBytes {
+                        elements: (2 * tokens * FEATURES * FEATURES) as u64,
+                        bytes: 4 * numbers as u64,
+                    });
+                    let id = BenchmarkId::new(format!("{bits} bit, {layout:?}"), tokens);
+                    group.bench_function(id, |b| b.iter(|| matrix.product(x.view(), out.view_mut())));
                 }
             }
         }
+        group.finish();
     });
-}
-
-fn print_time(matrix: &PackedMatrix, tokens: usize, yardstick: &Yardstick) {
-    let x = Array2::from_shape_fn((tokens, FEATURES), |(t, k)| ((t * 31 + k * 7) % 100) as f32 * 0.01 - 0.5);
-    let mut out = Array2::zeros((tokens, FEATURES));
-    let seconds = best_seconds(ROUNDS, || (), |()| matrix.product(x.view(), out.view_mut()));
-    let PackedShape { bits, layout, .. } = matrix.shape();
-    let bytes = (4 * (matrix.words().len() + matrix.scales().len() + matrix.zero_points().len())) as f64;
-    let rate = 2.0 * (tokens * FEATURES * FEATURES) as f64 / seconds;
-    println!(
-        "{bits:4} {:12} {tokens:6} {:9.3} {:8.2} {:9.2} {:8.0} %",
-        format!("{layout:?}"),
-        seconds * 1e3,
-        bytes / seconds * 1e-9,
-        rate * 1e-9,
-        100.0 * rate / yardstick.single
-    );
 }
 
 fn matrix(bits: u8, layout: CodeLayout) -> PackedMatrix {
