@@ -290,7 +290,7 @@ fn parse_granularity(text: &str) -> Result<Granularity, Error> {
 fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
+        "" | "b" => 1_u32,
         "k" | "kb" => 1_000,
         "m" | "mb" => 1_000_000,
         "g" | "gb" => 1_000_000_000,
@@ -299,13 +299,18 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "gib" => 1 << 30,
         unit => return Err(format!("unknown unit `{unit}`, expected KB, MB, GB, KiB, MiB or GiB")),
     };
-    let number: u64 =
+    let number: f64 =
         digits.trim().parse().map_err(|_| format!("expected a size such as 5GB, found `{text}`"))?;
-    match number.checked_mul(unit) {
-        Some(0) | None => Err(format!("`{text}` is not a usable size")),
-        Some(bytes) => Ok(bytes),
+    let bytes = number * f64::from(unit);
+    if bytes >= 1.0 && bytes <= MOST_SIZE {
+        Ok(bytes as u64)
+    } else {
+        Err(format!("`{text}` is not a usable size"))
     }
 }
+
+/// An exabyte: whole numbers up to here are exact enough.
+const MOST_SIZE: f64 = 1e18;
 
 #[cfg(test)]
 mod tests {
@@ -322,6 +327,7 @@ mod tests {
         assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
         assert_eq!(parse_size("1MiB"), Ok(1 << 20));
         assert_eq!(parse_size("77"), Ok(77));
+        assert_eq!(parse_size("1.5GB"), Ok(1_500_000_000));
         assert!(
             parse_size("0").is_err() && parse_size("5XB").is_err() && parse_size("99999999999GB").is_err()
         );

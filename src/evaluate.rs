@@ -94,10 +94,10 @@ fn perplexity(score: &Score) -> Perplexity {
 
 /// A divergence needs the same vocabulary; the layers are run by one description, so they have to be the same too.
 fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<(), Error> {
-    if measured.format.is_none() && reference.format.is_some() {
+    if reference.format.is_some() {
         return Err(Error::NotSuitable {
             path: reference.path.clone(),
-            problem: "the reference is quantized and the model that is measured is not".to_owned(),
+            problem: "the reference is quantized itself".to_owned(),
             hint: "name the quantized model first and its original with --reference",
         });
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use crate::error::Error;
+use crate::quantize::resolved;
 
 /// A file that is being written.
 #[derive(Debug)]
@@ -32,7 +33,8 @@ impl ExportFile {
     pub fn create(flag: &'static str, path: &Path) -> Result<Self, Error> {
         let fail = |source: std::io::Error| Error::Argument {
             flag,
-            problem: format!("cannot write `{}`: {source}", path.display()),
+            // Not the whole error: it names a temporary file.
+            problem: format!("cannot write `{}`: {}", path.display(), source.kind()),
         };
         let sink = match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => {
@@ -56,6 +58,18 @@ impl ExportFile {
             }
         };
         Ok(Self { path: path.to_owned(), sink })
+    }
+
+    /// Fails for a file in a directory that is going to be put in its place as a whole.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn demand_outside(&self, flag: &'static str, output: &Path) -> Result<(), Error> {
+        if matches!(self.sink, Sink::Staged(_)) && resolved(&self.path).starts_with(resolved(output)) {
+            let problem = format!("`{}` is in the output, which is written as a whole", self.path.display());
+            return Err(Error::Argument { flag, problem });
+        }
+        Ok(())
     }
 
     /// Appends bytes.

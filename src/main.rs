@@ -38,7 +38,11 @@ fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Quantize(arguments) => {
             let export = prepare(arguments.run())?;
-            let report = quantc::quantize(&arguments.into_job()?, &Terminal::listening()?)?;
+            let job = arguments.into_job()?;
+            if let Some(export) = &export {
+                export.demand_outside("--export-json", &job.output)?;
+            }
+            let report = quantc::quantize(&job, &Terminal::listening()?)?;
             print(&text::report(&report))?;
             export_json(export, &report)
         }
@@ -65,6 +69,9 @@ fn run(command: Command) -> Result<(), Error> {
     }
 }
 
+/// More threads than any machine has processors; starting them would take longer than the work.
+const MOST_THREADS: usize = 1024;
+
 /// Sets the number of threads and opens the file that the JSON goes to: better now than after the work.
 fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
     if run.threads == Some(0) {
@@ -74,6 +81,10 @@ fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
         });
     }
     if let Some(threads) = run.threads {
+        if threads > MOST_THREADS {
+            let problem = format!("expected at most {MOST_THREADS}, found {threads}");
+            return Err(Error::Argument { flag: "--threads", problem });
+        }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build_global().map_err(|e| Error::Internal(e.to_string()))?;
     }

@@ -7,7 +7,6 @@ use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Dtype, side_files};
 use model::linear::{Linear, LinearId};
 use quantizer::scheme::Scheme;
-use regex::Regex;
 
 use crate::error::Error;
 use crate::job::QuantizeJob;
@@ -36,9 +35,13 @@ impl Plan {
     pub(crate) fn make(source: &StoredModel, job: &QuantizeJob) -> Result<Self, Error> {
         let format = find_format(&job.format)?;
         side_files::check(&source.path)?;
-        demand_matches(source, &job.exclude)?;
+        demand_matches(source, job)?;
         let mut notes = Vec::new();
         let runtime = runtime_dtype(source, &mut notes)?;
+        if source.stores_tied_head() {
+            let (head, embedding) = (source.model.untied_head(), source.model.embedding());
+            notes.push(format!("`{head}` repeats `{embedding}`, to which it is tied; it is carried over, and counts in the size"));
+        }
         let mut linears = Vec::new();
         let mut treatments = BTreeMap::new();
         let mut kept = Vec::new();
@@ -80,8 +83,9 @@ impl Plan {
         for name in source.checkpoint.names().filter(|name| !quantized(name)) {
             let info = source.checkpoint.info(name)?;
             // What is not known is not touched: whoever reads it may expect its type.
-            let widest = info.dtype == Dtype::F32 && source.dtype()? == Dtype::F32;
-            let narrows = widest && !unknown_tensors.iter().any(|unknown| unknown == name);
+            let known = !unknown_tensors.iter().any(|unknown| unknown == name);
+            let kept_linear = linears.iter().any(|planned| planned.linear.weight_name() == name);
+            let narrows = info.dtype == Dtype::F32 && known && (kept_linear || source.dtype()? == Dtype::F32);
             let dtype = if narrows { runtime } else { info.dtype };
             carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
         }
@@ -124,16 +128,24 @@ impl Plan {
     }
 }
 
-/// An exclusion that excludes nothing is a mistake, which would be found only after the work.
-fn demand_matches(source: &StoredModel, exclude: &[Regex]) -> Result<(), Error> {
-    let idle = exclude.iter().find(|pattern| !source.model.linears().any(|l| pattern.is_match(&l.name)));
-    match (idle, source.model.linears().next()) {
-        (Some(pattern), Some(first)) => Err(Error::Argument {
-            flag: "--exclude",
-            problem: format!("`{pattern}` matches no linear; the first of them is called `{}`", first.name),
-        }),
-        _ => Ok(()),
+/// An exclusion or a rule that means no linear is a mistake, which would be found only after the work.
+fn demand_matches(source: &StoredModel, job: &QuantizeJob) -> Result<(), Error> {
+    let linears: Vec<&Linear> = source.model.linears().collect();
+    let Some(first) = linears.first() else { return Ok(()) };
+    if let Some(idle) = job.exclude.iter().find(|pattern| !linears.iter().any(|l| pattern.is_match(&l.name)))
+    {
+        let problem = format!("`{idle}` matches no linear; the first of them is called `{}`", first.name);
+        return Err(Error::Argument { flag: "--exclude", problem });
     }
+    if let Some(idle) = job.recipe.idle_rule(&linears) {
+        let problem = format!(
+            "rule {idle} matches no linear of the {} layers' {}",
+            source.model.layers.len(),
+            linears.len()
+        );
+        return Err(Error::Recipe { path: job.recipe.name.clone(), problem });
+    }
+    Ok(())
 }
 
 fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {

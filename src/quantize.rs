@@ -1,11 +1,11 @@
 //! `quantize`: plan, solve, write, verify, put in place, measure.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use formats::container::{SafetensorsWriter, TensorData, TensorSpec};
 use formats::output::OutputDirectory;
-use formats::{Dtype, side_files};
+use formats::side_files;
 
 use crate::corpora;
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::pipeline::{self, Outcome};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::record::{Record, bytes_digest, file_records};
-use crate::report::{Phase, Report, Size, TextSummary};
+use crate::report::{Phase, Report, Size};
 use crate::resources::{Resources, Stopwatch};
 use crate::stored::StoredModel;
 use crate::verify;
@@ -32,7 +32,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let watch = Stopwatch::start();
     let mut phases = Phases::start();
     OutputDirectory::check(&job.output, job.force)?;
-    demand_outside(job)?;
+    demand_apart(job)?;
     let source = StoredModel::open_original(&job.model)?;
     let plan = Plan::make(&source, job)?;
     let tokenizer = source.tokenizer()?;
@@ -119,7 +119,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         format: plan.format.id().to_owned(),
         recipe: job.recipe.name.clone(),
         size: size(&source, &written, &plan, &outcome, tensor_bytes)?,
-        calibration: calibration.map(|summary: TextSummary| summary),
+        calibration,
         linears: outcome.rows,
         kept: plan.kept,
         unknown_tensors: plan.unknown_tensors,
@@ -132,16 +132,15 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     })
 }
 
-/// Replacing an output must not take the job's own inputs with it.
-fn demand_outside(job: &QuantizeJob) -> Result<(), Error> {
-    let Ok(output) = job.output.canonicalize() else { return Ok(()) };
+/// Putting the output in its place must not take the job's own files with it.
+fn demand_apart(job: &QuantizeJob) -> Result<(), Error> {
     let texts = [Some(&job.calibration), job.evaluation.as_ref().map(|(text, _)| text)];
     let files = texts.into_iter().flatten().filter_map(|text| match text {
         Text::File(path) => Some(path),
         _ => None,
     });
-    let inside = |path: &&std::path::PathBuf| path.canonicalize().is_ok_and(|path| path.starts_with(&output));
-    match files.chain([&job.model]).find(inside) {
+    let output = resolved(&job.output);
+    match files.chain([&job.model]).find(|path| resolved(path).starts_with(&output)) {
         None => Ok(()),
         Some(path) => Err(Error::NotSuitable {
             path: job.output.clone(),
@@ -149,6 +148,18 @@ fn demand_outside(job: &QuantizeJob) -> Result<(), Error> {
             hint: "choose another output",
         }),
     }
+}
+
+/// A path without links, also one that does not exist yet.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new(".")).canonicalize();
+        match (parent, path.file_name()) {
+            (Ok(parent), Some(name)) => parent.join(name),
+            _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+        }
+    })
 }
 
 /// Copies tensors that are not quantized; returns the digest of each as written.
@@ -190,13 +201,16 @@ fn carry_over(
     Ok(digests)
 }
 
-fn tensor_error(path: std::path::PathBuf, spec: &TensorSpec, problem: String) -> Error {
+fn tensor_error(path: PathBuf, spec: &TensorSpec, problem: String) -> Error {
     formats::FormatsError::Tensor { path, tensor: spec.name.clone(), problem }.into()
 }
 
 fn write_side_files(source: &StoredModel, plan: &Plan, output: &Path) -> Result<(), Error> {
     side_files::copy(&source.path, output)?;
-    let dtype = plan.runtime.torch_name().unwrap_or_else(|| Dtype::F16.name());
+    let dtype = plan
+        .runtime
+        .torch_name()
+        .ok_or_else(|| Error::Internal(format!("no runtime multiplies in {}", plan.runtime.name())))?;
     let config = side_files::quantized_config(&source.config, dtype, plan.format.config(&plan.linears));
     side_files::write_json(&output.join("config.json"), &config)?;
     for (name, content) in plan.format.side_files(&plan.linears) {

@@ -169,6 +169,13 @@ impl Recipe {
         })
     }
 
+    /// Number, from 1, of the first rule that matches none of `linears`.
+    #[must_use]
+    pub fn idle_rule(&self, linears: &[&Linear]) -> Option<usize> {
+        let idle = |rule: &Rule| !linears.iter().any(|linear| rule.matches(linear));
+        self.rules.iter().position(idle).map(|index| index + 1)
+    }
+
     /// What a linear gets that no rule matches.
     #[must_use]
     pub fn base(&self) -> &Treatment {
@@ -284,7 +291,10 @@ fn parse_layers(text: &str) -> Result<Vec<std::ops::RangeInclusive<usize>>, Stri
     };
     text.split(',')
         .map(|part| match part.split_once('-') {
-            Some((first, last)) => Ok(number(first)?..=number(last)?),
+            Some((first, last)) => match (number(first)?, number(last)?) {
+                (first, last) if first > last => Err(format!("layers is `{text}`: {first} is behind {last}")),
+                (first, last) => Ok(first..=last),
+            },
             None => number(part).map(|index| index..=index),
         })
         .collect()
@@ -320,6 +330,7 @@ mod tests {
             ("solver = 'magic'", "magic"),
             ("[[rule]]\nbits = 4", "rule 1"),
             ("[[rule]]\nlayers = 'x'\nbits = 4", "layers"),
+            ("[[rule]]\nlayers = '3-1'\nbits = 4", "behind"),
             ("[settings]\ndampening = 0.1", "dampening"),
             ("group_size = 'row'", "row"),
         ] {

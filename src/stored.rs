@@ -19,6 +19,9 @@ use crate::report::ModelSummary;
 /// Largest config.json that is read, bytes.
 const MOST_CONFIG: u64 = 16 << 20;
 
+/// Rows that are compared at a time.
+const COMPARED_ROWS: usize = 4096;
+
 /// An open model directory.
 #[derive(Debug)]
 pub(crate) struct StoredModel {
@@ -51,6 +54,7 @@ impl StoredModel {
         let checkpoint = Checkpoint::open(path)?;
         let stored = Self { path: path.to_owned(), config, model, checkpoint, format };
         stored.check_tensors()?;
+        stored.check_tied_head()?;
         Ok(stored)
     }
 
@@ -143,6 +147,33 @@ impl StoredModel {
                     tensor.name,
                     found.file.display(),
                     found.dtype.name()
+                );
+                return Err(Error::Mismatch { path: self.path.clone(), problem });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the file holds a head of its own although config.json ties it to the embedding.
+    pub(crate) fn stores_tied_head(&self) -> bool {
+        self.model.hyperparameters.tied_head && self.checkpoint.contains(&self.model.untied_head())
+    }
+
+    /// Runtimes do not agree on which of two different heads counts: some tie, some take the file's.
+    fn check_tied_head(&self) -> Result<(), Error> {
+        if !self.stores_tied_head() {
+            return Ok(());
+        }
+        let (head, embedding) = (self.model.untied_head(), self.model.embedding());
+        let numbers = &self.model.hyperparameters;
+        self.checkpoint.expect_shape(&head, &[numbers.vocabulary, numbers.hidden_size])?;
+        for first in (0..numbers.vocabulary).step_by(COMPARED_ROWS) {
+            let rows = first..(first + COMPARED_ROWS).min(numbers.vocabulary);
+            if self.checkpoint.read_rows(&head, rows.clone())?
+                != self.checkpoint.read_rows(&embedding, rows)?
+            {
+                let problem = format!(
+                    "config.json ties the head to `{embedding}` (tie_word_embeddings), but `{head}` holds other numbers"
                 );
                 return Err(Error::Mismatch { path: self.path.clone(), problem });
             }

@@ -61,26 +61,27 @@ impl Corpus {
     pub fn new(name: impl Into<String>, content: impl Into<String>) -> Self {
         let source = Source::Memory(content.into());
         // Memory can always be read.
-        let json_lines = source.first_line().is_ok_and(|line| is_document(&line));
+        let json_lines = source.first_line().is_ok_and(|line| is_object(&line));
         Self { name: name.into(), source, json_lines }
     }
 
-    /// A file: JSON lines when it is called `.jsonl` or `.ndjson` or its first line is a document, plain text otherwise. No more of it is
-    /// read, later, than the windows need.
+    /// A file: JSON lines when it is called `.jsonl` or `.ndjson` or its first line is a JSON object, plain text otherwise. No more of it
+    /// is read, later, than the windows need. A pipe, which can be read only once, is read to its end here.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, JSON that is not one object on each line.
     pub fn read(path: &Path) -> Result<Self, CalibrationError> {
-        let source = Source::File(path.to_owned());
+        let source = Source::of(path)?;
         let first = source.first_line()?;
         let name = path.display().to_string();
-        // A list of documents read as prose would calibrate on brackets and key names.
-        if first.trim_start().starts_with('[') && path.extension().is_some_and(|kind| kind == "json") {
-            let problem = "begins a JSON list, expected one JSON object on each line".to_owned();
+        // Other JSON read as prose would calibrate on brackets and key names.
+        let json = path.extension().is_some_and(|kind| kind == "json");
+        if json && first.trim_start().starts_with(['[', '{']) && !is_object(&first) {
+            let problem = "begins JSON of several lines, expected one JSON object on each line".to_owned();
             return Err(CalibrationError::Line { text: name, line: 1, problem });
         }
         let by_name = path.extension().is_some_and(|kind| kind == "jsonl" || kind == "ndjson");
-        let json_lines = by_name || is_document(&first);
+        let json_lines = by_name || is_object(&first);
         Ok(Self { name, source, json_lines })
     }
 
@@ -309,11 +310,9 @@ impl Cutter {
     }
 }
 
-/// Whether a line is an object with one of the keys of a document.
-fn is_document(line: &str) -> bool {
-    line.trim_start().starts_with('{')
-        && serde_json::from_str::<Value>(line)
-            .is_ok_and(|value| ["text", "messages", "input_ids"].iter().any(|key| value.get(key).is_some()))
+/// Whether a line is a JSON object: then all lines are, and one without a document's keys is a mistake, not prose.
+fn is_object(line: &str) -> bool {
+    line.trim_start().starts_with('{') && serde_json::from_str::<Value>(line).is_ok()
 }
 
 fn check<'t>(

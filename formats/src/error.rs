@@ -90,11 +90,11 @@ pub enum FormatsError {
         path: PathBuf,
     },
     /// An output that would replace what quantc did not write.
-    #[error("{path} is not replaced: it holds `{found}` and no `quantc.json`")]
+    #[error("{path} is not replaced: {found}")]
     NotOurs {
         /// The output.
         path: PathBuf,
-        /// A file in it.
+        /// What it is instead of an output.
         found: String,
     },
     /// A writer that was used wrongly.

@@ -81,10 +81,9 @@ impl OutputDirectory {
         if !replace {
             return Err(FormatsError::Exists { path: target.to_owned() });
         }
-        let not_ours =
-            |found: &str| FormatsError::NotOurs { path: target.to_owned(), found: found.to_owned() };
+        let not_ours = |found: String| FormatsError::NotOurs { path: target.to_owned(), found };
         if !found.is_dir() || target.file_name().is_none() {
-            return Err(not_ours("something other than an output directory"));
+            return Err(not_ours("it is no output directory".to_owned()));
         }
         let mut stranger = None;
         for entry in fs::read_dir(target).map_err(FormatsError::io(target))? {
@@ -94,7 +93,7 @@ impl OutputDirectory {
             }
             stranger = Some(name.to_string_lossy().into_owned());
         }
-        stranger.map_or(Ok(()), |name| Err(not_ours(&name)))
+        stranger.map_or(Ok(()), |name| Err(not_ours(format!("it holds `{name}` and no `{RECORD}`"))))
     }
 
     /// Where files are written until [`OutputDirectory::commit`].

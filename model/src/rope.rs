@@ -78,9 +78,8 @@ impl Rope {
         head_dim: usize,
         context: usize,
     ) -> Result<Self, ModelError> {
-        let object = ["rope_parameters", "rope_scaling"]
-            .iter()
-            .find_map(|&key| config.get(key).filter(|value| !value.is_null()).map(|value| (key, value)));
+        let given = |key| config.get(key).filter(|value| !value.is_null());
+        let object = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| Some((key, given(key)?)));
         let empty = Map::new();
         let (name, parameters) = match object {
             None => ("rope_parameters", &empty),
@@ -88,6 +87,15 @@ impl Rope {
                 (key, value.as_object().ok_or_else(|| wrong_value(key, Some(value), "an object".to_owned()))?)
             }
         };
+        if let (Some(new), Some(old)) = (given("rope_parameters"), given("rope_scaling"))
+            && !agree(new, old)
+        {
+            return Err(wrong_value("rope_scaling", Some(old), "what `rope_parameters` says".to_owned()));
+        }
+        if let Some((key, value)) = parameters.iter().find(|(_, value)| value.is_object()) {
+            let expected = "one set of parameters for all layers".to_owned();
+            return Err(wrong_value(&format!("{name}.{key}"), Some(value), expected));
+        }
         let source = Source { config, parameters, name };
         let theta = source.positive("rope_theta")?.unwrap_or(10000.0);
         let partial = source.positive("partial_rotary_factor")?.unwrap_or(1.0);
@@ -98,6 +106,15 @@ impl Rope {
         }
         Ok(Self { theta, dim, scaling: source.scaling(dim, context)? })
     }
+}
+
+/// Whether an object of transformers 4 says nothing else than one of transformers 5, which calls `type` `rope_type`.
+fn agree(new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return new == old };
+    old.iter().all(|(key, value)| {
+        let key = if key == "type" { "rope_type" } else { key };
+        new.get(key).is_none_or(|other| other == value) && (key != "rope_type" || new.contains_key(key))
+    })
 }
 
 /// A key may stand among the rope's own parameters (transformers 5) or at the top (transformers 4).

@@ -130,7 +130,11 @@ fn text_that_cannot_be_used() {
     refused(&demo(), &["--calibration", &ids], &["ids.jsonl", "999999", "2048"]);
     refused(&demo(), &["--calibration", "no/such.txt"], &["no/such.txt"]);
     let (_keep, list) = written("list.json", b"[{\"text\": \"fine\"}]\n");
-    refused(&demo(), &["--calibration", &list], &["list.json", "list", "each line"]);
+    refused(&demo(), &["--calibration", &list], &["list.json", "each line"]);
+    let (_keep, nested) = written("nested.json", b"{\n  \"data\": [{\"text\": \"fine\"}]\n}\n");
+    refused(&demo(), &["--calibration", &nested], &["nested.json", "each line"]);
+    let (_keep, other) = written("pairs.txt", b"{\"instruction\": \"a\", \"output\": \"b\"}\n");
+    refused(&demo(), &["--calibration", &other], &["pairs.txt, line 1", "messages"]);
 }
 
 #[test]
@@ -195,6 +199,48 @@ fn a_report_that_could_not_be_written_is_noticed_before_the_work() {
     let nowhere = folder.path().join("no/such/report.json");
     refused(&demo(), &["--export-json", text(&nowhere)], &["--export-json", "report.json"]);
     assert_eq!(files(folder.path()), Vec::<String>::new());
+    for inside in ["out", "out/report.json"] {
+        fs::create_dir_all(folder.path().join("out")).unwrap();
+        fs::write(folder.path().join("out/quantc.json"), "{}").unwrap();
+        let (output, report) = (folder.path().join("out"), folder.path().join(inside));
+        let model = demo();
+        let arguments =
+            ["quantize", text(&model), "-o", text(&output), "--force", "--export-json", text(&report)];
+        let message = fail(1, &arguments);
+        assert!(message.contains("--export-json"), "{message}");
+        assert_eq!(files(&output), ["quantc.json"]);
+    }
+}
+
+#[test]
+fn a_rule_that_means_no_linear() {
+    let (_keep, recipe) = written("recipe.toml", b"[[rule]]\nlayers = \"30-31\"\nbits = 8\n");
+    refused(&demo(), &["--recipe", &recipe], &["recipe.toml", "rule 1", "no linear"]);
+}
+
+#[test]
+fn a_tied_head_that_is_not_the_embedding() {
+    let model = copy(&demo());
+    let path = model.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let old = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(json(&model.path().join("config.json"))["tie_word_embeddings"], true);
+    let embedding = old.tensor("model.embed_tokens.weight").unwrap();
+    let mut head = embedding.data().to_vec();
+    let write = |head: &[u8]| {
+        let mut tensors = old.tensors();
+        let view = TensorView::new(embedding.dtype(), embedding.shape().to_vec(), head).unwrap();
+        tensors.push(("lm_head.weight".to_owned(), view));
+        fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    };
+    write(&head);
+    let folder = tempfile::tempdir().unwrap();
+    let (_, report) =
+        crate::run::quantize(folder.path(), model.path(), &["--recipe", "rtn", "--no-evaluate"]);
+    assert!(report["notes"].to_string().contains("repeats"), "{}", report["notes"]);
+    head[777] ^= 1;
+    write(&head);
+    refused(model.path(), &[], &["tie_word_embeddings", "lm_head.weight"]);
 }
 
 #[test]

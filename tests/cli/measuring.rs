@@ -70,12 +70,36 @@ fn logits_of_windows_of_different_lengths_are_exported_with_their_lengths() {
     assert_eq!(tensors.tensor("lengths").unwrap().data()[..9], [4, 0, 0, 0, 0, 0, 0, 0, 2]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_text_that_comes_through_a_pipe_is_read_from_its_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let figures = |text_file: &str, stdin: std::process::Stdio| {
+        let report = folder.path().join("report.json");
+        let status = std::process::Command::new(env!("CARGO_BIN_EXE_quantc"))
+            .args(["evaluate", text_of_demo(), "--evaluate-on", text_file, "--export-json", text(&report)])
+            .args(["--evaluate-samples", "2", "--evaluate-context", "64"])
+            .stdin(stdin)
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+        json(&report)["evaluation"]["fingerprint"].clone()
+    };
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/calibration.txt");
+    let mut cat =
+        std::process::Command::new("cat").arg(file).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let piped = figures("/dev/stdin", cat.stdout.take().unwrap().into());
+    cat.wait().unwrap();
+    assert_eq!(piped, figures(file, std::process::Stdio::null()));
+}
+
 #[test]
 fn an_original_is_not_measured_against_its_copy() {
     let folder = tempfile::tempdir().unwrap();
     let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
     let message = fail(1, &["evaluate", text_of_demo(), "--reference", text(&output)]);
     assert!(message.contains("quantized model first"), "{message}");
+    fail(1, &["evaluate", text(&output), "--reference", text(&output)]);
 }
 
 fn text_of_demo() -> &'static str {

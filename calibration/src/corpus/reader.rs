@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::CalibrationError;
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 16;
+/// Bytes that are read of a pipe.
+const LONGEST_PIPE: u64 = 1 << 30;
 /// U+FEFF in UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of the longest line that is read; a longer one is no document.
@@ -21,6 +23,27 @@ pub(super) enum Source {
 }
 
 impl Source {
+    /// A regular file as it is, a pipe's whole content.
+    pub(super) fn of(path: &Path) -> Result<Self, CalibrationError> {
+        let fail = |source| CalibrationError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(fail)?;
+        if file.metadata().map_err(fail)?.is_file() {
+            return Ok(Self::File(path.to_owned()));
+        }
+        let mut bytes = Vec::new();
+        file.take(LONGEST_PIPE + 1).read_to_end(&mut bytes).map_err(fail)?;
+        if bytes.len() as u64 > LONGEST_PIPE {
+            let problem =
+                format!("a pipe that gives more than {LONGEST_PIPE} bytes; put the text into a file");
+            return Err(fail(std::io::Error::other(problem)));
+        }
+        String::from_utf8(bytes).map(Self::Memory).map_err(|error| {
+            let offset = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count() + 1;
+            CalibrationError::NotUtf8 { text: path.display().to_string(), line, offset }
+        })
+    }
+
     /// From behind the mark that some editors put before a text to say that it is UTF-8.
     fn open(&self) -> Result<Box<dyn BufRead + '_>, CalibrationError> {
         let mut reader: Box<dyn BufRead + '_> = match self {
