@@ -302,7 +302,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
     let number: f64 =
         digits.trim().parse().map_err(|_| format!("expected a size such as 5GB, found `{text}`"))?;
     let bytes = number * f64::from(unit);
-    if bytes >= 1.0 && bytes <= MOST_SIZE {
+    if (1.0..=MOST_SIZE).contains(&bytes) {
         Ok(bytes as u64)
     } else {
         Err(format!("`{text}` is not a usable size"))
