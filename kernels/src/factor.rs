@@ -52,7 +52,7 @@ pub fn cholesky_upper(h: Array2<f64>) -> Result<Array2<f64>, NotPositiveDefinite
     assert_eq!(h.ncols(), n, "a Cholesky factor of a matrix {:?}", h.dim());
     let mut lower = reversed(h).reversed_axes();
     let failed = back_end::lower_in_place(lower.view_mut()).err();
-    // Back ends let some numbers pass that are not finite: OpenBLAS not a number, faer infinity.
+    // Back ends look for pivots that are not positive, not for ones that are not finite.
     if let Some(pivot) = first_bad_pivot(lower.diag()).or(failed) {
         return Err(NotPositiveDefinite { pivot: n - 1 - pivot, value: lower[[pivot, pivot]] });
     }
