@@ -3,6 +3,7 @@
 use formats::container::SafetensorsWriter;
 use model::linear::Linear;
 use model::{Layer, Stage};
+use ndarray::ArrayView2;
 use quantizer::prepared::Rung;
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 use quantizer::solver::{Problem, Solution};
@@ -75,9 +76,12 @@ fn observe(
     streams: &Streams<'_>,
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
-    let solved = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some());
-    let settings: Vec<_> = solved.map(|linear| (linear, plan.treatment(linear))).collect();
-    StageStatistics::gather(stage, &settings, |see| streams.see_stage_input(layer, place, weights, see))
+    let solved: Vec<_> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
+    let settings: Vec<_> = solved.iter().map(|&linear| (linear, plan.treatment(linear))).collect();
+    let dense = solved.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
+    StageStatistics::gather(stage, &settings, &dense, streams.windows(), |see| {
+        streams.see_stage_input(layer, place, weights, see)
+    })
 }
 
 fn solve(
@@ -90,14 +94,20 @@ fn solve(
     let treatment = plan.treatment(linear);
     let solver = quantizer::solver::find(treatment.solver)
         .ok_or_else(|| Error::Internal(format!("no solver is called {}", treatment.solver)))?;
-    let LinearWeights::Dense(weight) = &weights.linear(linear.id.role).weights else {
-        return Err(Error::Internal(format!("`{}` is packed before it is solved", linear.name)));
-    };
     let hessian = seen.prepared(&treatment.settings);
-    let problem = Problem { weight: weight.view(), hessian, scheme };
+    let problem = Problem { weight: dense(weights, linear)?, hessian, scheme };
     solver
         .solve(&problem, &treatment.settings)
         .map_err(|source| Error::Solve { linear: linear.name.clone(), source })
+}
+
+fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
+    match &weights.linear(linear.id.role).weights {
+        LinearWeights::Dense(weight) => Ok(weight.view()),
+        LinearWeights::Packed(_) => {
+            Err(Error::Internal(format!("`{}` is packed before it is solved", linear.name)))
+        }
+    }
 }
 
 impl Outcome {
@@ -135,6 +145,7 @@ impl Outcome {
             relative_loss: report.relative_loss,
             loss: report.loss,
             damping: damping.map_or(0.0, |found| found.damping),
+            made_up_for: damping.and_then(|found| found.made_up_for),
             rung: damping.map_or("no data", |found| name(found.rung)).to_owned(),
             dead_inputs: damping.map_or(0, |found| found.dead_inputs),
         });

@@ -61,6 +61,12 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         }
         (Vec::new(), None)
     };
+    if windows.len() == 1 && plan.propagates_errors() {
+        notes.push(
+            "one calibration window leaves none to hold out: no error of earlier layers is made up for"
+                .to_owned(),
+        );
+    }
     if let Some(read) = &evaluation {
         let shared = corpora::overlap(&windows, &read.windows.tokens);
         if shared >= MOST_OVERLAP {

@@ -1,5 +1,6 @@
 //! What a run found, as plain data. Field names are the JSON that other tools read; every number carries its unit in its name.
 
+use quantizer::Shares;
 use serde::Serialize;
 
 use crate::job::WindowRequest;
@@ -128,6 +129,9 @@ pub struct LinearRow {
     pub loss: f64,
     /// λ over the mean diagonal of H that the factorization needed.
     pub damping: f64,
+    /// Shares of the earlier layers' error that the target makes up for: `alpha` of the input's, `beta` of the residual stream's, as held-out
+    /// windows bear them out, and λ' over the mean diagonal of the regression behind them.
+    pub made_up_for: Option<Shares>,
     /// How the factorization went: `cholesky`, `raised damping`, `diagonal`.
     pub rung: String,
     /// Input columns that were zero on all calibration tokens.

@@ -2,14 +2,16 @@
 
 use model::Stage;
 use model::linear::Linear;
+use ndarray::ArrayView2;
 use quantizer::accumulator::{CrossMomentAccumulator, HessianAccumulator};
-use quantizer::hessian::Shortfall;
+use quantizer::guard::{self, Shares, Statistics};
+use quantizer::hessian::{HessianError, Shortfall};
 use quantizer::prepared::PreparedHessian;
 use quantizer::settings::SolverSettings;
 
 use crate::error::Error;
 use crate::recipe::Treatment;
-use crate::streams::See;
+use crate::streams::{See, Seen};
 
 /// Prepared Hessians by settings.
 pub(crate) struct StageStatistics {
@@ -21,6 +23,8 @@ impl StageStatistics {
     pub(crate) fn gather(
         stage: &Stage,
         linears: &[(&Linear, &Treatment)],
+        weights: &[ArrayView2<'_, f32>],
+        windows: usize,
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let needs_data = |treatment: &Treatment| {
@@ -36,41 +40,85 @@ impl StageStatistics {
             return Ok(Self { prepared: Vec::new() });
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
-        let mut hessian = HessianAccumulator::new(first.in_features);
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
-        let cross = |features| CrossMomentAccumulator::new(features, first.in_features);
-        let mut input_cross = any(|settings| settings.alpha > 0.0).then(|| cross(first.in_features));
-        let mut residual_cross = (stage.writes_residual() && any(|settings| settings.beta > 0.0))
-            .then(|| cross(first.out_features));
-        visit(&mut |seen| {
-            hessian.observe(seen.input).map_err(fail)?;
-            let Some((input, residual)) = seen.original else { return Ok(()) };
-            if let Some(cross) = &mut input_cross {
-                cross.observe(input, seen.input, seen.input).map_err(fail)?;
-            }
-            if let Some(cross) = &mut residual_cross {
-                cross.observe(residual, seen.residual, seen.input).map_err(fail)?;
-            }
-            Ok(())
-        })?;
-        let hessian = hessian.finish().map_err(fail)?;
-        let finish = |cross: Option<CrossMomentAccumulator>| {
-            cross.map(CrossMomentAccumulator::finish).transpose().map_err(fail)
+        let accumulators = || Accumulators {
+            hessian: HessianAccumulator::new(first.in_features),
+            input: any(|settings| settings.alpha > 0.0)
+                .then(|| CrossMomentAccumulator::new(first.in_features, first.in_features)),
+            residual: (stage.writes_residual() && any(|settings| settings.beta > 0.0))
+                .then(|| CrossMomentAccumulator::new(first.out_features, first.in_features)),
         };
-        let shortfall = Shortfall { input: finish(input_cross)?, residual: finish(residual_cross)? };
+        let mut fitted = accumulators();
+        let mut held = (any(SolverSettings::propagates) && windows > 1).then(accumulators);
+        let period = windows.min(HELD_OUT);
+        let mut seen_windows = 0;
+        visit(&mut |seen| {
+            seen_windows += 1;
+            match &mut held {
+                Some(held) if seen_windows % period == 0 => held.observe(&seen),
+                _ => fitted.observe(&seen),
+            }
+            .map_err(fail)
+        })?;
+        let fitted = fitted.finish().map_err(fail)?;
+        let held = held.map(Accumulators::finish).transpose().map_err(fail)?;
+        let shares: Vec<Option<Shares>> = wanted
+            .iter()
+            .map(|settings| {
+                let held = held.as_ref().filter(|_| settings.propagates())?;
+                Some(guard::shares(&fitted, held, weights, settings))
+            })
+            .collect();
+        let Statistics { hessian, shortfall } = match held {
+            Some(held) => fitted.merge(held),
+            None => fitted,
+        };
         let mut prepared = Vec::with_capacity(wanted.len());
         // Preparing consumes the matrices, which are large: copies are made only where settings differ.
-        let (last, others) = wanted.split_last().expect("something is wanted");
-        for settings in others {
-            let ready = hessian.clone().prepare(settings, shortfall.clone()).map_err(fail)?;
+        let last = wanted.len() - 1;
+        for (settings, shares) in wanted.iter().zip(&shares).take(last) {
+            let lacking = shares.map(|shares| (shortfall.clone(), shares));
+            let ready = hessian.clone().prepare(settings, lacking).map_err(fail)?;
             prepared.push(((*settings).clone(), ready));
         }
-        prepared.push(((*last).clone(), hessian.prepare(last, shortfall).map_err(fail)?));
+        let lacking = shares[last].map(|shares| (shortfall, shares));
+        prepared.push((wanted[last].clone(), hessian.prepare(wanted[last], lacking).map_err(fail)?));
         Ok(Self { prepared })
     }
 
     /// The Hessian prepared for these settings; none for solvers that need no data.
     pub(crate) fn prepared(&self, settings: &SolverSettings) -> Option<&PreparedHessian> {
         self.prepared.iter().find(|(known, _)| known == settings).map(|(_, prepared)| prepared)
+    }
+}
+
+/// Every so many windows one is held out.
+const HELD_OUT: usize = 4;
+
+/// What is gathered of some windows.
+struct Accumulators {
+    hessian: HessianAccumulator,
+    input: Option<CrossMomentAccumulator>,
+    residual: Option<CrossMomentAccumulator>,
+}
+
+impl Accumulators {
+    fn observe(&mut self, seen: &Seen<'_>) -> Result<(), HessianError> {
+        self.hessian.observe(seen.input)?;
+        let Some((input, residual)) = seen.original else { return Ok(()) };
+        if let Some(cross) = &mut self.input {
+            cross.observe(input, seen.input, seen.input)?;
+        }
+        if let Some(cross) = &mut self.residual {
+            cross.observe(residual, seen.residual, seen.input)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Statistics, HessianError> {
+        let finish =
+            |cross: Option<CrossMomentAccumulator>| cross.map(CrossMomentAccumulator::finish).transpose();
+        let shortfall = Shortfall { input: finish(self.input)?, residual: finish(self.residual)? };
+        Ok(Statistics { hessian: self.hessian.finish()?, shortfall })
     }
 }

@@ -42,6 +42,11 @@ impl<'m> Streams<'m> {
         Ok(Self { forward: Forward::new(&source.model, tokens), quantized, original })
     }
 
+    /// How many there are.
+    pub(crate) fn windows(&self) -> usize {
+        self.quantized.len()
+    }
+
     /// Shows the input of a stage, windows in order.
     pub(crate) fn see_stage_input(
         &self,

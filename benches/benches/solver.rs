@@ -12,7 +12,7 @@ use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Throughput};
 use kernels::factor::cholesky_upper;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Symmetry};
 use quantizer::settings::BUILT_IN;
-use quantizer::{Hessian, HessianAccumulator, Problem, Scheme, Shortfall, solver};
+use quantizer::{Hessian, HessianAccumulator, Problem, Scheme, solver};
 
 fn main() {
     benches::run(|criterion| {
@@ -43,9 +43,7 @@ fn solve<M: Measurement>(group: &mut BenchmarkGroup<'_, M>, recipe: &str, hessia
     let solver = solver::find(recipe.solver).expect("a built-in recipe names a solver");
     let columns = hessian.in_features();
     let weight = numbers(columns, columns, 5) * 0.02;
-    let prepare = |hessian: Hessian| {
-        hessian.prepare(&recipe.settings, Shortfall::default()).expect("the settings are valid")
-    };
+    let prepare = |hessian: Hessian| hessian.prepare(&recipe.settings, None).expect("the settings are valid");
     let prepared = prepare(hessian.clone());
     let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme: scheme() };
     group.throughput(Throughput::Elements(columns.pow(3) as u64));

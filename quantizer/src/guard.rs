@@ -9,11 +9,11 @@
 //! gain(u) = 2 bᵀu - uᵀA u      u = (α, β)      b_i = <S_i, W C' + Γ'>      A_ij = <S_i H', S_j>
 //! ```
 //!
-//! whose maximum over `0 ≤ u ≤ most` is closed-form, for each λ' of a ladder. No gain at any: nothing is made up for. The winner then moves
-//! targets by a regression on all tokens.
+//! whose maximum over `0 ≤ u ≤ 1` is closed-form, for each λ' of a ladder. No gain at any: nothing is made up for. The winner, times the
+//! recipe's `alpha` and `beta`, moves targets by a regression on all tokens.
 //!
-//! This is shrinkage by cross-validation (Stone 1974, section 3), one fold of it; QEP (arXiv 2504.09629) and LoaQ (arXiv 2509.06297) set the
-//! shares by hand.
+//! This is shrinkage by one fold of cross-validation (Stone 1974, section 3); QEP (arXiv 2504.09629) and LoaQ (arXiv 2509.06297) set the
+//! shares by hand. The recipe's factors stay, since what lowers a layer's error most is more than what lowers the model's.
 
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, Zip, concatenate};
@@ -21,6 +21,7 @@ use ndarray::{Array2, ArrayView2, Axis, Zip, concatenate};
 use crate::hessian::{CrossMoment, Hessian, Shortfall};
 use crate::order::Order;
 use crate::settings::SolverSettings;
+use serde::Serialize;
 
 /// Moments of some tokens.
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ pub struct Statistics {
 }
 
 /// How much is made up for.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Shares {
     /// Of the input's shortfall.
     pub alpha: f64,
@@ -43,9 +44,9 @@ pub struct Shares {
 }
 
 /// λ' over the mean diagonal.
-const LADDER: [f64; 5] = [0.01, 0.03, 0.1, 0.3, 1.0];
+const LADDER: [f64; 4] = [0.01, 0.05, 0.2, 1.0];
 /// Outputs that have a say; the more, the less the choice depends on single ones.
-const MOST_OUTPUTS: usize = 512;
+const MOST_OUTPUTS: usize = 128;
 
 impl Statistics {
     /// Of the tokens of both.
@@ -62,7 +63,7 @@ impl Statistics {
     }
 }
 
-/// The shares, at most those of `settings`, by which a regression on `fitted` lowers the error on `held` most; `weights` are the stage's
+/// The shares by which a regression on `fitted` lowers the error on `held` most, times those of `settings`; `weights` are the stage's
 /// linears, `[out_features, in_features]` each.
 #[must_use]
 pub fn shares(
@@ -71,7 +72,6 @@ pub fn shares(
     weights: &[ArrayView2<'_, f32>],
     settings: &SolverSettings,
 ) -> Shares {
-    let none = Shares { alpha: 0.0, beta: 0.0, damping: settings.alpha_damping };
     let rows = sampled_rows(weights);
     let weight = select(weights, &rows);
     let parts = |statistics: &Statistics| {
@@ -83,11 +83,12 @@ pub fn shares(
         ]
     };
     let (lacking, held_lacking) = (parts(fitted), parts(held));
-    let Some(held_error) = held_lacking.into_iter().flatten().reduce(|a, b| a + b) else { return none };
+    let Some(held_error) = held_lacking.into_iter().flatten().reduce(|a, b| a + b) else {
+        return Shares::default();
+    };
     let held_moment = single(held.hessian.matrix());
-    let most = [settings.alpha, settings.beta];
 
-    let mut best = (0.0, none);
+    let mut best = (0.0, Shares::default());
     let mut damped = fitted.hessian.clone().damp(LADDER[0]);
     let order = Order::Natural.permutation(damped.matrix());
     for damping in LADDER {
@@ -103,10 +104,11 @@ pub fn shares(
             (Some(image), Some(part)) => inner(image, part),
             _ => 0.0,
         });
-        let u = boxed_maximum(a, b, most);
+        let u = boxed_maximum(a, b, [1.0, 1.0]);
         let gain = gain(a, b, u);
         if gain > best.0 {
-            best = (gain, Shares { alpha: u[0], beta: u[1], damping });
+            let [alpha, beta] = [settings.alpha * u[0], settings.beta * u[1]];
+            best = (gain, Shares { alpha, beta, damping });
         }
     }
     best.1

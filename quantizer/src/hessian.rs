@@ -9,7 +9,7 @@
 
 use kernels::factor::{NotPositiveDefinite, cholesky_upper};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
 
 pub use crate::accumulator::{CrossMomentAccumulator, HessianAccumulator};
 use crate::order::Permutation;
@@ -62,6 +62,16 @@ impl Hessian {
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// The mean over the tokens of both.
+    ///
+    /// # Panics
+    /// When the widths differ.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let tokens = self.tokens + other.tokens;
+        Self { matrix: weighted_mean(self.matrix, self.tokens, other.matrix, other.tokens), tokens }
     }
 
     /// Inputs that were never active.
@@ -191,6 +201,16 @@ impl CrossMoment {
         self.tokens
     }
 
+    /// The mean over the tokens of both.
+    ///
+    /// # Panics
+    /// When the widths differ.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let tokens = self.tokens + other.tokens;
+        Self { matrix: weighted_mean(self.matrix, self.tokens, other.matrix, other.tokens), tokens }
+    }
+
     pub(crate) fn into_matrix(self) -> Array2<f64> {
         self.matrix
     }
@@ -268,6 +288,13 @@ pub enum HessianError {
     /// Settings out of range.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),
+}
+
+/// The mean of two means over so many tokens each.
+fn weighted_mean(mut a: Array2<f64>, a_tokens: u64, b: Array2<f64>, b_tokens: u64) -> Array2<f64> {
+    let share = a_tokens as f64 / (a_tokens + b_tokens) as f64;
+    Zip::from(&mut a).and(&b).par_for_each(|a, &b| *a = share * *a + (1.0 - share) * b);
+    a
 }
 
 /// Copies the lower triangle to the upper one, in tiles that stay in cache.

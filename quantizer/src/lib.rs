@@ -35,6 +35,7 @@
 
 pub mod accumulator;
 pub mod grid;
+pub mod guard;
 pub mod hessian;
 pub mod loss;
 pub mod order;
@@ -47,6 +48,7 @@ pub mod solver;
 pub mod tensor;
 
 pub use accumulator::{CrossMomentAccumulator, HessianAccumulator};
+pub use guard::Shares;
 pub use hessian::{CrossMoment, Hessian, HessianError, Shortfall};
 pub use prepared::PreparedHessian;
 pub use scheme::Scheme;

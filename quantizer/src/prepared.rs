@@ -9,6 +9,7 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
 use serde::Serialize;
 
+use crate::guard::Shares;
 use crate::hessian::{CrossMoment, Damped, Factor, Hessian, HessianError, Shortfall};
 use crate::order::Permutation;
 use crate::settings::SolverSettings;
@@ -41,8 +42,8 @@ pub struct DampingReport {
     pub damping: f64,
     /// How far from what was asked.
     pub rung: Rung,
-    /// λ over the mean diagonal in the regression behind `alpha` and `beta`, if errors were propagated.
-    pub alpha_damping: Option<f64>,
+    /// Shares of the earlier layers' error that targets make up for, and how the regression behind them was damped.
+    pub made_up_for: Option<Shares>,
     /// Inputs that were never active; their weights count as 0.
     pub dead_inputs: usize,
 }
@@ -60,9 +61,9 @@ pub enum Rung {
 }
 
 impl Hessian {
-    /// Damps, orders and factors, once for all linears of a stage. With what the quantized stream lacks, targets move by
-    /// `(α W C + β Γ) (H + λ'I)⁻¹`, where `C` is the input's shortfall and `Γ` the residual stream's, which only a stage of one linear
-    /// that writes to that stream has.
+    /// Damps, orders and factors, once for all linears of a stage. With what the quantized stream lacks, and the shares of it that are
+    /// made up for, targets move by `(α W C + β Γ) (H + λ'I)⁻¹`, where `C` is the input's shortfall and `Γ` the residual stream's, which
+    /// only a stage of one linear that writes to that stream has.
     ///
     /// # Errors
     /// Settings out of range, or a cross moment of another width. A matrix that is not positive definite is no error: damping
@@ -70,11 +71,11 @@ impl Hessian {
     pub fn prepare(
         self,
         settings: &SolverSettings,
-        shortfall: Shortfall,
+        lacking: Option<(Shortfall, Shares)>,
     ) -> Result<PreparedHessian, HessianError> {
         settings.check()?;
         let expected = self.in_features();
-        let Shortfall { input, residual } = shortfall;
+        let (Shortfall { input, residual }, shares) = lacking.unwrap_or_default();
         let widths = [
             input.as_ref().map(|cross| cross.matrix().nrows()),
             input.as_ref().map(|cross| cross.matrix().ncols()),
@@ -83,8 +84,8 @@ impl Hessian {
         if let Some(found) = widths.into_iter().flatten().find(|&width| width != expected) {
             return Err(HessianError::CrossWidth { expected, found });
         }
-        let input = input.filter(|_| settings.alpha > 0.0);
-        let residual = residual.filter(|_| settings.beta > 0.0);
+        let input = input.filter(|_| shares.alpha > 0.0);
+        let residual = residual.filter(|_| shares.beta > 0.0);
         let dead = self.dead_inputs();
         let mean_diagonal = self.mean_diagonal();
         let mut damped = self.damp(settings.damping);
@@ -95,21 +96,21 @@ impl Hessian {
         let pivots = pivots(&factor, &order);
         let feedback = FeedbackFactor::new(factor.r());
         let r = to_single(factor.r().view());
-        let (mut propagation, mut correction, mut alpha_damping) = (None, None, None);
+        let (mut propagation, mut correction, mut made_up_for) = (None, None, None);
         if input.is_some() || residual.is_some() {
-            let regression = if settings.alpha_damping <= damping || rung == Rung::Diagonal {
+            let regression = if shares.damping <= damping || rung == Rung::Diagonal {
                 factor
             } else {
                 drop(factor);
-                damped.set(settings.alpha_damping);
+                damped.set(shares.damping);
                 climb(&mut damped, &order).0
             };
-            alpha_damping = Some(damped.damping());
+            made_up_for = Some(Shares { damping: damped.damping(), ..shares });
             drop(damped);
-            propagation = input.map(|cross| regress(cross, &regression, &order, settings.alpha));
-            correction = residual.map(|cross| regress(cross, &regression, &order, settings.beta));
+            propagation = input.map(|cross| regress(cross, &regression, &order, shares.alpha));
+            correction = residual.map(|cross| regress(cross, &regression, &order, shares.beta));
         }
-        let report = DampingReport { damping, rung, alpha_damping, dead_inputs: dead.len() };
+        let report = DampingReport { damping, rung, made_up_for, dead_inputs: dead.len() };
         Ok(PreparedHessian {
             order,
             feedback,

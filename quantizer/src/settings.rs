@@ -20,12 +20,10 @@ pub struct SolverSettings {
     pub refits: usize,
     /// Sweeps of coordinate descent over the codes after that, each pair followed by a scale refit.
     pub sweeps: usize,
-    /// Share of the earlier layers' error that the target makes up for, 0 to 1; needs a cross moment.
+    /// How much of the input's error, which earlier layers made, targets make up for: a share, 0 to 1, of what held-out tokens bear out.
     pub alpha: f64,
-    /// Share of the error of the residual stream that a linear which writes to it makes up for, 0 to 1.
+    /// The same of the residual stream's error, for linears that write to it.
     pub beta: f64,
-    /// λ over the mean diagonal in the regression behind `alpha` and `beta`.
-    pub alpha_damping: f64,
 }
 
 impl Default for SolverSettings {
@@ -44,17 +42,13 @@ impl SolverSettings {
     /// # Errors
     /// A damping that is negative or not finite, an alpha or beta outside 0 to 1, or a search without candidates.
     pub fn check(&self) -> Result<(), SettingsError> {
-        let (damping, alpha_damping) = (self.damping, self.alpha_damping);
+        let damping = self.damping;
         if !(damping.is_finite() && damping >= 0.0) {
             return Err(SettingsError {
                 name: "damping",
                 expected: "a finite number, at least 0",
                 found: damping,
             });
-        }
-        if !(alpha_damping.is_finite() && alpha_damping >= 0.0) {
-            let (name, expected) = ("alpha_damping", "a finite number, at least 0");
-            return Err(SettingsError { name, expected, found: alpha_damping });
         }
         for (name, found) in [("alpha", self.alpha), ("beta", self.beta)] {
             if !(0.0..=1.0).contains(&found) {
@@ -125,12 +119,11 @@ const RTN: SolverSettings = SolverSettings {
     sweeps: 0,
     alpha: 0.0,
     beta: 0.0,
-    alpha_damping: 0.01,
 };
 
 const GPTQ: SolverSettings = SolverSettings { order: Order::Activation, range: Range::Diagonal, ..RTN };
 
-const DEFAULT: SolverSettings = SolverSettings { refits: 3, sweeps: 4, alpha: 0.5, beta: 0.5, ..GPTQ };
+const DEFAULT: SolverSettings = SolverSettings { refits: 3, sweeps: 4, alpha: 0.6, beta: 0.6, ..GPTQ };
 
 /// A setting out of range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

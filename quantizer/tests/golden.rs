@@ -6,7 +6,7 @@ use ndarray::Array2;
 use quantizer::order::Order;
 use quantizer::scheme::{BitWidth, ScaleDtype, Scheme, Symmetry};
 use quantizer::settings::Range;
-use quantizer::{Hessian, Problem, Shortfall, SolverSettings, solver};
+use quantizer::{Hessian, Problem, SolverSettings, solver};
 use safetensors::SafeTensors;
 use support::groups;
 
@@ -40,7 +40,7 @@ fn codes_and_losses_agree_with_the_textbook() {
                     sweeps: 0,
                     ..SolverSettings::default()
                 };
-                let prepared = hessian.clone().prepare(&settings, Shortfall::default()).unwrap();
+                let prepared = hessian.clone().prepare(&settings, None).unwrap();
                 let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
                 let solution = solver::find(solver).unwrap().solve(&problem, &settings).unwrap();
                 assert_eq!(solution.tensor.scales(), scales, "{name}");

@@ -3,11 +3,12 @@
 mod support;
 
 use ndarray::{Array2, Axis, concatenate};
+use quantizer::guard::{self, Statistics};
 use quantizer::order::Order;
 use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::settings::{BUILT_IN, Range};
 use quantizer::{
-    CrossMomentAccumulator, Hessian, Problem, QuantizedTensor, Shortfall, Solution, SolveError,
+    CrossMomentAccumulator, Hessian, Problem, QuantizedTensor, Shares, Shortfall, Solution, SolveError,
     SolverSettings, solver,
 };
 use support::{Random, groups, hessian, inputs, row_losses, scheme, schemes, weight};
@@ -19,7 +20,7 @@ fn solve(
     h: &Hessian,
     scheme: Scheme,
 ) -> Solution {
-    let prepared = h.clone().prepare(settings, Shortfall::default()).unwrap();
+    let prepared = h.clone().prepare(settings, None).unwrap();
     let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
     solver::find(name).unwrap().solve(&problem, settings).unwrap()
 }
@@ -254,7 +255,7 @@ fn a_weight_that_is_not_finite_is_named() {
         let mut weight = weight(8, 8, 64);
         weight[[3, 17]] = value;
         for (solver, settings) in all_settings() {
-            let prepared = h.clone().prepare(&settings, Shortfall::default()).unwrap();
+            let prepared = h.clone().prepare(&settings, None).unwrap();
             let scheme = scheme(4, groups(16), Symmetry::Symmetric);
             let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
             let error = solver::find(solver).unwrap().solve(&problem, &settings).unwrap_err();
@@ -269,7 +270,7 @@ fn a_weight_that_is_not_finite_is_named() {
 #[test]
 fn problems_that_do_not_fit_are_refused() {
     let settings = built_in("gptq");
-    let prepared = hessian(9, 64).prepare(&settings, Shortfall::default()).unwrap();
+    let prepared = hessian(9, 64).prepare(&settings, None).unwrap();
     for solver in solver::ALL {
         let refused = |weight: &Array2<f32>, granularity| {
             let scheme = scheme(4, granularity, Symmetry::Symmetric);
@@ -294,12 +295,12 @@ fn error_propagation_brings_the_outputs_nearer_to_the_originals() {
         let mixed = |alpha: f64| {
             let mut cross = CrossMomentAccumulator::new(columns, columns);
             cross.observe(original.view(), x.view(), x.view()).unwrap();
-            let settings = SolverSettings { alpha, ..built_in("default") };
-            let h = support::hessian_of(x.view());
-            let prepared = h
-                .prepare(&settings, Shortfall { input: Some(cross.finish().unwrap()), residual: None })
+            let settings = built_in("default");
+            let shortfall = Shortfall { input: Some(cross.finish().unwrap()), residual: None };
+            let prepared = support::hessian_of(x.view())
+                .prepare(&settings, Some((shortfall, Shares { alpha, beta: 0.0, damping: 0.01 })))
                 .unwrap();
-            assert_eq!(prepared.damping().alpha_damping.is_some(), alpha > 0.0);
+            assert_eq!(prepared.damping().made_up_for.is_some(), alpha > 0.0);
             let scheme = scheme(4, groups(32), Symmetry::Symmetric);
             let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
             let solution = solver::find("gptq").unwrap().solve(&problem, &settings).unwrap();
@@ -323,9 +324,10 @@ fn a_linear_makes_up_for_the_error_of_the_stream_that_it_writes_to() {
         let after = |beta: f64| {
             let mut cross = CrossMomentAccumulator::new(rows, columns);
             cross.observe((&stream + &lack).view(), stream.view(), x.view()).unwrap();
-            let settings = SolverSettings { beta, alpha: 0.0, ..built_in("default") };
+            let settings = built_in("default");
             let shortfall = Shortfall { input: None, residual: Some(cross.finish().unwrap()) };
-            let prepared = support::hessian_of(x.view()).prepare(&settings, shortfall).unwrap();
+            let lacking = Some((shortfall, Shares { alpha: 0.0, beta, damping: 0.01 }));
+            let prepared = support::hessian_of(x.view()).prepare(&settings, lacking).unwrap();
             let scheme = scheme(4, groups(32), Symmetry::Symmetric);
             let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
             let solution = solver::find("gptq").unwrap().solve(&problem, &settings).unwrap();
@@ -335,6 +337,31 @@ fn a_linear_makes_up_for_the_error_of_the_stream_that_it_writes_to() {
         let (none, half, whole) = (after(0.0), after(0.5), after(1.0));
         assert!(half < 0.8 * none && whole < half, "seed {seed}: {none} {half} {whole}");
     }
+}
+
+#[test]
+fn held_out_tokens_tell_an_error_that_can_be_made_up_for_from_noise() {
+    let (rows, columns) = (24, 64);
+    let weight = weight(1, rows, columns);
+    let drift = Random(5).matrix(columns, columns) * 0.02;
+    let statistics = |seed: u64, tokens: usize, known: f32, noise: f32| {
+        let x = inputs(seed, tokens, columns);
+        let original = &x + &(x.dot(&drift) * known) + Random(seed ^ 78).matrix(tokens, columns) * noise;
+        let mut cross = CrossMomentAccumulator::new(columns, columns);
+        cross.observe(original.view(), x.view(), x.view()).unwrap();
+        let shortfall = Shortfall { input: Some(cross.finish().unwrap()), residual: None };
+        Statistics { hessian: support::hessian_of(x.view()), shortfall }
+    };
+    let settings = SolverSettings { alpha: 1.0, beta: 1.0, ..built_in("default") };
+    let alpha = |tokens: usize, known: f32, noise: f32| {
+        let (fitted, held) = (statistics(6, tokens, known, noise), statistics(7, tokens / 2, known, noise));
+        guard::shares(&fitted, &held, &[weight.view()], &settings).alpha
+    };
+    let (clear, nothing) = (alpha(2000, 1.0, 0.01), alpha(80, 0.0, 0.1));
+    assert!(clear > 0.9 && nothing < 0.1, "{clear} {nothing}");
+    let half = SolverSettings { alpha: 0.5, ..settings.clone() };
+    let (fitted, held) = (statistics(6, 2000, 1.0, 0.01), statistics(7, 1000, 1.0, 0.01));
+    assert_eq!(guard::shares(&fitted, &held, &[weight.view()], &half).alpha, 0.5 * clear);
 }
 
 #[test]

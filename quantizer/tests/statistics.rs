@@ -7,7 +7,7 @@ use quantizer::accumulator::CHUNK_TOKENS;
 use quantizer::order::{Order, Permutation};
 use quantizer::prepared::Rung;
 use quantizer::{
-    CrossMomentAccumulator, Hessian, HessianAccumulator, HessianError, Shortfall, SolverSettings,
+    CrossMomentAccumulator, Hessian, HessianAccumulator, HessianError, Shares, Shortfall, SolverSettings,
 };
 use support::{Random, hessian, inputs};
 
@@ -81,7 +81,10 @@ fn statistics_that_do_not_fit_are_refused() {
         .unwrap();
     let prepared = hessian(5, 16).prepare(
         &SolverSettings::default(),
-        Shortfall { input: Some(cross.finish().unwrap()), residual: None },
+        Some((
+            Shortfall { input: Some(cross.finish().unwrap()), residual: None },
+            Shares { alpha: 0.5, beta: 0.0, damping: 0.01 },
+        )),
     );
     assert_eq!(prepared.err(), Some(HessianError::CrossWidth { expected: 16, found: 8 }));
 }
@@ -111,7 +114,7 @@ fn the_factor_gives_back_the_damped_hessian_in_every_order() {
 fn the_ladder_reports_its_rung() {
     let prepare = |matrix: Array2<f64>, damping: f64| {
         let settings = SolverSettings { damping, ..SolverSettings::default() };
-        Hessian::from_lower(matrix, 10).unwrap().prepare(&settings, Shortfall::default()).unwrap().damping()
+        Hessian::from_lower(matrix, 10).unwrap().prepare(&settings, None).unwrap().damping()
     };
     let fine = prepare(Array2::eye(4), 0.01);
     assert_eq!((fine.damping, fine.rung, fine.dead_inputs), (0.01, Rung::AsAsked, 0));
@@ -134,7 +137,7 @@ fn dead_inputs_are_kept_apart() {
     let hessian = support::hessian_of(x.view());
     assert_eq!(hessian.dead_inputs(), [0, 9, 15]);
     let mean = hessian.mean_diagonal();
-    let prepared = hessian.prepare(&SolverSettings::default(), Shortfall::default()).unwrap();
+    let prepared = hessian.prepare(&SolverSettings::default(), None).unwrap();
     assert_eq!(prepared.damping().dead_inputs, 3);
     assert!((f64::from(prepared.damped()[[9, 9]]) / mean - 1.01).abs() < 1e-6);
     assert!(prepared.damped().row(9).iter().filter(|&&x| x != 0.0).count() == 1);
@@ -148,11 +151,11 @@ fn settings_out_of_range_are_refused() {
         SolverSettings { damping: -1.0, ..SolverSettings::default() },
         SolverSettings { damping: f64::NAN, ..SolverSettings::default() },
         SolverSettings { alpha: 1.5, ..SolverSettings::default() },
-        SolverSettings { alpha_damping: f64::INFINITY, ..SolverSettings::default() },
+        SolverSettings { beta: -0.1, ..SolverSettings::default() },
         SolverSettings { range_candidates: 1, ..SolverSettings::default() },
     ];
     for settings in bad {
-        assert!(hessian(8, 16).prepare(&settings, Shortfall::default()).is_err(), "{settings:?}");
+        assert!(hessian(8, 16).prepare(&settings, None).is_err(), "{settings:?}");
     }
 }
 
