@@ -1,10 +1,12 @@
 //! What flows through the model: text, windows of tokens, hidden states, and how good the model is at predicting text.
 //!
-//! [`corpus`] turns text into windows with [`tokenizer`]; [`forward`] runs a described decoder layer in stages; [`evaluation`] measures
-//! perplexity and divergence layer by layer. Weights come from a [`weights::WeightSource`]; this crate knows no file format.
+//! [`corpus`] turns text into windows with [`tokenizer`]; [`forward`] runs a described decoder layer in stages, and [`backward`] takes
+//! gradients back through it; [`evaluation`] measures perplexity and divergence layer by layer. Weights come from a
+//! [`weights::WeightSource`]; this crate knows no file format.
 
 #![warn(clippy::unwrap_used)]
 
+pub mod backward;
 mod chat;
 pub mod corpus;
 mod error;

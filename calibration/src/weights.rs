@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use kernels::packed::PackedMatrix;
-use kernels::product::product_nt;
+use kernels::product::{product_nn, product_nt};
 use model::Layer;
 use model::linear::Role;
 use ndarray::{Array1, Array2, ArrayView2};
@@ -104,6 +104,21 @@ impl LinearOperator {
             out += bias;
         }
         out
+    }
+
+    /// What the gradient of the result, `[tokens, out_features]`, is for `x`: `gradient W`, `[tokens, in_features]`. Packed weights are
+    /// unpacked for it as a whole; whoever goes back through many windows keeps them dense.
+    #[must_use]
+    pub fn apply_transposed(&self, gradient: ArrayView2<'_, f32>) -> Array2<f32> {
+        let product = |matrix: ArrayView2<'_, f32>| {
+            let mut out = Array2::zeros((gradient.nrows(), matrix.ncols()));
+            product_nn(gradient, matrix, out.view_mut());
+            out
+        };
+        match &self.weights {
+            LinearWeights::Dense(matrix) => product(matrix.view()),
+            LinearWeights::Packed(matrix) => product(matrix.dequantize().view()),
+        }
     }
 }
 

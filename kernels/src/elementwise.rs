@@ -28,6 +28,16 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
     Unit::widest().run(SumOfSquares(values))
 }
 
+/// Σ value · other, each product and the sum in double precision.
+///
+/// # Panics
+/// When there are not as many `others` as `values`.
+#[must_use]
+pub fn inner_product(values: &[f32], others: &[f32]) -> f64 {
+    assert_eq!(values.len(), others.len(), "each value needs its other one");
+    Unit::widest().run(InnerProduct { values, others })
+}
+
 /// Replaces each value by `exp(value - offset)`; gives their sum, in single precision.
 pub fn exponentiate(values: &mut [f32], offset: f32) -> f32 {
     Unit::widest().run(Exponentiate { values, offset })
@@ -56,6 +66,15 @@ pub fn weighted_differences(values: &[f32], others: &[f32], offset: f32) -> (f64
 pub fn gate_silu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "each gate needs its value");
     Unit::widest().run(GateSilu { gate, up });
+}
+
+/// The derivative of [`gate_silu`]: from `gradient`, that of its result, `gate` becomes the gradient of the gate and `up` that of `up`.
+///
+/// # Panics
+/// When the three are not equally many.
+pub fn gate_silu_vjp(gate: &mut [f32], up: &mut [f32], gradient: &[f32]) {
+    assert!(gate.len() == up.len() && up.len() == gradient.len(), "each gate needs its value and gradient");
+    Unit::widest().run(GateSiluVjp { gate, up, gradient });
 }
 
 /// `x = n ln 2 + r` with `r` at most half of ln 2, a polynomial for `e^r` (Cephes, `expf`), and `n` added to the exponent. No branches.
@@ -117,6 +136,31 @@ impl Task for SumOfSquares<'_> {
         }
         for (lane, &value) in lanes.iter_mut().zip(rest) {
             *lane += f64::from(value) * f64::from(value);
+        }
+        lanes.iter().sum()
+    }
+}
+
+struct InnerProduct<'a> {
+    values: &'a [f32],
+    others: &'a [f32],
+}
+
+impl Task for InnerProduct<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> f64 {
+        let mut lanes = [0.0_f64; LANES];
+        let (chunks, rest) = self.values.as_chunks::<LANES>();
+        let (other_chunks, other_rest) = self.others.as_chunks::<LANES>();
+        for (chunk, other_chunk) in chunks.iter().zip(other_chunks) {
+            for lane in 0..LANES {
+                lanes[lane] += f64::from(chunk[lane]) * f64::from(other_chunk[lane]);
+            }
+        }
+        for (lane, (&value, &other)) in lanes.iter_mut().zip(rest.iter().zip(other_rest)) {
+            *lane += f64::from(value) * f64::from(other);
         }
         lanes.iter().sum()
     }
@@ -233,6 +277,26 @@ impl Task for GateSilu<'_> {
     }
 }
 
+struct GateSiluVjp<'a> {
+    gate: &'a mut [f32],
+    up: &'a mut [f32],
+    gradient: &'a [f32],
+}
+
+impl Task for GateSiluVjp<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        for ((gate, up), &gradient) in self.gate.iter_mut().zip(self.up).zip(self.gradient) {
+            let share = 1.0 / (1.0 + exponential(-*gate));
+            let value = *gate * share;
+            let slope = share + value * (1.0 - share);
+            (*gate, *up) = (gradient * *up * slope, gradient * value);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +326,8 @@ mod tests {
             let offset = max(&values);
             assert_eq!(offset, values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             close(sum_of_squares(&values), values.iter().map(|v| wide(v) * wide(v)).sum());
+            let products = values.iter().zip(&others).map(|(v, o)| wide(v) * wide(o));
+            close(inner_product(&values, &others), products.sum());
             let offset = if count == 0 { 0.0 } else { offset };
             let weights: Vec<f64> = values.iter().map(|v| (wide(v) - f64::from(offset)).exp()).collect();
             let total: f64 = weights.iter().sum();
@@ -283,6 +349,26 @@ mod tests {
     }
 
     #[test]
+    fn the_gradient_of_the_gate_is_its_slope() {
+        let swish = |g: f64| g / (1.0 + (-g).exp());
+        for step in -300..=300 {
+            let (gate, up, gradient) = (step as f32 * 0.05, 1.7_f32, -0.6_f32);
+            let (mut gates, mut ups) = ([gate], [up]);
+            gate_silu_vjp(&mut gates, &mut ups, &[gradient]);
+            let g = f64::from(gate);
+            let slope = (swish(g + 1e-5) - swish(g - 1e-5)) / 2e-5;
+            let close = |found: f32, expected: f64| {
+                assert!((f64::from(found) - expected).abs() < 1e-6, "{gate}: {found} {expected}");
+            };
+            close(gates[0], f64::from(gradient) * f64::from(up) * slope);
+            close(ups[0], f64::from(gradient) * swish(g));
+        }
+        let (mut gates, mut ups) = ([-200.0, 200.0], [1.0, 1.0]);
+        gate_silu_vjp(&mut gates, &mut ups, &[1.0, 1.0]);
+        assert!(gates[0].abs() < 1e-30 && gates[1] == 1.0 && ups[0].abs() < 1e-30 && ups[1] == 200.0);
+    }
+
+    #[test]
     fn every_unit_gives_the_same_bits() {
         let values: Vec<f32> = (0..203).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.31).collect();
         let others: Vec<f32> = values.iter().map(|v| v * 0.9 + 0.01).collect();
@@ -290,12 +376,16 @@ mod tests {
             let (mut replaced, mut gated) = (values.clone(), values.clone());
             let sum = unit.run(Exponentiate { values: &mut replaced, offset: 3.7 });
             unit.run(GateSilu { gate: &mut gated, up: &others });
+            let (mut gate, mut up) = (values.clone(), others.clone());
+            unit.run(GateSiluVjp { gate: &mut gate, up: &mut up, gradient: &replaced });
             (
                 unit.run(Max(&values)),
                 unit.run(SumOfSquares(&values)),
                 (sum, replaced, gated),
                 unit.run(SumOfExponentials { values: &values, offset: 3.7 }),
                 unit.run(WeightedDifferences { values: &values, others: &others, offset: 3.7 }),
+                unit.run(InnerProduct { values: &values, others: &others }),
+                (gate, up),
             )
         };
         let expected = results(Unit::all()[0]);

@@ -6,6 +6,7 @@
 //! slice at a time.
 
 mod scoring;
+pub(crate) mod softmax;
 mod statistics;
 
 use std::ops::ControlFlow;

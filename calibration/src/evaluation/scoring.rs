@@ -1,18 +1,10 @@
 //! What is known of each token position while the vocabulary passes by in slices: log-likelihood, divergence, the likeliest token.
-//!
-//! The softmax is online: a running maximum and a running sum relative to it (arXiv 1805.02867). With `p` and `q` the probabilities of the
-//! reference and the measured model, `x` and `y` their logits,
-//!
-//! ```text
-//! KL(p || q) = Σ p (ln p - ln q) = Σ p (x - y) - ln Σ exp x + ln Σ exp y
-//! ```
-//!
-//! so that one pass over a slice of both suffices, and two equal models have a divergence of exactly zero.
 
 use std::ops::Range;
 
-use kernels::elementwise;
 use ndarray::{ArrayView1, ArrayView2};
+
+use super::softmax::{Difference, Softmax};
 
 /// One window's positions that have a next token, with the figures gathered so far.
 pub(super) struct WindowScore<'w> {
@@ -21,8 +13,8 @@ pub(super) struct WindowScore<'w> {
     measured: Vec<Softmax>,
     /// Of the reference; empty without one.
     reference: Vec<Softmax>,
-    /// `Σ exp(x - highest) (x - y)` of each position, with the reference's highest logit; empty without a reference.
-    differences: Vec<f64>,
+    /// Between the two; empty without a reference.
+    differences: Vec<Difference>,
 }
 
 /// Figures of every scored position of one window.
@@ -37,19 +29,6 @@ pub(super) struct WindowFigures {
     pub(super) agreements: usize,
 }
 
-/// The softmax of one position of one model, as far as the vocabulary was seen.
-#[derive(Clone, Copy)]
-struct Softmax {
-    /// The largest logit.
-    highest: f32,
-    /// Its token, the first of equals.
-    likeliest: usize,
-    /// `Σ exp(logit - highest)`.
-    total: f64,
-    /// The target's logit.
-    target: f32,
-}
-
 impl<'w> WindowScore<'w> {
     /// Before any slice, for a window of `tokens`.
     pub(super) fn new(tokens: &'w [u32], with_reference: bool) -> Self {
@@ -59,7 +38,7 @@ impl<'w> WindowScore<'w> {
             targets,
             measured: vec![Softmax::EMPTY; targets.len()],
             reference: vec![Softmax::EMPTY; count],
-            differences: vec![0.0; count],
+            differences: vec![Difference::default(); count],
         }
     }
 
@@ -80,60 +59,27 @@ impl<'w> WindowScore<'w> {
             let target = self.targets[position] as usize;
             let target = vocabulary.contains(&target).then(|| target - vocabulary.start);
             let measured = contiguous(measured.row(row));
-            let softmax = &mut self.measured[position];
-            softmax.raise(measured, vocabulary.start, target);
-            softmax.total += elementwise::sum_of_exponentials(measured, softmax.highest);
+            self.measured[position].add(measured, vocabulary.start, target);
             if let Some(reference) = &reference {
                 let reference = contiguous(reference.row(row));
                 let softmax = &mut self.reference[position];
-                let shrunk = softmax.raise(reference, vocabulary.start, target);
-                let (total, difference) =
-                    elementwise::weighted_differences(reference, measured, softmax.highest);
-                softmax.total += total;
-                self.differences[position] = self.differences[position] * shrunk + difference;
+                self.differences[position].add(softmax, reference, measured, vocabulary.start, target);
             }
         }
     }
 
     /// The figures, when the whole vocabulary was seen; none where a logit was not finite.
     pub(super) fn finish(self) -> Option<WindowFigures> {
-        let nll = |softmax: &Softmax| softmax.log_total() - f64::from(softmax.target);
-        let measured_nll: Vec<f64> = self.measured.iter().map(nll).collect();
-        let reference_nll: Vec<f64> = self.reference.iter().map(nll).collect();
+        let measured_nll: Vec<f64> = self.measured.iter().map(Softmax::nll).collect();
+        let reference_nll: Vec<f64> = self.reference.iter().map(Softmax::nll).collect();
         let pairs = self.reference.iter().zip(&self.measured).zip(self.differences);
-        let divergence: Vec<f32> = pairs
-            .map(|((p, q), difference)| (difference / p.total - p.log_total() + q.log_total()) as f32)
-            .collect();
+        let divergence: Vec<f32> =
+            pairs.map(|((p, q), difference)| difference.divergence(p, q) as f32).collect();
         let finite = measured_nll.iter().chain(&reference_nll).all(|value| value.is_finite())
             && divergence.iter().all(|value| value.is_finite());
         let agreements =
             self.reference.iter().zip(&self.measured).filter(|(p, q)| p.likeliest == q.likeliest).count();
         finite.then_some(WindowFigures { measured_nll, reference_nll, divergence, agreements })
-    }
-}
-
-impl Softmax {
-    const EMPTY: Self = Self { highest: f32::NEG_INFINITY, likeliest: 0, total: 0.0, target: f32::NAN };
-
-    /// Makes the largest of `logits`, whose first is that of the token `first`, the offset, if it is larger than what was seen before.
-    /// Gives the factor that this shrinks older sums by.
-    fn raise(&mut self, logits: &[f32], first: usize, target: Option<usize>) -> f64 {
-        if let Some(target) = target {
-            self.target = logits[target];
-        }
-        let highest = elementwise::max(logits);
-        if highest <= self.highest {
-            return 1.0;
-        }
-        let shrunk = (f64::from(self.highest) - f64::from(highest)).exp();
-        self.highest = highest;
-        self.likeliest = first + logits.iter().position(|&logit| logit == highest).unwrap_or(0);
-        self.total *= shrunk;
-        shrunk
-    }
-
-    fn log_total(&self) -> f64 {
-        f64::from(self.highest) + self.total.ln()
     }
 }
 

@@ -9,27 +9,34 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 /// Queries that are answered together.
-const QUERY_TILE: usize = 64;
+pub(crate) const QUERY_TILE: usize = 64;
 /// Keys that are visited together.
 const KEY_TILE: usize = 128;
 
 /// Shape of the heads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
+pub(crate) struct Heads {
     /// Query heads.
-    pub(super) count: usize,
+    pub(crate) count: usize,
     /// Key and value heads; query head `h` uses head `h * key_value_count / count`.
-    pub(super) key_value_count: usize,
+    pub(crate) key_value_count: usize,
     /// Features of a head.
-    pub(super) dim: usize,
+    pub(crate) dim: usize,
     /// Factor on the products of queries and keys.
-    pub(super) scale: f32,
+    pub(crate) scale: f32,
     /// Tokens that a query sees, itself included; none: all earlier ones.
-    pub(super) window: Option<usize>,
+    pub(crate) window: Option<usize>,
+}
+
+impl Heads {
+    /// The first key that the query at `position` sees.
+    pub(crate) fn seen_from(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
 }
 
 /// `query` is `[tokens, count * dim]`, `key` and `value` are `[tokens, key_value_count * dim]`; the result is shaped like `query`.
-pub(super) fn causal(
+pub(crate) fn causal(
     heads: &Heads,
     query: ArrayView2<'_, f32>,
     key: ArrayView2<'_, f32>,
@@ -76,9 +83,8 @@ fn attend_tile(
     let mut gathered = Array2::<f32>::zeros((count, heads.dim));
     let mut scores = Array2::<f32>::zeros((count, KEY_TILE));
     let mut part = Array2::<f32>::zeros((count, heads.dim));
-    let seen_from = |position: usize| heads.window.map_or(0, |window| (position + 1).saturating_sub(window));
 
-    let mut start = seen_from(first) / KEY_TILE * KEY_TILE;
+    let mut start = heads.seen_from(first) / KEY_TILE * KEY_TILE;
     let end = first + count;
     while start < end {
         let stop = (start + KEY_TILE).min(end);
@@ -87,7 +93,7 @@ fn attend_tile(
         for (row, mut scores) in scores.rows_mut().into_iter().enumerate() {
             let position = first + row;
             let scores = scores.as_slice_mut().expect("the rows of a tile are contiguous");
-            let from = seen_from(position).clamp(start, stop) - start;
+            let from = heads.seen_from(position).clamp(start, stop) - start;
             let to = (position + 1).clamp(start, stop) - start;
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);

@@ -5,46 +5,62 @@ use model::hyperparameters::Activation;
 use ndarray::{Array1, Array2, ArrayView2, Zip};
 
 /// `x / sqrt(mean(x²) + eps) * weight` for each row (arXiv 1910.07467); the mean in f64.
-pub(super) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -> Array2<f32> {
+pub(crate) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -> Array2<f32> {
     let mut out = x.as_standard_layout().into_owned();
     rms_norm_heads(&mut out, weight, eps);
     out
 }
 
 /// The same over each head of a row, `weight` `[head_dim]`.
-pub(super) fn rms_norm_heads(x: &mut Array2<f32>, weight: &Array1<f32>, eps: f64) {
+pub(crate) fn rms_norm_heads(x: &mut Array2<f32>, weight: &Array1<f32>, eps: f64) {
     let values = x.as_slice_mut().expect("an owned matrix is contiguous");
     for head in values.chunks_exact_mut(weight.len()) {
-        let mean = sum_of_squares(head) / head.len() as f64;
-        let factor = (1.0 / (mean + eps).sqrt()) as f32;
+        let factor = rms_factor(head, eps);
         for (value, &weight) in head.iter_mut().zip(weight) {
             *value = *value * factor * weight;
         }
     }
 }
 
+/// `1 / sqrt(mean(x²) + eps)`.
+pub(crate) fn rms_factor(x: &[f32], eps: f64) -> f32 {
+    let mean = sum_of_squares(x) / x.len() as f64;
+    (1.0 / (mean + eps).sqrt()) as f32
+}
+
 /// `gate = activation(gate) * up`.
-pub(super) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f32>) {
+pub(crate) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f32>) {
     let apply: fn(f32) -> f32 = match activation {
         Activation::Silu => {
             let gate = gate.as_slice_mut().expect("an owned matrix is contiguous");
             gate_silu(gate, up.as_slice().expect("an owned matrix is contiguous"));
             return;
         }
-        Activation::Gelu => {
-            |x| (0.5 * f64::from(x) * (1.0 + erf(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))) as f32
-        }
-        Activation::GeluTanh => |x| {
-            let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
-            0.5 * x * (1.0 + inner.tanh())
-        },
-        Activation::Relu => |x| x.max(0.0),
+        Activation::Gelu => gelu,
+        Activation::GeluTanh => gelu_tanh,
+        Activation::Relu => relu,
     };
     Zip::from(gate).and(up).for_each(|gate, &up| *gate = apply(*gate) * up);
 }
 
+/// `x Φ(x)` with the distribution function of the normal distribution (arXiv 1606.08415).
+pub(crate) fn gelu(x: f32) -> f32 {
+    (0.5 * f64::from(x) * (1.0 + erf(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))) as f32
+}
+
+/// The approximation of [`gelu`] by a hyperbolic tangent.
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    let inner = (2.0 / std::f32::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+/// `max(x, 0)`.
+pub(crate) fn relu(x: f32) -> f32 {
+    x.max(0.0)
+}
+
 /// The error function, to about 1e-15 (series below 3, continued fraction above).
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     let magnitude = x.abs();
     let value = if magnitude < 3.0 {
         let square = magnitude * magnitude;

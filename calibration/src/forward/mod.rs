@@ -4,9 +4,9 @@
 //! all that staged calibration needs. Everything is computed in f32; the equations are those of the architecture's reference implementation.
 //! Windows are independent of each other. Nothing here depends on the number of threads.
 
-mod attention;
-mod elementwise;
-mod rotary;
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod rotary;
 
 use model::graph::StageInput;
 use model::linear::Role;
@@ -14,6 +14,7 @@ use model::{Layer, Model};
 use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix2};
 
 use crate::weights::{LayerWeights, LinearOperator};
+use attention::Heads;
 use rotary::Rotary;
 
 /// Where one window is in the model: the residual stream, and what waits between two stages.
@@ -131,25 +132,41 @@ impl<'m> Forward<'m> {
         elementwise::rms_norm(state.hidden.view(), weight, self.model.hyperparameters.norm_eps)
     }
 
-    fn attend(&self, layer: &Layer, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Array2<f32> {
+    /// The angles of the positions.
+    pub(crate) fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+
+    /// Shape of a layer's heads.
+    pub(crate) fn heads(&self, layer: &Layer) -> Heads {
         let numbers = &self.model.hyperparameters;
-        let mut query = weights.linear(Role::Query).apply(input);
-        let mut key = weights.linear(Role::Key).apply(input);
-        let value = weights.linear(Role::Value).apply(input);
-        if let Some((query_norm, key_norm)) = &weights.head_norms {
-            elementwise::rms_norm_heads(&mut query, query_norm, numbers.norm_eps);
-            elementwise::rms_norm_heads(&mut key, key_norm, numbers.norm_eps);
-        }
-        self.rotary.rotate(&mut query, numbers.head_dim);
-        self.rotary.rotate(&mut key, numbers.head_dim);
-        let heads = attention::Heads {
+        Heads {
             count: numbers.heads,
             key_value_count: numbers.key_value_heads,
             dim: numbers.head_dim,
             scale: 1.0 / (numbers.head_dim as f32).sqrt(),
             window: layer.window,
-        };
-        attention::causal(&heads, query.view(), key.view(), value.view())
+        }
+    }
+
+    /// What attention does to queries `[tokens, heads * head_dim]` and keys `[tokens, key_value_heads * head_dim]` before they meet: the
+    /// norms over heads, where there are any, and the rotation.
+    pub(crate) fn place(&self, weights: &LayerWeights, query: &mut Array2<f32>, key: &mut Array2<f32>) {
+        let numbers = &self.model.hyperparameters;
+        if let Some((query_norm, key_norm)) = &weights.head_norms {
+            elementwise::rms_norm_heads(query, query_norm, numbers.norm_eps);
+            elementwise::rms_norm_heads(key, key_norm, numbers.norm_eps);
+        }
+        self.rotary.rotate(query, numbers.head_dim);
+        self.rotary.rotate(key, numbers.head_dim);
+    }
+
+    fn attend(&self, layer: &Layer, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Array2<f32> {
+        let mut query = weights.linear(Role::Query).apply(input);
+        let mut key = weights.linear(Role::Key).apply(input);
+        let value = weights.linear(Role::Value).apply(input);
+        self.place(weights, &mut query, &mut key);
+        attention::causal(&self.heads(layer), query.view(), key.view(), value.view())
     }
 }
 

@@ -11,7 +11,7 @@ use ndarray::Array2;
 
 /// The angles of a model.
 #[derive(Debug)]
-pub(super) struct Rotary {
+pub(crate) struct Rotary {
     rope: Rope,
     /// Length of the sequences that `long` is for.
     longest: usize,
@@ -32,7 +32,7 @@ struct Table {
 
 impl Rotary {
     /// For sequences of at most `longest` tokens.
-    pub(super) fn new(rope: &Rope, longest: usize) -> Self {
+    pub(crate) fn new(rope: &Rope, longest: usize) -> Self {
         let (short, long) = match changes_beyond(&rope.scaling) {
             Some(context) if longest > context => {
                 (Table::new(rope, context), Some(Table::new(rope, longest)))
@@ -44,7 +44,18 @@ impl Rotary {
 
     /// Turns every head of `x` `[tokens, heads * head_dim]` in place; row `t` is at position `t` of a sequence of as many tokens as `x`
     /// has rows.
-    pub(super) fn rotate(&self, x: &mut Array2<f32>, head_dim: usize) {
+    pub(crate) fn rotate(&self, x: &mut Array2<f32>, head_dim: usize) {
+        self.turn(x, head_dim, 1.0);
+    }
+
+    /// The transpose of [`Rotary::rotate`], with which gradients go back: the same angles the other way. It is not the inverse where a
+    /// stretch scales cosine and sine.
+    pub(crate) fn rotate_back(&self, gradient: &mut Array2<f32>, head_dim: usize) {
+        self.turn(gradient, head_dim, -1.0);
+    }
+
+    /// `direction` is 1 or -1.
+    fn turn(&self, x: &mut Array2<f32>, head_dim: usize, direction: f32) {
         let table = self.table(x.nrows());
         let pairs = table.cosine.ncols();
         for (position, mut row) in x.rows_mut().into_iter().enumerate() {
@@ -54,6 +65,7 @@ impl Rotary {
             for head in row.chunks_exact_mut(head_dim) {
                 let (first, rest) = head.split_at_mut(pairs);
                 for (((a, b), &cosine), &sine) in first.iter_mut().zip(rest).zip(cosine).zip(sine) {
+                    let sine = direction * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
                 }
             }
@@ -189,12 +201,18 @@ mod tests {
         }
     }
 
+    fn goldens() -> Vec<serde_json::Value> {
+        serde_json::from_str(include_str!("../../tests/data/rope.json")).unwrap()
+    }
+
+    fn rope_of(golden: &serde_json::Value) -> Rope {
+        model::Model::resolve(&golden["config"]).unwrap().hyperparameters.rope
+    }
+
     #[test]
     fn every_stretch_turns_as_in_transformers() {
-        let goldens = include_str!("../../tests/data/rope.json");
-        let goldens: Vec<serde_json::Value> = serde_json::from_str(goldens).unwrap();
-        for golden in goldens {
-            let rope = model::Model::resolve(&golden["config"]).unwrap().hyperparameters.rope;
+        for golden in goldens() {
+            let rope = rope_of(&golden);
             let numbers = |key: &str| -> Vec<f64> {
                 golden[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
             };
@@ -222,6 +240,27 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn gradients_turn_back_by_the_transpose_of_every_stretch() {
+        for golden in goldens() {
+            let length = golden["length"].as_u64().unwrap() as usize;
+            let rotary = Rotary::new(&rope_of(&golden), length);
+            let noise = |seed: usize| {
+                Array2::from_shape_fn((length, 64), |(t, i)| ((t * 64 + i + seed) as f32 * 0.7).sin())
+            };
+            let inner = |a: &Array2<f32>, b: &Array2<f32>| -> f64 {
+                a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+            };
+            let (x, gradient) = (noise(1), noise(5));
+            let (mut turned, mut turned_back) = (x.clone(), gradient.clone());
+            rotary.rotate(&mut turned, 32);
+            rotary.rotate_back(&mut turned_back, 32);
+            let (found, expected) = (inner(&x, &turned_back), inner(&turned, &gradient));
+            let scale = inner(&turned, &turned);
+            assert!((found - expected).abs() < 1e-6 * scale, "{}: {found} {expected}", golden["config"]);
         }
     }
 }

@@ -2,15 +2,13 @@
 
 use std::fs;
 
-use crate::tiny::{InMemory, folder};
+use crate::tiny::{InMemory, TINY, folder};
 use calibration::evaluation::visit_logits;
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LinearWeights, WeightSource};
 use kernels::packed::{CodeLayout, PackedMatrix, PackedShape};
 use ndarray::{Array2, ArrayView2, s};
 use serde_json::Value;
-
-const TINY: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
 
 fn golden(name: &str) -> (Vec<u32>, Vec<f64>, Vec<f64>, f64, f64) {
     let golden: Value =
@@ -81,7 +79,7 @@ fn later_tokens_change_nothing_before_them() {
 }
 
 /// The matrix rounded to 8 bits with one scale a row, packed, and what that stands for.
-fn packed(matrix: ArrayView2<'_, f32>) -> (PackedMatrix, Array2<f32>) {
+pub(crate) fn packed(matrix: ArrayView2<'_, f32>) -> (PackedMatrix, Array2<f32>) {
     let (rows, columns) = matrix.dim();
     let shape = PackedShape {
         bits: 8,

@@ -1,5 +1,6 @@
-//! Tests of the crate from outside: windows of texts, the forward pass, perplexity and divergence.
+//! Tests of the crate from outside: windows of texts, the forward pass and its derivative, perplexity and divergence.
 
+mod backward;
 mod corpus;
 mod evaluation;
 mod forward;

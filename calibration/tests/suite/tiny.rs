@@ -10,6 +10,9 @@ use model::{Layer, Model};
 use ndarray::{Array1, Array2, Axis, s};
 use serde_json::Value;
 
+/// All of them.
+pub(crate) const TINY: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
+
 pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hf_tiny").join(name)
 }

@@ -1,0 +1,164 @@
+//! Causal attention in reverse, a tile of queries at a time (arXiv 2205.14135, appendix B.2).
+//!
+//! With `S = s Q Kᵀ`, `P = softmax(S)` over the visible keys and `O = P V`,
+//!
+//! ```text
+//! V̄ = Pᵀ Ō
+//! P̄ = Ō Vᵀ
+//! S̄ = P ∘ (P̄ - rowsum(P ∘ P̄))
+//! Q̄ = s S̄ K
+//! K̄ = s S̄ᵀ Q
+//! ```
+//!
+//! The probabilities of a tile are computed again from its queries; memory is tile x tokens for each thread. Key heads are independent, the
+//! order of all sums within one is fixed.
+
+use std::ops::Range;
+
+use kernels::elementwise;
+use kernels::product::{product_nn, product_nt, product_tn};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use crate::forward::attention::{Heads, QUERY_TILE};
+
+/// Gradients of what attention is given, each shaped like it.
+pub(super) struct Gradients {
+    /// `[tokens, count * dim]`.
+    pub(super) query: Array2<f32>,
+    /// `[tokens, key_value_count * dim]`.
+    pub(super) key: Array2<f32>,
+    /// `[tokens, key_value_count * dim]`.
+    pub(super) value: Array2<f32>,
+}
+
+/// The derivative of `forward::attention::causal`. `output_gradient` is shaped like `query`.
+pub(super) fn causal_vjp(
+    heads: &Heads,
+    query: &Array2<f32>,
+    key: &Array2<f32>,
+    value: &Array2<f32>,
+    output_gradient: &Array2<f32>,
+) -> Gradients {
+    let mut gradients = Gradients {
+        query: Array2::zeros(query.dim()),
+        key: Array2::zeros(key.dim()),
+        value: Array2::zeros(value.dim()),
+    };
+    // The query heads that share a key head lie side by side.
+    let sharing = heads.count / heads.key_value_count * heads.dim;
+    let by_key_head: Vec<_> = gradients
+        .query
+        .axis_chunks_iter_mut(Axis(1), sharing)
+        .zip(gradients.key.axis_chunks_iter_mut(Axis(1), heads.dim))
+        .zip(gradients.value.axis_chunks_iter_mut(Axis(1), heads.dim))
+        .enumerate()
+        .collect();
+    by_key_head.into_par_iter().for_each(|(shared, ((query_gradient, key_gradient), value_gradient))| {
+        let columns = shared * heads.dim..(shared + 1) * heads.dim;
+        let mut key_head = KeyHead {
+            keys: key.slice(s![.., columns.clone()]),
+            values: value.slice(s![.., columns]),
+            key_gradient,
+            value_gradient,
+        };
+        let queries = query.slice(s![.., shared * sharing..(shared + 1) * sharing]);
+        let output_gradient = output_gradient.slice(s![.., shared * sharing..(shared + 1) * sharing]);
+        key_head.visit(heads, queries, output_gradient, query_gradient);
+    });
+    gradients
+}
+
+/// A key and value head, with the gradients that its query heads add up.
+struct KeyHead<'a, 'g> {
+    /// `[tokens, dim]`, and so are the others.
+    keys: ArrayView2<'a, f32>,
+    values: ArrayView2<'a, f32>,
+    key_gradient: ArrayViewMut2<'g, f32>,
+    value_gradient: ArrayViewMut2<'g, f32>,
+}
+
+impl KeyHead<'_, '_> {
+    /// All query heads of this key head, side by side in `[tokens, sharing heads * dim]`.
+    fn visit(
+        &mut self,
+        heads: &Heads,
+        queries: ArrayView2<'_, f32>,
+        output_gradient: ArrayView2<'_, f32>,
+        mut query_gradient: ArrayViewMut2<'_, f32>,
+    ) {
+        let tokens = queries.nrows();
+        for column in (0..queries.ncols()).step_by(heads.dim) {
+            for first in (0..tokens).step_by(QUERY_TILE) {
+                let tile = s![first..(first + QUERY_TILE).min(tokens), column..column + heads.dim];
+                let query_gradient = query_gradient.slice_mut(tile);
+                self.tile_vjp(heads, first, queries.slice(tile), output_gradient.slice(tile), query_gradient);
+            }
+        }
+    }
+
+    /// The queries at positions from `first` on, `[tile, dim]`.
+    fn tile_vjp(
+        &mut self,
+        heads: &Heads,
+        first: usize,
+        queries: ArrayView2<'_, f32>,
+        output_gradient: ArrayView2<'_, f32>,
+        query_gradient: ArrayViewMut2<'_, f32>,
+    ) {
+        let seen = heads.seen_from(first)..first + queries.nrows();
+        let rows = s![seen.clone(), ..];
+        let (keys, values) = (self.keys.slice(rows), self.values.slice(rows));
+        let probabilities = probabilities(heads, first, queries, keys, seen.start);
+        add_product_tn(probabilities.view(), output_gradient, self.value_gradient.slice_mut(rows));
+
+        let mut gradient = Array2::zeros(probabilities.dim());
+        product_nt(output_gradient, values, gradient.view_mut());
+        softmax_vjp(&probabilities, &mut gradient);
+        gradient *= heads.scale;
+        product_nn(gradient.view(), keys, query_gradient);
+        add_product_tn(gradient.view(), queries, self.key_gradient.slice_mut(rows));
+    }
+}
+
+/// `[tile, keys]`, zero where a query does not see a key; the first key is at position `seen_from`.
+fn probabilities(
+    heads: &Heads,
+    first: usize,
+    queries: ArrayView2<'_, f32>,
+    keys: ArrayView2<'_, f32>,
+    seen_from: usize,
+) -> Array2<f32> {
+    let mut scores = Array2::zeros((queries.nrows(), keys.nrows()));
+    let scaled = &queries * heads.scale;
+    product_nt(scaled.view(), keys, scores.view_mut());
+    for (mut row, position) in scores.rows_mut().into_iter().zip(first..) {
+        let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
+        let visible: Range<usize> = heads.seen_from(position) - seen_from..position + 1 - seen_from;
+        row[..visible.start].fill(0.0);
+        row[visible.end..].fill(0.0);
+        let row = &mut row[visible];
+        let total = elementwise::exponentiate(row, elementwise::max(row));
+        row.iter_mut().for_each(|value| *value *= 1.0 / total);
+    }
+    scores
+}
+
+/// `gradient`, of the probabilities, becomes that of the scores. Probabilities of zero, those of what is not seen, make zeros.
+fn softmax_vjp(probabilities: &Array2<f32>, gradient: &mut Array2<f32>) {
+    for (row, mut gradient) in probabilities.rows().into_iter().zip(gradient.rows_mut()) {
+        let row = row.to_slice().expect("the rows of an owned matrix are contiguous");
+        let gradient = gradient.as_slice_mut().expect("the rows of an owned matrix are contiguous");
+        let mean = elementwise::inner_product(row, gradient) as f32;
+        for (gradient, probability) in gradient.iter_mut().zip(row) {
+            *gradient = probability * (*gradient - mean);
+        }
+    }
+}
+
+/// `out += aᵀ b`.
+fn add_product_tn(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+    let mut product = Array2::zeros(out.dim());
+    product_tn(a, b, product.view_mut());
+    out += &product;
+}

@@ -1,0 +1,214 @@
+//! Losses at the head, and their gradients at the residual stream.
+//!
+//! With `z` the logits of a position, `q = softmax(z)` and `p` the teacher's probabilities, both losses have a gradient that is a difference
+//! of probabilities:
+//!
+//! ```text
+//! KL(p || q)          z̄ = q - p
+//! -ln q[target]       z̄ = q - onehot(target)
+//! ```
+//!
+//! The vocabulary passes by twice, in slices: first for the normalizers, then for `z̄` times the head's rows. Logits exist for
+//! [`POSITIONS`] positions and one slice at a time.
+
+use std::ops::Range;
+
+use ndarray::{Array1, Array2, ArrayView2, s};
+
+use super::{Backward, elementwise};
+use crate::evaluation::softmax::{Difference, Softmax};
+use crate::forward::elementwise::rms_norm;
+use crate::weights::LinearOperator;
+
+/// Positions whose logits exist together.
+const POSITIONS: usize = 128;
+
+/// The norm before the head, and the head.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'h> {
+    /// `[hidden]`.
+    pub norm: &'h Array1<f32>,
+    /// The head's rows, `[rows, hidden]`, in slices of the vocabulary and in its order. Dense, because packed ones would be unpacked again
+    /// and again.
+    pub slices: &'h [LinearOperator],
+}
+
+/// A loss of one window, and its gradients.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// Sum over positions, nats. Not finite where a logit is not, and not a number where a target is no token of the vocabulary.
+    pub sum: f64,
+    /// Of the residual stream after the last layer, `[tokens, hidden]`.
+    pub hidden_gradient: Array2<f32>,
+    /// Of the norm's weight, `[hidden]`.
+    pub norm_gradient: Array1<f32>,
+}
+
+impl Backward<'_, '_> {
+    /// The divergence `KL(teacher || student)`, summed over all positions. `student_hidden` and `teacher_hidden` are residual streams after
+    /// the last layer, `[tokens, hidden]`; the two heads may be the same. The gradients are the student's, and exactly zero where both are
+    /// equal.
+    ///
+    /// # Panics
+    /// When the shapes do not fit each other, or the heads are cut into different slices.
+    #[must_use]
+    pub fn kl_divergence(
+        &self,
+        student: Head<'_>,
+        student_hidden: ArrayView2<'_, f32>,
+        teacher: Head<'_>,
+        teacher_hidden: ArrayView2<'_, f32>,
+    ) -> Loss {
+        assert_eq!(student_hidden.nrows(), teacher_hidden.nrows(), "positions of student and teacher");
+        let cut =
+            |head: Head<'_>| -> Vec<usize> { head.slices.iter().map(LinearOperator::out_features).collect() };
+        assert_eq!(cut(student), cut(teacher), "slices of student and teacher");
+        let mut student = self.scores(student, student_hidden);
+        let mut teacher = self.scores(teacher, teacher_hidden);
+        let mut differences = vec![Difference::default(); student.softmax.len()];
+        for piece in student.pieces() {
+            let (measured, reference) = (student.logits(&piece), teacher.logits(&piece));
+            for (row, position) in piece.positions.clone().enumerate() {
+                let (measured, reference) = (row_of(&measured, row), row_of(&reference, row));
+                student.softmax[position].add(measured, piece.first, None);
+                let softmax = &mut teacher.softmax[position];
+                differences[position].add(softmax, reference, measured, piece.first, None);
+            }
+        }
+        let pairs = teacher.softmax.iter().zip(&student.softmax);
+        let sum = differences.iter().zip(pairs).map(|(d, (p, q))| d.divergence(p, q)).sum();
+        let gradient =
+            student.gradient(&|piece, probabilities| *probabilities -= &teacher.probabilities(piece));
+        self.loss(sum, &student, student_hidden, gradient)
+    }
+
+    /// The negative log-likelihood, summed over the first `targets.len()` positions; `targets[t]` is the token that position `t` should
+    /// predict, and `hidden`, `[tokens, hidden]`, the residual stream after the last layer. Gradients of the positions after are zero.
+    ///
+    /// # Panics
+    /// When there are more targets than positions, or the shapes do not fit each other.
+    #[must_use]
+    pub fn cross_entropy(&self, head: Head<'_>, hidden: ArrayView2<'_, f32>, targets: &[u32]) -> Loss {
+        let scored = hidden.slice(s![..targets.len(), ..]);
+        let mut scores = self.scores(head, scored);
+        for piece in scores.pieces() {
+            let logits = scores.logits(&piece);
+            for (row, position) in piece.positions.clone().enumerate() {
+                let target = piece.place_of(targets[position]);
+                scores.softmax[position].add(row_of(&logits, row), piece.first, target);
+            }
+        }
+        let sum = scores.softmax.iter().map(Softmax::nll).sum();
+        let gradient = scores.gradient(&|piece, probabilities| {
+            for (row, &target) in targets[piece.positions.clone()].iter().enumerate() {
+                if let Some(place) = piece.place_of(target) {
+                    probabilities[[row, place]] -= 1.0;
+                }
+            }
+        });
+        let mut loss = self.loss(sum, &scores, scored, gradient);
+        if targets.len() < hidden.nrows() {
+            let mut all = Array2::zeros(hidden.dim());
+            all.slice_mut(s![..targets.len(), ..]).assign(&loss.hidden_gradient);
+            loss.hidden_gradient = all;
+        }
+        loss
+    }
+
+    fn scores<'h>(&self, head: Head<'h>, hidden: ArrayView2<'_, f32>) -> Scores<'h> {
+        let normed = rms_norm(hidden, head.norm, self.forward.model().hyperparameters.norm_eps);
+        Scores { head, softmax: vec![Softmax::EMPTY; normed.nrows()], normed }
+    }
+
+    /// Takes `gradient`, that of the normed residual stream, through the norm.
+    fn loss(
+        &self,
+        sum: f64,
+        scores: &Scores<'_>,
+        hidden: ArrayView2<'_, f32>,
+        mut gradient: Array2<f32>,
+    ) -> Loss {
+        let eps = self.forward.model().hyperparameters.norm_eps;
+        let norm_gradient = elementwise::rms_norm_vjp(hidden, scores.head.norm, eps, &mut gradient);
+        Loss { sum, hidden_gradient: gradient, norm_gradient }
+    }
+}
+
+/// One model at its head.
+struct Scores<'h> {
+    head: Head<'h>,
+    /// `[positions, hidden]`.
+    normed: Array2<f32>,
+    /// One for each position.
+    softmax: Vec<Softmax>,
+}
+
+/// Some positions and a slice of the vocabulary.
+struct Piece {
+    /// Which slice.
+    slice: usize,
+    /// The slice's first token.
+    first: usize,
+    /// Tokens of the slice.
+    tokens: usize,
+    positions: Range<usize>,
+}
+
+impl Scores<'_> {
+    /// Slice by slice.
+    fn pieces(&self) -> Vec<Piece> {
+        let positions = self.normed.nrows();
+        let mut pieces = Vec::new();
+        let mut first = 0;
+        for (slice, rows) in self.head.slices.iter().enumerate() {
+            let tokens = rows.out_features();
+            for start in (0..positions).step_by(POSITIONS) {
+                pieces.push(Piece {
+                    slice,
+                    first,
+                    tokens,
+                    positions: start..(start + POSITIONS).min(positions),
+                });
+            }
+            first += tokens;
+        }
+        pieces
+    }
+
+    /// `[positions, tokens]` of the piece.
+    fn logits(&self, piece: &Piece) -> Array2<f32> {
+        self.head.slices[piece.slice].apply(self.normed.slice(s![piece.positions.clone(), ..]))
+    }
+
+    /// `[positions, tokens]` of the piece, when the whole vocabulary was seen.
+    fn probabilities(&self, piece: &Piece) -> Array2<f32> {
+        let mut values = self.logits(piece);
+        for (mut row, softmax) in values.rows_mut().into_iter().zip(&self.softmax[piece.positions.clone()]) {
+            softmax.normalize(row.as_slice_mut().expect("the rows of an owned matrix are contiguous"));
+        }
+        values
+    }
+
+    /// Of the normed residual stream, `[positions, hidden]`, where `subtract` makes the gradient of logits of their probabilities.
+    fn gradient(&self, subtract: &dyn Fn(&Piece, &mut Array2<f32>)) -> Array2<f32> {
+        let mut gradient = Array2::zeros(self.normed.dim());
+        for piece in self.pieces() {
+            let mut of_logits = self.probabilities(&piece);
+            subtract(&piece, &mut of_logits);
+            let mut part = gradient.slice_mut(s![piece.positions.clone(), ..]);
+            part += &self.head.slices[piece.slice].apply_transposed(of_logits.view());
+        }
+        gradient
+    }
+}
+
+impl Piece {
+    /// Where in the slice the token is.
+    fn place_of(&self, token: u32) -> Option<usize> {
+        (token as usize).checked_sub(self.first).filter(|&place| place < self.tokens)
+    }
+}
+
+fn row_of(logits: &Array2<f32>, row: usize) -> &[f32] {
+    logits.row(row).to_slice().expect("the rows of an owned matrix are contiguous")
+}

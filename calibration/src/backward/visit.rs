@@ -1,0 +1,63 @@
+//! What a walk back through a layer shows: the parts that gradients of its weights are made of.
+
+use kernels::product::product_tn;
+use model::linear::Role;
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+
+/// One linear or one norm, with one window's part of its gradient.
+#[derive(Clone, Copy, Debug)]
+pub enum Visit<'v> {
+    /// A linear.
+    Linear(LinearVisit<'v>),
+    /// A norm.
+    Norm(NormVisit<'v>),
+}
+
+/// What a linear was given, and the gradient of what it gave.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearVisit<'v> {
+    /// Which one.
+    pub role: Role,
+    /// `[tokens, in_features]`.
+    pub input: ArrayView2<'v, f32>,
+    /// `[tokens, out_features]`.
+    pub output_gradient: ArrayView2<'v, f32>,
+}
+
+/// The gradient of a norm's weight.
+#[derive(Clone, Copy, Debug)]
+pub struct NormVisit<'v> {
+    /// Which one.
+    pub norm: LayerNorm,
+    /// Shaped like the weight, `[hidden]` or `[head_dim]`.
+    pub gradient: ArrayView1<'v, f32>,
+}
+
+/// The norms of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LayerNorm {
+    /// Before attention, `[hidden]`.
+    Attention,
+    /// Over query heads, `[head_dim]`.
+    Query,
+    /// Over key heads, `[head_dim]`.
+    Key,
+    /// Before the MLP, `[hidden]`.
+    Mlp,
+}
+
+impl LinearVisit<'_> {
+    /// The gradient of the weight, `[out_features, in_features]`.
+    #[must_use]
+    pub fn weight_gradient(&self) -> Array2<f32> {
+        let mut gradient = Array2::zeros((self.output_gradient.ncols(), self.input.ncols()));
+        product_tn(self.output_gradient, self.input, gradient.view_mut());
+        gradient
+    }
+
+    /// The gradient of the bias, `[out_features]`, whether there is one or not.
+    #[must_use]
+    pub fn bias_gradient(&self) -> Array1<f32> {
+        self.output_gradient.sum_axis(Axis(0))
+    }
+}

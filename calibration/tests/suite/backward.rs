@@ -1,0 +1,426 @@
+//! Gradients against differences of the forward pass that they are the derivatives of.
+//!
+//! What is compared is the derivative along random directions, of a sum in f64 over what the forward pass gives in f32. The differences are
+//! of fourth order, so that steps can be large enough for the roundings of f32 not to matter.
+
+use std::collections::BTreeMap;
+
+use crate::forward::packed;
+use crate::tiny::{InMemory, TINY};
+use calibration::backward::{Backward, Head, LayerNorm, Loss, Visit};
+use calibration::forward::{Forward, WindowState};
+use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, WeightSource};
+use model::hyperparameters::Activation;
+use model::linear::Role;
+use ndarray::{Array1, Array2, ArrayView2};
+
+/// More than a tile of queries, and many times the tiny sliding window.
+const TOKENS: usize = 75;
+/// Random directions that each gradient is compared along.
+const DIRECTIONS: u64 = 5;
+
+/// What a layer's result depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Parameter {
+    Input,
+    Weight(Role),
+    Bias(Role),
+    Norm(LayerNorm),
+}
+
+/// Uniform between -1 and 1.
+fn noise(shape: (usize, usize), seed: u64) -> Array2<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    Array2::from_shape_fn(shape, |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    })
+}
+
+fn inner(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+/// The derivative of `value` at zero, but for errors of fourth order in `step`.
+fn slope(value: &dyn Fn(f32) -> f64, step: f32) -> f64 {
+    let difference = |step: f32| value(step) - value(-step);
+    (8.0 * difference(step) - difference(2.0 * step)) / (12.0 * f64::from(step))
+}
+
+/// Compares a gradient with the slopes of `value` along random directions; `value` is given what is added to the parameter. Errors are
+/// relative to the slopes' root mean square.
+fn check(what: &str, gradient: &Array2<f32>, step: f32, value: &dyn Fn(&Array2<f32>) -> f64) {
+    let (mut squares, mut errors) = (0.0, 0.0);
+    for seed in 0..DIRECTIONS {
+        let direction = noise(gradient.dim(), 100 + seed);
+        let found = inner(gradient.view(), direction.view());
+        let expected = slope(&|step| value(&(&direction * step)), step);
+        squares += expected * expected;
+        errors += (found - expected) * (found - expected);
+    }
+    let relative = (errors / squares).sqrt();
+    assert!(squares > 0.0 && relative < 2e-3, "{what}: off by {relative:e} of {:e}", squares.sqrt());
+}
+
+fn dense(weights: &mut LinearWeights) -> &mut Array2<f32> {
+    let LinearWeights::Dense(matrix) = weights else { panic!("the tiny models are dense") };
+    matrix
+}
+
+fn row(vector: &Array1<f32>) -> Array2<f32> {
+    vector.clone().insert_axis(ndarray::Axis(0))
+}
+
+/// A layer of a tiny model, with weights large enough that attention looks at some tokens more than at others, and a linear function of its
+/// result.
+struct Case {
+    source: InMemory,
+    index: usize,
+    weights: LayerWeights,
+    /// `[tokens, hidden]`.
+    input: Array2<f32>,
+    /// Gradient of the linear function.
+    output_gradient: Array2<f32>,
+}
+
+impl Case {
+    fn new(name: &str, index: usize) -> Self {
+        let source = InMemory::open(name);
+        let mut weights = source.layer(&source.model.layers[index]).unwrap();
+        for (seed, operator) in (100 * index as u64 + 200..).zip(weights.linears.values_mut()) {
+            let matrix = dense(&mut operator.weights);
+            *matrix = noise(matrix.dim(), seed) * (2.0 / (matrix.ncols() as f32).sqrt());
+            if let Some(bias) = &mut operator.bias {
+                *bias += &noise((1, bias.len()), seed + 20).row(0);
+            }
+        }
+        let head_norms = weights.head_norms.iter_mut().flat_map(|(query, key)| [query, key]);
+        let norms = [&mut weights.attention_norm, &mut weights.mlp_norm].into_iter().chain(head_norms);
+        for (seed, norm) in (100 * index as u64 + 240..).zip(norms) {
+            *norm = noise((1, norm.len()), seed).row(0).mapv(|value| 1.0 + 0.5 * value);
+        }
+        let shape = (TOKENS, source.model.hyperparameters.hidden_size);
+        Self { source, index, weights, input: noise(shape, 1), output_gradient: noise(shape, 2) }
+    }
+
+    fn value(&self, weights: &LayerWeights, input: Array2<f32>) -> f64 {
+        let mut state = WindowState::new(input);
+        let layer = &self.source.model.layers[self.index];
+        Forward::new(&self.source.model, self.input.nrows()).advance_layer(layer, weights, &mut state);
+        inner(state.hidden(), self.output_gradient.view())
+    }
+
+    /// The value when something is added to a parameter.
+    fn moved(&self, parameter: Parameter, step: &Array2<f32>) -> f64 {
+        let mut weights = self.weights.clone();
+        let mut input = self.input.clone();
+        let by_role = |weights: &mut LayerWeights, role: Role, bias: bool| {
+            let operator = weights.linears.get_mut(&role).unwrap();
+            if bias {
+                *operator.bias.as_mut().unwrap() += &step.row(0);
+            } else {
+                *dense(&mut operator.weights) += step;
+            }
+        };
+        match parameter {
+            Parameter::Input => input += step,
+            Parameter::Weight(role) => by_role(&mut weights, role, false),
+            Parameter::Bias(role) => by_role(&mut weights, role, true),
+            Parameter::Norm(LayerNorm::Attention) => weights.attention_norm += &step.row(0),
+            Parameter::Norm(LayerNorm::Mlp) => weights.mlp_norm += &step.row(0),
+            Parameter::Norm(LayerNorm::Query) => weights.head_norms.as_mut().unwrap().0 += &step.row(0),
+            Parameter::Norm(LayerNorm::Key) => weights.head_norms.as_mut().unwrap().1 += &step.row(0),
+        }
+        self.value(&weights, input)
+    }
+
+    fn gradients(&self) -> BTreeMap<Parameter, Array2<f32>> {
+        let forward = Forward::new(&self.source.model, self.input.nrows());
+        let layer = &self.source.model.layers[self.index];
+        let mut gradients = BTreeMap::new();
+        let input_gradient = Backward::new(&forward).layer_vjp(
+            layer,
+            &self.weights,
+            self.input.view(),
+            self.output_gradient.view(),
+            &mut |visit| match visit {
+                Visit::Linear(linear) => {
+                    gradients.insert(Parameter::Weight(linear.role), linear.weight_gradient());
+                    if self.weights.linear(linear.role).bias.is_some() {
+                        gradients.insert(Parameter::Bias(linear.role), row(&linear.bias_gradient()));
+                    }
+                }
+                Visit::Norm(norm) => {
+                    gradients.insert(Parameter::Norm(norm.norm), row(&norm.gradient.to_owned()));
+                }
+            },
+        );
+        gradients.insert(Parameter::Input, input_gradient);
+        gradients
+    }
+
+    fn check(&self, what: &str) -> usize {
+        let gradients = self.gradients();
+        for (&parameter, gradient) in &gradients {
+            check(&format!("{what}, {parameter:?}"), gradient, 0.004, &|step| self.moved(parameter, step));
+        }
+        gradients.len()
+    }
+}
+
+#[test]
+fn every_gradient_of_a_layer_is_the_slope_of_its_forward_pass() {
+    // Input, seven weights and two norms; three biases, or two norms over heads.
+    for (name, count) in TINY.into_iter().zip([10, 10, 10, 13, 12]) {
+        for index in 0..2 {
+            assert_eq!(Case::new(name, index).check(&format!("{name} {index}")), count);
+        }
+    }
+}
+
+#[test]
+fn every_activation_has_its_slope() {
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        let mut case = Case::new("llama", 0);
+        case.source.model.hyperparameters.activation = activation;
+        case.check(&format!("{activation:?}"));
+    }
+    // A step over the bend of a ReLU sees both its slopes, so the inputs of the gates are kept away from it.
+    let mut case = Case::new("llama", 0);
+    case.source.model.hyperparameters.activation = Activation::Relu;
+    let gate = case.weights.linears.get_mut(&Role::Gate).unwrap();
+    gate.bias = Some(Array1::from_shape_fn(48, |i| if i % 3 == 0 { -12.0 } else { 12.0 }));
+    case.check("Relu");
+}
+
+#[test]
+fn the_length_of_a_window_does_not_matter() {
+    for tokens in [1, 2, 64, 65, 130] {
+        for name in ["llama", "mistral_sw"] {
+            let mut case = Case::new(name, 0);
+            case.input = noise((tokens, 32), 7);
+            case.output_gradient = noise((tokens, 32), 8);
+            let gradient = case.gradients().remove(&Parameter::Input).unwrap();
+            check(&format!("{name} {tokens}"), &gradient, 0.004, &|step| case.moved(Parameter::Input, step));
+        }
+    }
+}
+
+#[test]
+fn packed_weights_have_the_gradients_of_their_dense_values() {
+    let mut case = Case::new("qwen2", 0);
+    let mut packed_weights = case.weights.clone();
+    for (&role, operator) in &mut case.weights.linears {
+        let (packed, values) = packed(dense(&mut operator.weights).view());
+        operator.weights = values.into();
+        packed_weights.replace(role, packed);
+    }
+    let expected = case.gradients();
+    // Which gradients there are does not depend on what weights are stored as.
+    case.weights = packed_weights;
+    let found = case.gradients();
+    for (parameter, expected) in &expected {
+        let difference = &found[parameter] - expected;
+        let relative = inner(difference.view(), difference.view()) / inner(expected.view(), expected.view());
+        assert!(relative.sqrt() < 1e-5, "{parameter:?}: {relative:e}");
+    }
+}
+
+/// The whole head, in slices of `rows`.
+fn slices(source: &InMemory, rows: usize) -> Vec<LinearOperator> {
+    let vocabulary = source.model.hyperparameters.vocabulary;
+    let slice = |first: usize| source.head_rows(first..(first + rows).min(vocabulary)).unwrap();
+    (0..vocabulary).step_by(rows).map(slice).collect()
+}
+
+/// Two residual streams after the last layer, some way apart, and larger than a tiny random model makes them, so that it predicts something.
+fn last_hidden(tokens: usize) -> [Array2<f32>; 2] {
+    let teacher = noise((tokens, 32), 11);
+    [&teacher + &(noise((tokens, 32), 12) * 0.3), teacher]
+}
+
+/// A norm that makes the tiny random models' logits large.
+fn final_norm(source: &InMemory) -> Array1<f32> {
+    source.final_norm().unwrap() * 20.0
+}
+
+/// A loss as a function of the norm before the head and of the residual stream.
+type LossOf<'a> = dyn Fn(Head<'_>, ArrayView2<'_, f32>) -> Loss + 'a;
+
+#[test]
+fn gradients_of_the_losses_are_their_slopes() {
+    for name in TINY {
+        let source = InMemory::open(name);
+        let slices = slices(&source, 24);
+        let norm = final_norm(&source);
+        let forward = Forward::new(&source.model, 150);
+        let backward = Backward::new(&forward);
+        let [student, teacher] = last_hidden(150);
+        let targets: Vec<u32> = (0..149).map(|i| (i * i + 3) % 64).collect();
+        let head = Head { norm: &norm, slices: &slices };
+        let losses: [(&str, &LossOf<'_>); 2] = [
+            ("divergence", &|moved, hidden| backward.kl_divergence(moved, hidden, head, teacher.view())),
+            ("cross entropy", &|moved, hidden| backward.cross_entropy(moved, hidden, &targets)),
+        ];
+        for (what, loss) in losses {
+            let found = loss(head, student.view());
+            check(&format!("{name}, {what}"), &found.hidden_gradient, 0.004, &|step| {
+                loss(head, (&student + step).view()).sum
+            });
+            check(&format!("{name}, norm of {what}"), &row(&found.norm_gradient), 0.1, &|step| {
+                loss(Head { norm: &(&norm + &step.row(0)), ..head }, student.view()).sum
+            });
+        }
+    }
+}
+
+#[test]
+fn losses_meet_their_definitions_however_the_head_is_cut() {
+    let source = InMemory::open("qwen3");
+    let norm = final_norm(&source);
+    let forward = Forward::new(&source.model, 150);
+    let backward = Backward::new(&forward);
+    let hidden = last_hidden(150);
+    let head = source.head_rows(0..64).unwrap();
+    let [q, p] = [&hidden[0], &hidden[1]].map(|hidden| {
+        let mut logits = forward.logits(&norm, &head, hidden.view()).mapv(f64::from);
+        logits.rows_mut().into_iter().for_each(|mut row| {
+            let normalizer = row.iter().map(|v| v.exp()).sum::<f64>().ln();
+            row -= normalizer;
+        });
+        logits
+    });
+    let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+    let targets: Vec<u32> = (0..149).map(|i| (i * i + 3) % 64).collect();
+    let nll: f64 = targets.iter().enumerate().map(|(t, &target)| -q[[t, target as usize]]).sum();
+    assert!(divergence > 1.0);
+    for rows in [1, 7, 64] {
+        let slices = slices(&source, rows);
+        let head = Head { norm: &norm, slices: &slices };
+        let found = backward.kl_divergence(head, hidden[0].view(), head, hidden[1].view());
+        assert!((found.sum / divergence - 1.0).abs() < 1e-5, "{rows}: {} {divergence}", found.sum);
+        let found = backward.cross_entropy(head, hidden[0].view(), &targets);
+        assert!((found.sum / nll - 1.0).abs() < 1e-5, "{rows}: {} {nll}", found.sum);
+        assert!(found.hidden_gradient.row(149).iter().all(|&value| value == 0.0));
+    }
+}
+
+#[test]
+fn a_student_that_is_its_teacher_has_nothing_to_learn() {
+    let source = InMemory::open("llama");
+    let (norm, slices) = (final_norm(&source), slices(&source, 24));
+    let forward = Forward::new(&source.model, 150);
+    let head = Head { norm: &norm, slices: &slices };
+    let [hidden, _] = last_hidden(150);
+    let found = Backward::new(&forward).kl_divergence(head, hidden.view(), head, hidden.view());
+    assert_eq!(found.sum, 0.0);
+    assert!(found.hidden_gradient.iter().chain(&found.norm_gradient).all(|&value| value == 0.0));
+}
+
+#[test]
+fn what_is_no_number_shows_in_the_sum() {
+    let source = InMemory::open("llama");
+    let (norm, slices) = (final_norm(&source), slices(&source, 24));
+    let forward = Forward::new(&source.model, 150);
+    let backward = Backward::new(&forward);
+    let head = Head { norm: &norm, slices: &slices };
+    let [mut hidden, teacher] = last_hidden(3);
+    assert!(backward.cross_entropy(head, hidden.view(), &[1, 64]).sum.is_nan());
+    hidden[[1, 5]] = f32::NAN;
+    assert!(!backward.kl_divergence(head, hidden.view(), head, teacher.view()).sum.is_finite());
+    assert!(!backward.kl_divergence(head, teacher.view(), head, hidden.view()).sum.is_finite());
+    assert!(!backward.cross_entropy(head, hidden.view(), &[1, 2, 3]).sum.is_finite());
+}
+
+/// A whole tiny model, its linears larger than they were.
+struct Whole {
+    source: InMemory,
+    layers: Vec<LayerWeights>,
+    norm: Array1<f32>,
+    slices: Vec<LinearOperator>,
+    tokens: Vec<u32>,
+    /// The teacher's residual stream after the last layer.
+    teacher: Array2<f32>,
+}
+
+impl Whole {
+    fn new(name: &str) -> Self {
+        let source = InMemory::open(name);
+        let layers = (0..source.model.layers.len()).map(|index| Case::new(name, index).weights).collect();
+        let tokens: Vec<u32> = (0..TOKENS as u32).map(|i| (i * i + 7 * i + 5) % 64).collect();
+        let (norm, slices) = (final_norm(&source), slices(&source, 24));
+        let mut whole = Self { source, layers, norm, slices, tokens, teacher: Array2::zeros((0, 0)) };
+        whole.teacher = whole.hidden_states(&whole.layers).pop().unwrap();
+        // The student is the teacher with other weights.
+        for (seed, operator) in whole.layers.iter_mut().flat_map(|l| l.linears.values_mut()).enumerate() {
+            let matrix = dense(&mut operator.weights);
+            *matrix += &(noise(matrix.dim(), 80 + seed as u64) * 0.05);
+        }
+        whole
+    }
+
+    /// The residual stream before each layer, and after the last.
+    fn hidden_states(&self, layers: &[LayerWeights]) -> Vec<Array2<f32>> {
+        let forward = Forward::new(&self.source.model, TOKENS);
+        let mut state = WindowState::new(self.source.embed(&self.tokens).unwrap());
+        let mut states = vec![state.hidden().to_owned()];
+        for (layer, weights) in self.source.model.layers.iter().zip(layers) {
+            forward.advance_layer(layer, weights, &mut state);
+            states.push(state.hidden().to_owned());
+        }
+        states
+    }
+
+    fn loss(&self, hidden: &Array2<f32>) -> Loss {
+        let forward = Forward::new(&self.source.model, TOKENS);
+        let head = Head { norm: &self.norm, slices: &self.slices };
+        Backward::new(&forward).kl_divergence(head, hidden.view(), head, self.teacher.view())
+    }
+
+    /// Gradients of the weights of layer 0.
+    fn gradients(&self) -> BTreeMap<Role, Array2<f32>> {
+        let forward = Forward::new(&self.source.model, TOKENS);
+        let backward = Backward::new(&forward);
+        let mut states = self.hidden_states(&self.layers);
+        let mut gradient = self.loss(&states.pop().unwrap()).hidden_gradient;
+        let mut weight_gradients = BTreeMap::new();
+        for (layer, weights) in self.source.model.layers.iter().zip(&self.layers).rev() {
+            let input = states.pop().unwrap();
+            gradient =
+                backward.layer_vjp(layer, weights, input.view(), gradient.view(), &mut |visit| match visit {
+                    Visit::Linear(linear) if layer.index == 0 => {
+                        weight_gradients.insert(linear.role, linear.weight_gradient());
+                    }
+                    Visit::Linear(_) | Visit::Norm(_) => {}
+                });
+        }
+        weight_gradients
+    }
+}
+
+#[test]
+fn the_divergence_of_a_whole_model_has_its_slope_at_the_first_layer() {
+    for name in TINY {
+        let whole = Whole::new(name);
+        for (role, gradient) in whole.gradients() {
+            check(&format!("{name}, {role:?}"), &gradient, 0.001, &|step| {
+                let mut layers = whole.layers.clone();
+                *dense(&mut layers[0].linears.get_mut(&role).unwrap().weights) += step;
+                whole.loss(&whole.hidden_states(&layers).pop().unwrap()).sum
+            });
+        }
+    }
+}
+
+#[test]
+fn no_bit_of_a_gradient_depends_on_the_number_of_threads() {
+    let whole = Whole::new("qwen3");
+    let gradients = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| whole.gradients())
+    };
+    let expected = gradients(1);
+    for threads in [2, 3, 8] {
+        assert_eq!(gradients(threads), expected);
+    }
+}
