@@ -2,6 +2,7 @@
 //! no file, no algorithm.
 
 mod arch;
+pub mod candidates;
 mod dense;
 pub mod elementwise;
 pub mod factor;

@@ -15,11 +15,12 @@
 //! Not here: scales from weights that a solver has already compensated (they drift at low widths), and scales for given codes
 //! (`refine/refit.rs`).
 
+use kernels::candidates::{CandidateGrid, rounding_errors};
 use kernels::panel::{FeedbackFactor, RowGrid, successive_rounding};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
-use crate::grid::{Grid, ROUND};
+use crate::grid::Grid;
 use crate::prepared::PreparedHessian;
 use crate::scheme::{Granularity, Scheme, Symmetry};
 use crate::settings::{Range, SolverSettings};
@@ -55,11 +56,7 @@ pub fn choose(
 }
 
 /// A scale, exact in its stored type, and a zero point.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    scale: f32,
-    zero_point: f32,
-}
+type Candidate = CandidateGrid;
 
 struct Search {
     scheme: Scheme,
@@ -73,10 +70,12 @@ impl Search {
     /// The best candidates of each row (of the whole matrix: one entry) for one group of columns, the best first.
     fn finalists(&self, weights: ArrayView2<'_, f32>, importance: &[f32]) -> Vec<Vec<Candidate>> {
         let rows = weights.axis_iter(Axis(0)).into_par_iter();
+        let most = importance.iter().fold(f32::MIN_POSITIVE, |most, &x| most.max(x));
+        let importance: Vec<f32> = importance.iter().map(|x| x / most).collect();
         let alone = |weights: ArrayView1<'_, f32>| {
             let extent = Extent::of(weights);
             let candidates = self.candidates(extent);
-            let errors = self.errors(weights, importance, extent, &candidates);
+            let errors = self.errors(weights, &importance, extent, &candidates);
             self.best(candidates, &errors)
         };
         match self.scheme.granularity {
@@ -86,7 +85,7 @@ impl Search {
                 let extent = extents.into_iter().fold(Extent::default(), Extent::union);
                 let candidates = self.candidates(extent);
                 let errors: Vec<Vec<f32>> =
-                    rows.map(|weights| self.errors(weights, importance, extent, &candidates)).collect();
+                    rows.map(|weights| self.errors(weights, &importance, extent, &candidates)).collect();
                 let total = (0..candidates.len())
                     .map(|k| errors.iter().map(|row| f64::from(row[k])).sum::<f64>() as f32)
                     .collect::<Vec<_>>();
@@ -103,9 +102,12 @@ impl Search {
             (Symmetry::Symmetric, _) => {
                 let unclipped = extent.magnitude() / (max_code - zero);
                 let longer_side = -extent.furthest() / zero;
-                let signed = self.shares.iter().flat_map(|share| [share * longer_side, -share * longer_side]);
-                let scales = std::iter::once(unclipped).chain(signed);
-                scales.map(|scale| Candidate { scale: round(scale), zero_point: zero }).collect()
+                let signed = self.shares.iter().flat_map(|share| {
+                    let scale = round(share * longer_side);
+                    [scale, -scale]
+                });
+                let scales = std::iter::once(round(unclipped)).chain(signed);
+                scales.map(|scale| Candidate { scale, zero_point: zero }).collect()
             }
             (Symmetry::Asymmetric, unsearched) => {
                 // Halves first: the difference of two finite extremes may overflow.
@@ -123,8 +125,8 @@ impl Search {
         }
     }
 
-    /// The weighted square error of each candidate, in units of the group's extent and largest importance, which keeps the squares of
-    /// tiny weights from vanishing.
+    /// The weighted square error of each candidate, in units of the group's extent (and the largest importance, which is 1 here): that
+    /// keeps the squares of tiny weights from vanishing.
     fn errors(
         &self,
         weights: ArrayView1<'_, f32>,
@@ -136,18 +138,10 @@ impl Search {
             return vec![0.0];
         }
         let unit = extent.magnitude().max(f32::MIN_POSITIVE);
-        let most = importance.iter().fold(f32::MIN_POSITIVE, |most, &x| most.max(x));
-        let padded = weights.len().next_multiple_of(LANES);
-        let (mut relative, mut share) = (vec![0.0; padded], vec![0.0; padded]);
-        for (to, &weight) in relative.iter_mut().zip(weights) {
-            *to = weight / unit;
-        }
-        for (to, &x) in share.iter_mut().zip(importance) {
-            *to = x / most;
-        }
-        let max_code = f32::from(self.scheme.bits.max_code());
-        let error = |c: &Candidate| weighted_error(&relative, &share, c.scale / unit, c.zero_point, max_code);
-        candidates.iter().map(error).collect()
+        let relative: Vec<f32> = weights.iter().map(|weight| weight / unit).collect();
+        let in_units = |c: &Candidate| Candidate { scale: c.scale / unit, ..*c };
+        let candidates: Vec<Candidate> = candidates.iter().map(in_units).collect();
+        rounding_errors(&relative, importance, &candidates, self.scheme.bits.max_code())
     }
 
     /// The `kept` candidates of least error, the best first; the earlier one where errors are equal.
@@ -162,24 +156,6 @@ impl Search {
         ranked.truncate(self.kept);
         ranked.into_iter().map(|(_, candidate)| candidate).collect()
     }
-}
-
-const LANES: usize = 16;
-
-/// `Σ importance * (weight - value(nearest code))²`, in a form that becomes vector instructions. Lengths are multiples of `LANES`.
-fn weighted_error(weights: &[f32], importance: &[f32], scale: f32, zero_point: f32, max_code: f32) -> f32 {
-    let (inverse, low, high) = (1.0 / scale, -zero_point, max_code - zero_point);
-    let mut sums = [0.0_f32; LANES];
-    for (weights, importance) in weights.chunks_exact(LANES).zip(importance.chunks_exact(LANES)) {
-        for lane in 0..LANES {
-            let multiple = weights[lane] * inverse;
-            let above = if multiple > low { multiple } else { low };
-            let within = if above < high { above } else { high };
-            let error = weights[lane] - ((within + ROUND) - ROUND) * scale;
-            sums[lane] += importance[lane] * (error * error);
-        }
-    }
-    sums.iter().sum()
 }
 
 /// The smallest interval that holds 0 and some weights.
