@@ -8,6 +8,7 @@ pub mod elementwise;
 pub mod factor;
 pub mod packed;
 pub mod panel;
+pub mod parts;
 pub mod product;
 #[cfg(test)]
 mod sample;

@@ -162,7 +162,8 @@ fn coordinate_descent_on(
     if sweeps == 0 {
         return 0;
     }
-    let columns = ColumnTiles::full(n, |j, k| hessian[[j, k]]);
+    // Symmetric, so read along its rows: a panel is packed column by column.
+    let columns = ColumnTiles::full(n, |j, k| hessian[[k, j]]);
     let curvature = hessian.diag().to_vec();
     let rule = Uniform::new(grid.max_code);
     let mut changed = vec![0_u64; weights.nrows()];

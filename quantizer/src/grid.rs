@@ -6,7 +6,7 @@
 
 use kernels::panel::RowGrid;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Zip};
 
 use crate::scheme::{Granularity, Scheme, Symmetry};
 use crate::tensor::{QuantizedTensor, TensorError};
@@ -117,10 +117,14 @@ impl Grid {
         let size = self.group_size();
         let mut errors = Array2::<f32>::zeros(target.dim());
         errors.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut errors)| {
-            let pairs = target.row(row).into_iter().zip(codes.row(row));
-            for (column, (error, (&target, &code))) in errors.iter_mut().zip(pairs).enumerate() {
-                let at = [row, column / size];
-                *error = target - self.scales[at] * (f32::from(code) - self.zero_points[at]);
+            let (target, codes) = (target.row(row), codes.row(row));
+            let groups = errors.axis_chunks_iter_mut(Axis(0), size);
+            let inputs = target.axis_chunks_iter(Axis(0), size).zip(codes.axis_chunks_iter(Axis(0), size));
+            for (group, (errors, (target, codes))) in groups.zip(inputs).enumerate() {
+                let (scale, zero_point) = (self.scales[[row, group]], self.zero_points[[row, group]]);
+                Zip::from(errors).and(target).and(codes).for_each(|error, &target, &code| {
+                    *error = target - scale * (f32::from(code) - zero_point);
+                });
             }
         });
         errors

@@ -13,8 +13,10 @@
 //!
 //! Zero points stay. With one scale for the whole tensor there is nothing to do row by row, and the scale stays too.
 
+use kernels::parts::{PART_LANES, part_products};
+use kernels::product::product_nn;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, s};
 
 use super::Candidate;
 use crate::grid::Grid;
@@ -27,7 +29,7 @@ pub(super) fn refit(target: ArrayView2<'_, f32>, candidate: &mut Candidate, hess
         return;
     }
     let (rows, groups) = candidate.grid.scales().dim();
-    let height = (MOST_PRODUCTS / (groups * groups)).clamp(8, 64);
+    let height = (MOST_PRODUCTS / (groups * groups)).clamp(PART_LANES, 64) / PART_LANES * PART_LANES;
     let tiles: Vec<std::ops::Range<usize>> =
         (0..rows).step_by(height).map(|first| first..(first + height).min(rows)).collect();
     let Candidate { grid, codes, losses } = candidate;
@@ -52,12 +54,23 @@ pub(super) fn refit(target: ArrayView2<'_, f32>, candidate: &mut Candidate, hess
 /// Entries of all `A` that a tile of rows may hold.
 const MOST_PRODUCTS: usize = 1 << 22;
 
-/// The normal equations of some rows.
+/// Columns of `z_g H` at a time.
+const PANEL: usize = 512;
+
+/// The normal equations of some rows, one in each lane. Lanes without a row hold zeros.
 struct NormalEquations {
-    /// `A` of each row, `[rows, groups, groups]`.
+    /// `A` of each row, `[groups, groups, lanes]`.
     a: Array3<f32>,
-    /// `b` of each row, `[rows, groups]`.
+    /// `b` of each row, `[groups, lanes]`.
     b: Array2<f64>,
+}
+
+/// What `A` and `b` are made of, one row in each lane.
+struct RowsInLanes {
+    /// All `z_g`, `[columns, lanes]`.
+    multiples: Array2<f32>,
+    /// `d`, `[columns, lanes]`.
+    errors: Array2<f32>,
 }
 
 /// New scales of a row, and by how much they lower its loss.
@@ -66,6 +79,36 @@ struct Change {
     gain: f64,
 }
 
+impl RowsInLanes {
+    fn gather(target: ArrayView2<'_, f32>, grid: &Grid, codes: ArrayView2<'_, u8>, lanes: usize) -> Self {
+        let (rows, columns) = target.dim();
+        let size = grid.group_size();
+        let (mut multiples, mut errors) = (vec![0.0; columns * lanes], vec![0.0; columns * lanes]);
+        // A few columns of all rows, then the next: few enough for both matrices to stay in the first-level cache.
+        let chunks = (0..columns).step_by(size).flat_map(|first| {
+            let chunk = move |start: usize| (first / size, start..(start + COLUMNS).min(first + size));
+            (first..first + size).step_by(COLUMNS).map(chunk)
+        });
+        for (group, chunk) in chunks {
+            for row in 0..rows {
+                let (scale, zero_point) = (grid.scales()[[row, group]], grid.zero_points()[[row, group]]);
+                let (target, codes) =
+                    (target.slice(s![row, chunk.clone()]), codes.slice(s![row, chunk.clone()]));
+                for (column, (&target, &code)) in chunk.clone().zip(target.into_iter().zip(codes)) {
+                    let multiple = f32::from(code) - zero_point;
+                    multiples[column * lanes + row] = multiple;
+                    errors[column * lanes + row] = target - scale * multiple;
+                }
+            }
+        }
+        let matrix = |numbers| Array2::from_shape_vec((columns, lanes), numbers).expect("made to measure");
+        Self { multiples: matrix(multiples), errors: matrix(errors) }
+    }
+}
+
+/// Columns that are transposed at a time.
+const COLUMNS: usize = 32;
+
 impl NormalEquations {
     fn new(
         target: ArrayView2<'_, f32>,
@@ -73,41 +116,44 @@ impl NormalEquations {
         codes: ArrayView2<'_, u8>,
         hessian: &PreparedHessian,
     ) -> Self {
-        let (rows, columns) = target.dim();
-        let (size, groups) = (grid.group_size(), grid.scales().ncols());
-        let errors = grid.errors(target, codes);
-        let zero_points = grid.zero_points();
-        let multiples = Array2::from_shape_fn((rows, columns), |(row, column)| {
-            f32::from(codes[[row, column]]) - zero_points[[row, column / size]]
-        });
-        let mut a = Array3::<f32>::zeros((rows, groups, groups));
-        let mut b = Array2::<f64>::zeros((rows, groups));
-        // z_g H of every row, `[rows, columns]`
-        let mut product = Array2::<f32>::zeros((rows, columns));
-        for group in 0..groups {
-            let members = group * size..(group + 1) * size;
-            let z = multiples.slice_axis(Axis(1), members.clone().into());
-            kernels::product::product_nn(
-                z,
-                hessian.damped().slice_axis(Axis(0), members.into()),
-                product.view_mut(),
-            );
-            for row in 0..rows {
-                let (product, z, d) = (product.row(row), multiples.row(row), errors.row(row));
-                let (product, z, d) = (parts(product, size), parts(z, size), parts(d, size));
-                for (other, ((product, z), d)) in product.zip(z).zip(d).enumerate() {
-                    a[[row, group, other]] = dot(product, z);
-                    b[[row, group]] += f64::from(dot(product, d));
-                }
+        let (columns, size, groups) = (target.ncols(), grid.group_size(), grid.scales().ncols());
+        let lanes = target.nrows().next_multiple_of(PART_LANES);
+        let RowsInLanes { multiples, errors } = RowsInLanes::gather(target, grid, codes, lanes);
+        let mut a = Array3::<f32>::zeros((groups, groups, lanes));
+        let mut b = Array2::<f64>::zeros((groups, lanes));
+        // (z_g H)ᵀ of some columns of whole groups: what a product writes is still in cache when it is read.
+        let panel = (PANEL / size).max(1) * size;
+        let mut image = Array2::<f32>::zeros((panel.min(columns), lanes));
+        for first in (0..columns).step_by(panel) {
+            let others = first..(first + panel).min(columns);
+            let mut image = image.slice_axis_mut(Axis(0), (..others.len()).into());
+            let flat = others.start * lanes..others.end * lanes;
+            let z = &multiples.as_slice().expect("made here")[flat.clone()];
+            let d = &errors.as_slice().expect("made here")[flat];
+            for group in 0..groups {
+                let members = group * size..(group + 1) * size;
+                let h = hessian.damped();
+                let h = h.slice(s![others.clone(), members.clone()]);
+                product_nn(h, multiples.slice_axis(Axis(0), members.into()), image.view_mut());
+                let mut a = a.slice_mut(s![group, first / size..others.end / size, ..]);
+                let mut b = b.row_mut(group);
+                part_products(
+                    size,
+                    image.as_slice().expect("whole rows of a matrix made here"),
+                    z,
+                    d,
+                    a.as_slice_mut().expect("whole rows of a matrix made here"),
+                    b.as_slice_mut().expect("a row of a matrix made here"),
+                );
             }
         }
         Self { a, b }
     }
 
     fn solve(&self, row: usize, grid: &Grid) -> Change {
-        let a = self.a.index_axis(Axis(0), row);
+        let a = self.a.index_axis(Axis(2), row);
         let a = Array2::from_shape_fn(a.dim(), |(g, h)| 0.5 * (f64::from(a[[g, h]]) + f64::from(a[[h, g]])));
-        let b = self.b.row(row);
+        let b = self.b.column(row);
         let before = grid.scales().row(row).to_vec();
         let scales: Vec<f32> = before
             .iter()
@@ -134,6 +180,7 @@ impl NormalEquations {
 fn conjugate_gradients(a: &Array2<f64>, b: ArrayView1<'_, f64>) -> Vec<f64> {
     let scale: Vec<f64> = a.diag().iter().map(|&x| if x > 0.0 { 1.0 / x } else { 0.0 }).collect();
     let mut x = vec![0.0; b.len()];
+    let mut image = vec![0.0; b.len()];
     let mut residual = b.to_vec();
     let mut direction: Vec<f64> = residual.iter().zip(&scale).map(|(r, s)| r * s).collect();
     let mut energy: f64 = residual.iter().zip(&direction).map(|(r, d)| r * d).sum();
@@ -142,7 +189,7 @@ fn conjugate_gradients(a: &Array2<f64>, b: ArrayView1<'_, f64>) -> Vec<f64> {
         if energy <= enough {
             break;
         }
-        let image: Vec<f64> = a.rows().into_iter().map(|row| inner(row, &direction)).collect();
+        multiply(a, &direction, &mut image);
         let curvature: f64 = image.iter().zip(&direction).map(|(i, d)| i * d).sum();
         if curvature <= 0.0 {
             break;
@@ -168,22 +215,12 @@ fn inner(row: ArrayView1<'_, f64>, x: &[f64]) -> f64 {
     row.iter().zip(x).map(|(a, x)| a * x).sum()
 }
 
-const LANES: usize = 16;
-
-/// The groups of a row that lies in one piece.
-fn parts(row: ArrayView1<'_, f32>, size: usize) -> impl Iterator<Item = &[f32]> {
-    row.to_slice().expect("rows of arrays made here are contiguous").chunks_exact(size)
-}
-
-/// A dot product in a fixed order that becomes vector instructions.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; LANES];
-    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_lanes.remainder().iter().zip(b_lanes.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_lanes.zip(b_lanes) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+/// `A x` for a symmetric `A`: along its rows, so that no sum waits for the one before.
+fn multiply(a: &Array2<f64>, x: &[f64], image: &mut [f64]) {
+    image.fill(0.0);
+    for (row, x) in a.rows().into_iter().zip(x) {
+        for (image, a) in image.iter_mut().zip(row) {
+            *image += a * x;
         }
     }
-    sums.iter().sum::<f32>() + rest
 }
