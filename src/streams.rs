@@ -98,7 +98,7 @@ fn advance(
     weights: &LayerWeights,
 ) -> Result<(), Error> {
     states.par_iter_mut().for_each(|state| forward.advance(layer, stage, weights, state));
-    match states.iter().position(|state| !state.is_finite()) {
+    match states.par_iter().position_first(|state| !state.is_finite()) {
         None => Ok(()),
         Some(window) => {
             let place = format!("layer {}", layer.index);

@@ -38,6 +38,27 @@ pub fn inner_product(values: &[f32], others: &[f32]) -> f64 {
     Unit::widest().run(InnerProduct { values, others })
 }
 
+/// Whether every value is a finite number.
+#[must_use]
+pub fn all_finite(values: &[f32]) -> bool {
+    Unit::widest().run(AllFinite(values))
+}
+
+/// `x = x / sqrt(mean(x²) + eps) * weight` for each row of as many values as there are weights (arXiv 1910.07467); the mean in double
+/// precision.
+///
+/// # Panics
+/// When the values are not whole rows.
+pub fn scale_to_unit_mean_square(rows: &mut [f32], weight: &[f32], eps: f64) {
+    assert!(
+        !weight.is_empty() && rows.len().is_multiple_of(weight.len()),
+        "rows of {} values in {}",
+        weight.len(),
+        rows.len()
+    );
+    Unit::widest().run(ScaleToUnitMeanSquare { rows, weight, eps });
+}
+
 /// Replaces each value by `exp(value - offset)`; gives their sum, in single precision.
 pub fn exponentiate(values: &mut [f32], offset: f32) -> f32 {
     Unit::widest().run(Exponentiate { values, offset })
@@ -163,6 +184,40 @@ impl Task for InnerProduct<'_> {
             *lane += f64::from(value) * f64::from(other);
         }
         lanes.iter().sum()
+    }
+}
+
+struct AllFinite<'a>(&'a [f32]);
+
+impl Task for AllFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> bool {
+        // Without a sign, the bits of numbers are in the order of the numbers, and what is not finite is above.
+        let magnitude = |value: &f32| value.to_bits() & !(1 << 31);
+        self.0.iter().map(magnitude).fold(0, u32::max) < f32::INFINITY.to_bits()
+    }
+}
+
+struct ScaleToUnitMeanSquare<'a> {
+    rows: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f64,
+}
+
+impl Task for ScaleToUnitMeanSquare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        for row in self.rows.chunks_exact_mut(self.weight.len()) {
+            let mean = SumOfSquares(row).run(lanes) / row.len() as f64;
+            let factor = (1.0 / (mean + self.eps).sqrt()) as f32;
+            for (value, &weight) in row.iter_mut().zip(self.weight) {
+                *value = *value * factor * weight;
+            }
+        }
     }
 }
 
@@ -392,6 +447,43 @@ mod tests {
         assert_eq!(expected.3, expected.4.0);
         for unit in Unit::all() {
             assert_eq!(results(unit), expected, "{unit:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found_wherever_it_is() {
+        for count in [0, 1, 7, 33, 172, 576, 1000] {
+            let mut values = vec![-1.5_f32; count];
+            assert!(all_finite(&values));
+            for at in 0..count {
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    values[at] = bad;
+                    assert!(!all_finite(&values), "{bad} at {at} of {count}");
+                }
+                values[at] = f32::MAX;
+            }
+        }
+    }
+
+    #[test]
+    fn every_unit_norms_rows_to_the_same_bits() {
+        for columns in [1, 7, 33, 172, 576, 1000] {
+            let start: Vec<f32> = (0..3 * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.1).collect();
+            let weight: Vec<f32> = (0..columns).map(|i| 0.5 + (i % 5) as f32).collect();
+            let on = |unit: Unit| {
+                let mut rows = start.clone();
+                unit.run(ScaleToUnitMeanSquare { rows: &mut rows, weight: &weight, eps: 1e-5 });
+                rows
+            };
+            let portable = on(Unit::all()[0]);
+            assert!(Unit::all().into_iter().all(|unit| on(unit) == portable), "{columns} columns");
+            for (row, found) in start.chunks(columns).zip(portable.chunks(columns)) {
+                let mean = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / columns as f64;
+                for ((&x, &w), &found) in row.iter().zip(&weight).zip(found) {
+                    let expected = f64::from(x) / (mean + 1e-5).sqrt() * f64::from(w);
+                    assert!((f64::from(found) - expected).abs() <= 1e-6 * expected.abs());
+                }
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Not here: which tokens count (the caller leaves padding out), and damping (`hessian.rs`).
 
+use kernels::elementwise::all_finite;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, Zip};
 
@@ -205,10 +206,12 @@ fn check(expected: usize, rows: ArrayView2<'_, f32>, seen: u64) -> Result<(), He
     if rows.ncols() != expected {
         return Err(HessianError::Width { expected, found: rows.ncols() });
     }
-    let bad =
-        rows.axis_iter(Axis(0)).into_par_iter().enumerate().find_map_first(|(token, row)| {
-            row.iter().position(|x| !x.is_finite()).map(|column| (token, column))
-        });
+    let bad = rows.axis_iter(Axis(0)).into_par_iter().enumerate().find_map_first(|(token, row)| {
+        if row.as_slice().is_some_and(all_finite) {
+            return None;
+        }
+        row.iter().position(|x| !x.is_finite()).map(|column| (token, column))
+    });
     match bad {
         Some((token, column)) => Err(HessianError::NonFiniteActivation {
             column,

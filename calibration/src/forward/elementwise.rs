@@ -1,6 +1,6 @@
 //! Norms and activations: one pass over rows, written so that compilers vectorize them.
 
-use kernels::elementwise::{gate_silu, sum_of_squares};
+use kernels::elementwise::{gate_silu, scale_to_unit_mean_square, sum_of_squares};
 use model::hyperparameters::Activation;
 use ndarray::{Array1, Array2, ArrayView2, Zip};
 
@@ -14,12 +14,7 @@ pub(crate) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -
 /// The same over each head of a row, `weight` `[head_dim]`.
 pub(crate) fn rms_norm_heads(x: &mut Array2<f32>, weight: &Array1<f32>, eps: f64) {
     let values = x.as_slice_mut().expect("an owned matrix is contiguous");
-    for head in values.chunks_exact_mut(weight.len()) {
-        let factor = rms_factor(head, eps);
-        for (value, &weight) in head.iter_mut().zip(weight) {
-            *value = *value * factor * weight;
-        }
-    }
+    scale_to_unit_mean_square(values, weight.as_standard_layout().as_slice().expect("standard layout"), eps);
 }
 
 /// `1 / sqrt(mean(x²) + eps)`.

@@ -42,7 +42,10 @@ impl WindowState {
     /// Whether every number of the residual stream is finite.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        self.hidden.iter().all(|value| value.is_finite())
+        match self.hidden.as_slice() {
+            Some(values) => kernels::elementwise::all_finite(values),
+            None => self.hidden.iter().all(|value| value.is_finite()),
+        }
     }
 }
 
