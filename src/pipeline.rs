@@ -46,7 +46,10 @@ pub(crate) fn quantize_layers(
         for (place, stage) in layer.stages.iter().enumerate() {
             go_on(progress)?;
             let seen = observe(plan, layer, place, &weights, &streams)?;
-            streams.advance_original(layer, place, &weights)?;
+            let last = layer.index + 1 == source.model.layers.len() && place + 1 == layer.stages.len();
+            if !last {
+                streams.advance_original(layer, place, &weights)?;
+            }
             for linear in &stage.linears {
                 let Some(scheme) = plan.scheme(linear) else { continue };
                 go_on(progress)?;
@@ -59,7 +62,10 @@ pub(crate) fn quantize_layers(
                     operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
                 }
             }
-            streams.advance_quantized(layer, place, &weights)?;
+            // Nothing is behind the last stage that its output would be seen by.
+            if !last {
+                streams.advance_quantized(layer, place, &weights)?;
+            }
         }
         progress.step(&outcome.last_loss());
     }
