@@ -36,7 +36,9 @@ impl ExportFile {
             // Not the whole error: it names a temporary file.
             problem: format!("cannot write `{}`: {}", path.display(), source.kind()),
         };
-        let sink = match std::fs::metadata(path) {
+        // A link is written through, not replaced.
+        let real = resolved(path);
+        let sink = match std::fs::metadata(&real) {
             Ok(found) if found.is_dir() => {
                 return Err(Error::Argument {
                     flag,
@@ -44,11 +46,11 @@ impl ExportFile {
                 });
             }
             Ok(found) if !found.is_file() => {
-                let file = File::options().write(true).open(path).map_err(fail)?;
+                let file = File::options().write(true).open(&real).map_err(fail)?;
                 Sink::Direct(BufWriter::new(file))
             }
             _ => {
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let parent = real.parent().filter(|parent| !parent.as_os_str().is_empty());
                 let mut builder = tempfile::Builder::new();
                 // As readable as any other file.
                 #[cfg(unix)]
@@ -57,7 +59,7 @@ impl ExportFile {
                 Sink::Staged(BufWriter::new(staged.map_err(fail)?))
             }
         };
-        Ok(Self { path: path.to_owned(), sink })
+        Ok(Self { path: real, sink })
     }
 
     /// Fails for a file in a directory that is going to be put in its place as a whole.
@@ -97,5 +99,24 @@ impl ExportFile {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_appears_whole_and_a_link_stays_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, link) = (folder.path().join("report.json"), folder.path().join("link.json"));
+        std::fs::write(&file, "old").expect("a file");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        let mut export = ExportFile::create("--export-json", &link).expect("it can be written");
+        export.write(b"new").expect("there is room");
+        assert_eq!(std::fs::read(&file).expect("it is there"), b"old");
+        export.finish().expect("it can be renamed");
+        assert_eq!(std::fs::read(&file).expect("it is there"), b"new");
+        assert!(link.symlink_metadata().expect("it is there").is_symlink());
     }
 }

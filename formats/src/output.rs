@@ -22,6 +22,9 @@ pub struct OutputDirectory {
     replace: bool,
 }
 
+/// Characters drawn for the name of a staging directory.
+const DRAWN: usize = 8;
+
 /// Age from which a staging directory that nobody holds counts as left behind: longer than it takes from making one to holding it.
 #[cfg(unix)]
 const LEFT_BEHIND: std::time::Duration = std::time::Duration::from_secs(10);
@@ -45,6 +48,7 @@ impl OutputDirectory {
         sweep(&parent, &prefix);
         let staging = tempfile::Builder::new()
             .prefix(&prefix)
+            .rand_bytes(DRAWN)
             .tempdir_in(&parent)
             .map_err(FormatsError::io(&parent))?;
         // Temporary directories are private; an output is as readable as any other.
@@ -138,12 +142,18 @@ impl OutputDirectory {
 /// Removes staging directories that killed processes left: nobody holds their locks. What cannot be removed does no harm.
 #[cfg(unix)]
 fn sweep(parent: &Path, prefix: &str) {
-    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(drawn) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
         let Ok(found) = entry.metadata() else { continue };
+        // Only what was named and made as staging directories are: a pipe of that name would wait to be opened, a link lead elsewhere.
+        if drawn.len() != DRAWN || !drawn.bytes().all(|byte| byte.is_ascii_alphanumeric()) || !found.is_dir()
+        {
+            continue;
+        }
         let old = found.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > LEFT_BEHIND));
         let Ok(directory) = fs::File::open(entry.path()) else { continue };
-        if found.is_dir() && old && directory.try_lock().is_ok() {
+        if old && directory.try_lock().is_ok() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -196,20 +206,30 @@ mod tests {
         let target = folder.path().join("out");
         let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
         let age = |path: &Path| fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
-        let left = folder.path().join(".out.partial-left");
-        let fresh = folder.path().join(".out.partial-new");
-        let other = folder.path().join(".others.partial-left");
-        for path in [&left, &fresh, &other] {
+        let left = folder.path().join(".out.partial-AbCd0123");
+        let fresh = folder.path().join(".out.partial-fresh012");
+        let other = folder.path().join(".others.partial-AbCd0123");
+        let named = folder.path().join(".out.partial-of-mine");
+        for path in [&left, &fresh, &other, &named] {
             fs::create_dir(path).unwrap();
             fs::write(path.join("model.safetensors"), "half").unwrap();
         }
         let running = OutputDirectory::create(&target, false).unwrap();
-        for path in [left.as_path(), &other, running.path()] {
+        for path in [left.as_path(), &other, &named, running.path()] {
             age(path);
         }
+        // Opening a pipe that nobody writes to would never end.
+        let pipe = folder.path().join(".out.partial-pipe0123");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let second = OutputDirectory::create(&target, false).unwrap();
         assert!(!left.exists());
-        assert!(fresh.exists() && other.exists() && running.path().exists() && second.path().exists());
+        assert!(
+            named.exists()
+                && fresh.exists()
+                && other.exists()
+                && running.path().exists()
+                && second.path().exists()
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //! shares by hand. The recipe's factors stay, since what lowers a layer's error most is more than what lowers the model's.
 
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, Axis, Zip, concatenate};
+use ndarray::{Array2, ArrayView2, Axis, Zip};
 
 use crate::hessian::{CrossMoment, Hessian, Shortfall};
 use crate::order::Order;
@@ -114,15 +114,19 @@ pub fn shares(
     best.1
 }
 
-/// Evenly spread rows of all weights.
+/// Evenly spread rows of all weights, numbered through.
 fn sampled_rows(weights: &[ArrayView2<'_, f32>]) -> Vec<usize> {
     let rows: usize = weights.iter().map(ArrayView2::nrows).sum();
     let count = rows.min(MOST_OUTPUTS);
     (0..count).map(|k| k * rows / count).collect()
 }
 
+/// Those `rows`, ascending, of the weights below each other.
 fn select(weights: &[ArrayView2<'_, f32>], rows: &[usize]) -> Array2<f32> {
-    concatenate(Axis(0), weights).expect("linears of a stage share their input").select(Axis(0), rows)
+    let numbered = weights.iter().flat_map(|weight| weight.axis_iter(Axis(0))).enumerate();
+    let sampled: Vec<_> =
+        numbered.filter(|(row, _)| rows.binary_search(row).is_ok()).map(|(_, row)| row).collect();
+    ndarray::stack(Axis(0), &sampled).expect("linears of a stage share their input")
 }
 
 fn gain(a: [f64; 3], b: [f64; 2], u: [f64; 2]) -> f64 {
@@ -173,6 +177,16 @@ fn single(matrix: ArrayView2<'_, f64>) -> Array2<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sampled_rows_are_those_of_the_weights_below_each_other() {
+        let whole = Array2::from_shape_fn((500, 3), |(row, column)| (row * 3 + column) as f32);
+        let (top, bottom) = whole.view().split_at(Axis(0), 123);
+        let rows = sampled_rows(&[top, bottom]);
+        assert_eq!(rows.len(), MOST_OUTPUTS);
+        assert_eq!(select(&[top, bottom], &rows), whole.select(Axis(0), &rows));
+        assert_eq!(sampled_rows(&[top]).len(), 123);
+    }
 
     #[test]
     fn the_maximum_in_a_box_is_found_inside_and_on_its_sides() {

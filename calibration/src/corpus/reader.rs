@@ -45,7 +45,8 @@ impl Source {
     }
 
     /// From behind the mark that some editors put before a text to say that it is UTF-8.
-    fn open(&self) -> Result<Box<dyn BufRead + '_>, CalibrationError> {
+    /// Also how many bytes the mark has.
+    fn open(&self) -> Result<(Box<dyn BufRead + '_>, usize), CalibrationError> {
         let mut reader: Box<dyn BufRead + '_> = match self {
             Self::Memory(text) => Box::new(Cursor::new(text.as_bytes())),
             Self::File(path) => {
@@ -54,10 +55,10 @@ impl Source {
                 Box::new(BufReader::with_capacity(PIECE, file))
             }
         };
-        if reader.fill_buf().map_err(|e| self.failed(e))?.starts_with(MARK) {
-            reader.consume(MARK.len());
-        }
-        Ok(reader)
+        let marked = reader.fill_buf().map_err(|e| self.failed(e))?.starts_with(MARK);
+        let skipped = if marked { MARK.len() } else { 0 };
+        reader.consume(skipped);
+        Ok((reader, skipped))
     }
 
     fn failed(&self, source: std::io::Error) -> CalibrationError {
@@ -69,7 +70,7 @@ impl Source {
 
     /// The first line that is not blank, or an empty one; what is not UTF-8 is replaced.
     pub(super) fn first_line(&self) -> Result<String, CalibrationError> {
-        let mut reader = self.open()?;
+        let (mut reader, _) = self.open()?;
         loop {
             let mut bytes = Vec::new();
             let limited = &mut reader.by_ref().take(LONGEST_LINE);
@@ -101,14 +102,15 @@ pub(super) struct Text<'a> {
 
 impl<'a> Text<'a> {
     pub(super) fn open(name: &'a str, source: &'a Source) -> Result<Self, CalibrationError> {
+        let (reader, bytes) = source.open()?;
         Ok(Self {
             name,
             source,
-            reader: source.open()?,
+            reader,
             text: String::new(),
             characters: 0,
             partial: Vec::new(),
-            bytes: 0,
+            bytes,
             lines: 0,
             ends_in_return: false,
             exhausted: false,
@@ -177,7 +179,8 @@ pub(super) struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     pub(super) fn open(name: &'a str, source: &'a Source) -> Result<Self, CalibrationError> {
-        Ok(Self { name, source, reader: source.open()?, number: 0, bytes: 0 })
+        let (reader, bytes) = source.open()?;
+        Ok(Self { name, source, reader, number: 0, bytes })
     }
 
     /// The next line that is not blank, and its number, from 1.
@@ -251,9 +254,12 @@ mod tests {
     fn bytes_that_are_no_text_are_named_by_line_and_offset() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("text");
-        for (before, bad) in
-            [("ab\nc", &b"\xff"[..]), (&"é\n".repeat(PIECE), b"\xc3"), ("x\n", b"\xe2\x28\xa1 tail")]
-        {
+        for (before, bad) in [
+            ("ab\nc", &b"\xff"[..]),
+            (&"é\n".repeat(PIECE), b"\xc3"),
+            ("x\n", b"\xe2\x28\xa1 tail"),
+            ("\u{feff}x\ny", b"\xff"),
+        ] {
             std::fs::write(&path, [before.as_bytes(), bad].concat()).unwrap();
             let source = Source::File(path.clone());
             let expected_line = before.matches('\n').count() + 1;
