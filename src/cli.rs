@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
 use crate::error::Error;
-use crate::job::{EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
+use crate::job::{Calibration, EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
 use crate::recipe::Recipe;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
 
@@ -55,6 +55,8 @@ pub enum Listed {
     Formats,
     /// Rounding algorithms
     Solvers,
+    /// Changes of the weights that a recipe may ask for before they are rounded
+    Transforms,
 }
 
 /// Arguments of `quantize`.
@@ -83,7 +85,8 @@ pub struct QuantizeArgs {
     /// Format to write; `quantc list formats` shows them
     #[arg(long, value_name = "FORMAT", default_value = "gptq")]
     to: String,
-    /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in]
+    /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in];
+    /// `self`: the model writes it (a file of that name is `./self`)
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Windows of calibration text
@@ -103,6 +106,9 @@ pub struct QuantizeArgs {
     /// Do not measure perplexity and KL divergence
     #[arg(long, conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"])]
     no_evaluate: bool,
+    /// Give a head that is tied to the embedding a tensor of its own, which a rotated residual stream needs
+    #[arg(long)]
+    untie: bool,
     /// Replace an existing output
     #[arg(long)]
     force: bool,
@@ -122,7 +128,7 @@ struct EvaluationArgs {
     /// Tokens of an evaluation window, at most the model's context [default: 2048]
     #[arg(long, value_name = "N")]
     evaluate_context: Option<usize>,
-    /// Draw windows at random with this seed instead of from the start of the text
+    /// Draw windows at random with this seed instead of from the start of the text; seeds `--calibration self` too
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
@@ -197,7 +203,11 @@ impl QuantizeArgs {
             model: self.model,
             output: self.output,
             format: self.to,
-            calibration: self.calibration.map_or(Text::BuiltInCalibration, Text::File),
+            calibration: match self.calibration {
+                None => Calibration::Text(Text::BuiltInCalibration),
+                Some(own) if own.as_os_str() == "self" => Calibration::Own,
+                Some(path) => Calibration::Text(Text::File(path)),
+            },
             calibration_windows: window_request(
                 "--samples",
                 self.samples,
@@ -208,6 +218,7 @@ impl QuantizeArgs {
             evaluation: (!self.no_evaluate).then(|| self.evaluation.into_text()).transpose()?,
             exclude,
             max_shard_size: self.max_shard_size,
+            untie: self.untie,
             force: self.force,
         })
     }

@@ -150,6 +150,14 @@ impl Error {
         }
     }
 
+    /// For `map_err` on what weight sources give: their own error where it is one of ours.
+    pub(crate) fn from_source(error: calibration::weights::SourceError) -> Self {
+        match error.downcast::<Self>() {
+            Ok(error) => *error,
+            Err(other) => calibration::CalibrationError::Source(other).into(),
+        }
+    }
+
     /// For `map_err` on file operations.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -21,14 +21,16 @@ pub struct QuantizeJob {
     pub recipe: Recipe,
     /// Linears whose name matches stay in 16 bit.
     pub exclude: Vec<Regex>,
-    /// Text that the Hessians are gathered on.
-    pub calibration: Text,
+    /// What the Hessians are gathered on.
+    pub calibration: Calibration,
     /// How much of it.
     pub calibration_windows: WindowRequest,
     /// Text that both models are measured on; none: no measurement.
     pub evaluation: Option<(Text, WindowRequest)>,
     /// Largest file of weights, bytes.
     pub max_shard_size: u64,
+    /// Whether a head that is tied to the embedding is written as a tensor of its own.
+    pub untie: bool,
     /// Whether an existing output is replaced.
     pub force: bool,
 }
@@ -46,6 +48,15 @@ pub struct EvaluateJob {
     pub windows: WindowRequest,
     /// Where the model's logits go, if anywhere.
     pub export_logits: Option<PathBuf>,
+}
+
+/// What a model is calibrated on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Calibration {
+    /// A text.
+    Text(Text),
+    /// Text that the original writes itself; the request's seed is that of its draws.
+    Own,
 }
 
 /// Where text comes from.
@@ -78,7 +89,7 @@ pub struct WindowRequest {
     pub samples: usize,
     /// Tokens of a window; lowered to what the model can attend to.
     pub context: usize,
-    /// Seed of the random draw; none: the first windows of the text.
+    /// Seed of the random draw; none: the first windows of the text, and 0 for text that the model writes.
     pub seed: Option<u64>,
 }
 

@@ -2,7 +2,7 @@
 //! what was written is what was solved, and perplexity and KL divergence before and after.
 //!
 //! ```no_run
-//! use quantc::job::{Overrides, QuantizeJob, Text, WindowRequest};
+//! use quantc::job::{Calibration, Overrides, QuantizeJob, Text, WindowRequest};
 //! use quantc::recipe::Recipe;
 //!
 //! let windows = WindowRequest { samples: 128, context: 2048, seed: None };
@@ -12,10 +12,11 @@
 //!     format: "gptq".to_owned(),
 //!     recipe: Recipe::load("default", &Overrides::default())?,
 //!     exclude: Vec::new(),
-//!     calibration: Text::BuiltInCalibration,
+//!     calibration: Calibration::Text(Text::BuiltInCalibration),
 //!     calibration_windows: windows,
 //!     evaluation: Some((Text::BuiltInEvaluation, windows)),
 //!     max_shard_size: 5_000_000_000,
+//!     untie: false,
 //!     force: false,
 //! };
 //! let report = quantc::quantize(&job, &quantc::progress::Silent)?;
@@ -25,6 +26,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+mod carry;
 pub mod cli;
 mod corpora;
 pub mod error;
@@ -33,6 +35,7 @@ pub mod export;
 pub mod inspect;
 pub mod job;
 pub mod listing;
+mod own_text;
 mod pipeline;
 mod plan;
 pub mod progress;
@@ -45,6 +48,7 @@ pub mod resources;
 mod statistics;
 mod stored;
 mod streams;
+mod transformed;
 pub mod verify;
 
 pub use evaluate::evaluate;

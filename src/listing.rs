@@ -15,6 +15,9 @@ pub fn list(what: Listed) -> String {
         Listed::Solvers => {
             quantizer::solver::ALL.iter().map(|known| (known.name(), known.summary())).collect()
         }
+        Listed::Transforms => {
+            calibration::transforms::ALL.iter().map(|&(_, name, summary)| (name, summary)).collect()
+        }
     };
     let width = items.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     items.iter().fold(String::new(), |mut out, (name, summary)| {

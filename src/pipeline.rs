@@ -2,13 +2,13 @@
 
 use formats::container::SafetensorsWriter;
 use model::linear::Linear;
-use model::{Layer, Stage};
+use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
 use quantizer::prepared::Rung;
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 use quantizer::solver::{Problem, Solution};
 
-use calibration::weights::{LayerWeights, LinearWeights};
+use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
 
 use crate::error::Error;
 use crate::plan::Plan;
@@ -16,7 +16,6 @@ use crate::progress::{Progress, go_on};
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::statistics::StageStatistics;
-use crate::stored::StoredModel;
 use crate::streams::Streams;
 
 /// What the layer loop leaves behind.
@@ -30,23 +29,24 @@ pub(crate) struct Outcome {
     pub(crate) notes: Vec<String>,
 }
 
-/// Quantizes every layer and puts its packed tensors into `writer`.
+/// Quantizes every layer of `model`, whose weights `source` gives, and puts its packed tensors into `writer`.
 pub(crate) fn quantize_layers(
-    source: &StoredModel,
+    model: &Model,
+    source: &dyn WeightSource,
     plan: &Plan,
     windows: &[Vec<u32>],
     writer: &mut SafetensorsWriter,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
-    let mut streams = Streams::start(source, plan, windows)?;
-    progress.phase("quantizing", source.model.layers.len());
-    for layer in &source.model.layers {
-        let mut weights = source.layer_weights(layer)?;
+    let mut streams = Streams::start(model, source, plan, windows)?;
+    progress.phase("quantizing", model.layers.len());
+    for layer in &model.layers {
+        let mut weights = source.layer(layer).map_err(Error::from_source)?;
         for (place, stage) in layer.stages.iter().enumerate() {
             go_on(progress)?;
             let seen = observe(plan, layer, place, &weights, &streams)?;
-            let last = layer.index + 1 == source.model.layers.len() && place + 1 == layer.stages.len();
+            let last = layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len();
             if !last {
                 streams.advance_original(layer, place, &weights)?;
             }

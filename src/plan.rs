@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use calibration::transforms::Transform;
 use formats::container::TensorSpec;
 use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Dtype, side_files};
@@ -26,6 +27,10 @@ pub(crate) struct Plan {
     pub(crate) kept: Vec<Kept>,
     pub(crate) notes: Vec<String>,
     pub(crate) runtimes: Vec<RuntimeRow>,
+    /// How the weights are changed before they are rounded.
+    pub(crate) transforms: Vec<Transform>,
+    /// Whether a head that was tied gets a tensor of its own.
+    pub(crate) untie: bool,
     /// The type that runtimes multiply in.
     pub(crate) runtime: Dtype,
 }
@@ -37,8 +42,9 @@ impl Plan {
         side_files::check(&source.path)?;
         demand_matches(source, job)?;
         let mut notes = Vec::new();
+        let untie = settle_head(source, job, &mut notes)?;
         let runtime = runtime_dtype(source, &mut notes)?;
-        if source.stores_tied_head() {
+        if source.stores_tied_head() && !untie {
             let (head, embedding) = (source.model.untied_head(), source.model.embedding());
             notes.push(format!("`{head}` repeats `{embedding}`, to which it is tied; it is carried over, and counts in the size"));
         }
@@ -89,7 +95,25 @@ impl Plan {
             let dtype = if narrows { runtime } else { info.dtype };
             carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
         }
-        Ok(Self { format, linears, treatments, carried, unknown_tensors, kept, notes, runtimes, runtime })
+        if untie && !source.stores_tied_head() {
+            let embedding = source.model.embedding();
+            let spec = carried.iter().find(|spec| spec.name == embedding).cloned();
+            carried.extend(spec.map(|spec| TensorSpec { name: source.model.untied_head(), ..spec }));
+        }
+        let transforms = job.recipe.transforms().to_vec();
+        Ok(Self {
+            format,
+            linears,
+            treatments,
+            carried,
+            unknown_tensors,
+            kept,
+            notes,
+            runtimes,
+            transforms,
+            untie,
+            runtime,
+        })
     }
 
     /// The grid of a linear; none: it stays in 16 bit.
@@ -107,8 +131,12 @@ impl Plan {
         self.linears.iter().filter_map(|planned| planned.scheme.map(|scheme| (&planned.linear, scheme)))
     }
 
-    /// Whether any linear is solved with calibration data.
+    /// Whether anything is decided by calibration data.
     pub(crate) fn needs_calibration(&self) -> bool {
+        self.solves_with_data() || self.transforms.iter().any(|transform| transform.needs_data())
+    }
+
+    fn solves_with_data(&self) -> bool {
         self.quantized().any(|(linear, _)| {
             quantizer::solver::find(self.treatment(linear).solver)
                 .is_some_and(quantizer::solver::Solver::needs_hessian)
@@ -117,7 +145,7 @@ impl Plan {
 
     /// Whether any linear makes up for earlier layers' errors, which needs the original's activations.
     pub(crate) fn propagates_errors(&self) -> bool {
-        self.needs_calibration()
+        self.solves_with_data()
             && self.quantized().any(|(linear, _)| self.treatment(linear).settings.propagates())
     }
 
@@ -146,6 +174,34 @@ fn demand_matches(source: &StoredModel, job: &QuantizeJob) -> Result<(), Error> 
         return Err(Error::Recipe { path: job.recipe.name.clone(), problem });
     }
     Ok(())
+}
+
+/// Whether the head gets a tensor of its own; fails where the transforms need that and nobody asked for it, or where they would break a
+/// part of the checkpoint that is not known.
+fn settle_head(source: &StoredModel, job: &QuantizeJob, notes: &mut Vec<String>) -> Result<bool, Error> {
+    let tied = source.model.hyperparameters.tied_head;
+    if job.untie && !tied {
+        notes.push(format!("--untie: the head, `{}`, is not tied to the embedding", source.model.head()));
+    }
+    if job.recipe.transforms().contains(&Transform::RotateResidual) {
+        if tied && !job.untie {
+            let problem = format!(
+                "rotate-residual needs a head of its own, and the head is tied to `{}` (tie_word_embeddings)",
+                source.model.embedding()
+            );
+            let hint =
+                "give --untie, which adds the head's bytes, or leave rotate-residual out of the recipe";
+            return Err(Error::NotSuitable { path: source.path.clone(), problem, hint });
+        }
+        if let Some(unknown) = source.unknown_tensors().first() {
+            let problem = format!(
+                "rotate-residual turns everything that reads the residual stream, and nothing is known about `{unknown}`"
+            );
+            let hint = "leave rotate-residual out of the recipe";
+            return Err(Error::NotSuitable { path: source.path.clone(), problem, hint });
+        }
+    }
+    Ok(job.untie && tied)
 }
 
 fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {

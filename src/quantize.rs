@@ -1,23 +1,27 @@
 //! `quantize`: plan, solve, write, verify, put in place, measure.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use formats::container::{SafetensorsWriter, TensorData, TensorSpec};
+use calibration::transforms::Transformed;
+use calibration::weights::WeightSource;
+use formats::container::SafetensorsWriter;
 use formats::output::OutputDirectory;
 use formats::side_files;
 
+use crate::carry::carry_over;
 use crate::corpora;
 use crate::error::Error;
 use crate::evaluate::measure;
-use crate::job::{QuantizeJob, Text};
+use crate::job::{Calibration, QuantizeJob, Text};
+use crate::own_text;
 use crate::pipeline::{self, Outcome};
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::record::{Record, bytes_digest, file_records};
+use crate::record::{Record, file_records};
 use crate::report::{Phase, Report, Size};
 use crate::resources::{Resources, Stopwatch};
 use crate::stored::StoredModel;
+use crate::transformed;
 use crate::verify;
 
 /// Share of the evaluation text that may be in the calibration text, as licences and headlines are.
@@ -47,17 +51,27 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         }
     };
     let (windows, calibration) = if plan.needs_calibration() {
-        let read =
-            corpora::read(&job.calibration, job.calibration_windows, &source.model, tokenizer.as_ref())?;
+        let (request, tokenizer) = (job.calibration_windows, tokenizer.as_ref());
+        let read = match &job.calibration {
+            Calibration::Text(text) => corpora::read(text, request, &source.model, tokenizer)?,
+            Calibration::Own => {
+                phases.end("reading");
+                own_text::write(&source, tokenizer, request, progress)?
+            }
+        };
         notes.extend(read.notes);
         (read.windows.tokens, Some(read.summary))
     } else {
-        if let Text::File(path) = &job.calibration {
-            notes.push(format!(
-                "{} was not read: recipe {} needs no calibration text",
-                path.display(),
-                job.recipe.name
-            ));
+        let recipe = &job.recipe.name;
+        match &job.calibration {
+            Calibration::Text(Text::File(path)) => {
+                let path = path.display();
+                notes.push(format!("{path} was not read: recipe {recipe} needs no calibration text"));
+            }
+            Calibration::Own => {
+                notes.push(format!("the model wrote no text: recipe {recipe} needs no calibration text"));
+            }
+            Calibration::Text(_) => {}
         }
         (Vec::new(), None)
     };
@@ -78,12 +92,16 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             notes.push(note);
         }
     }
-    phases.end("reading");
+    let writes = plan.needs_calibration() && job.calibration == Calibration::Own;
+    phases.end(if writes { "writing text" } else { "reading" });
 
     let output = OutputDirectory::create(&job.output, job.force)?;
     let mut writer = SafetensorsWriter::create(output.path(), &plan.tensors(), job.max_shard_size)?;
-    let tensors = carry_over(&source, &plan.carried, &mut writer)?;
-    let outcome = pipeline::quantize_layers(&source, &plan, &windows, &mut writer, progress)?;
+    let transformed = transformed::of(&source, &plan, &windows, progress)?;
+    let tensors = carry_over(&source, transformed.as_ref(), &plan.carried, &mut writer)?;
+    let model = transformed.as_ref().map_or(&source.model, Transformed::model);
+    let weights: &dyn WeightSource = transformed.as_ref().map_or(&source, |transformed| transformed);
+    let outcome = pipeline::quantize_layers(model, weights, &plan, &windows, &mut writer, progress)?;
     drop(windows);
     let tensor_bytes = writer.tensor_bytes();
     writer.finish()?;
@@ -124,6 +142,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         output: job.output.display().to_string(),
         format: plan.format.id().to_owned(),
         recipe: job.recipe.name.clone(),
+        transforms: plan.transforms.clone(),
         size: size(&source, &written, &plan, &outcome, tensor_bytes)?,
         calibration,
         linears: outcome.rows,
@@ -140,7 +159,11 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
 
 /// Putting the output in its place must not take the job's own files with it.
 fn demand_apart(job: &QuantizeJob) -> Result<(), Error> {
-    let texts = [Some(&job.calibration), job.evaluation.as_ref().map(|(text, _)| text)];
+    let calibration = match &job.calibration {
+        Calibration::Text(text) => Some(text),
+        Calibration::Own => None,
+    };
+    let texts = [calibration, job.evaluation.as_ref().map(|(text, _)| text)];
     let files = texts.into_iter().flatten().filter_map(|text| match text {
         Text::File(path) => Some(path),
         _ => None,
@@ -168,56 +191,14 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
     })
 }
 
-/// Copies tensors that are not quantized; returns the digest of each as written.
-fn carry_over(
-    source: &StoredModel,
-    carried: &[TensorSpec],
-    writer: &mut SafetensorsWriter,
-) -> Result<BTreeMap<String, String>, Error> {
-    let expected: std::collections::BTreeSet<String> =
-        source.model.expected_tensors().map(|tensor| tensor.name).collect();
-    let mut digests = BTreeMap::new();
-    for spec in carried {
-        let info = source.checkpoint.info(&spec.name)?;
-        let (dtype, file) = (info.dtype, info.file.to_owned());
-        let mut bytes = source.checkpoint.read(&spec.name)?;
-        if let Some(values) = dtype.decode(&bytes) {
-            if expected.contains(&spec.name)
-                && let Some(place) = values.iter().position(|value| !value.is_finite())
-            {
-                let problem = format!("holds {} at element {place}", values[place]);
-                return Err(tensor_error(file, spec, problem));
-            }
-            if spec.dtype != dtype {
-                bytes = spec.dtype.encode(&values).unwrap_or(bytes);
-                let narrowed = spec.dtype.decode(&bytes).unwrap_or_default();
-                if let Some(place) = narrowed.iter().position(|value| !value.is_finite()) {
-                    let problem = format!(
-                        "holds {} at element {place}, which {} cannot hold",
-                        values[place],
-                        spec.dtype.name()
-                    );
-                    return Err(tensor_error(file, spec, problem));
-                }
-            }
-        }
-        digests.insert(spec.name.clone(), bytes_digest(&bytes));
-        writer.put(&TensorData { name: spec.name.clone(), bytes })?;
-    }
-    Ok(digests)
-}
-
-fn tensor_error(path: PathBuf, spec: &TensorSpec, problem: String) -> Error {
-    formats::FormatsError::Tensor { path, tensor: spec.name.clone(), problem }.into()
-}
-
 fn write_side_files(source: &StoredModel, plan: &Plan, output: &Path) -> Result<(), Error> {
     side_files::copy(&source.path, output)?;
     let dtype = plan
         .runtime
         .torch_name()
         .ok_or_else(|| Error::Internal(format!("no runtime multiplies in {}", plan.runtime.name())))?;
-    let config = side_files::quantized_config(&source.config, dtype, plan.format.config(&plan.linears));
+    let config =
+        side_files::quantized_config(&source.config, dtype, plan.untie, plan.format.config(&plan.linears));
     side_files::write_json(&output.join("config.json"), &config)?;
     for (name, content) in plan.format.side_files(&plan.linears) {
         side_files::write_json(&output.join(name), &content)?;

@@ -7,6 +7,7 @@
 //! base = "gptq"              # rtn, gptq or default (the default)
 //! bits = 3
 //! group_size = 64            # or "channel", "tensor"
+//! transforms = ["rotate-values"]   # changes of the weights before they are rounded; `quantc list transforms`
 //! [settings]                 # of the solver
 //! damping = 0.05
 //!
@@ -19,6 +20,7 @@
 
 use std::path::Path;
 
+use calibration::transforms::Transform;
 use model::linear::{Linear, Role};
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
 use quantizer::settings::{BUILT_IN, BuiltIn, SolverSettings};
@@ -34,6 +36,7 @@ pub struct Recipe {
     /// Built-in name or the file's path.
     pub name: String,
     base: Treatment,
+    transforms: Vec<Transform>,
     rules: Vec<Rule>,
 }
 
@@ -72,6 +75,8 @@ struct File {
     group_size: Option<GroupSizeText>,
     symmetric: Option<bool>,
     settings: Option<toml::Table>,
+    #[serde(default)]
+    transforms: Vec<Transform>,
     #[serde(default)]
     rule: Vec<FileRule>,
 }
@@ -114,9 +119,12 @@ impl Recipe {
     /// A name that is neither, or a file with unknown keys or values out of range.
     pub fn load(name_or_path: &str, overrides: &Overrides) -> Result<Self, Error> {
         let mut recipe = match built_in(name_or_path) {
-            Some(known) => {
-                Self { name: name_or_path.to_owned(), base: Treatment::of(known), rules: Vec::new() }
-            }
+            Some(known) => Self {
+                name: name_or_path.to_owned(),
+                base: Treatment::of(known),
+                transforms: Vec::new(),
+                rules: Vec::new(),
+            },
             None => Self::from_file(Path::new(name_or_path))?,
         };
         let base = &mut recipe.base;
@@ -152,13 +160,18 @@ impl Recipe {
             keep: None,
         };
         let base = whole.apply(&Treatment::of(base)).map_err(fail)?;
+        let mut transforms = file.transforms;
+        transforms.sort_unstable();
+        if transforms.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(fail("transforms: the same one is given twice".to_owned()));
+        }
         let mut rules = Vec::with_capacity(file.rule.len());
         for (index, rule) in file.rule.into_iter().enumerate() {
             let rule = rule.compile().map_err(|problem| fail(format!("rule {}: {problem}", index + 1)))?;
             rule.change.apply(&base).map_err(|problem| fail(format!("rule {}: {problem}", index + 1)))?;
             rules.push(rule);
         }
-        Ok(Self { name: shown.to_owned(), base, rules })
+        Ok(Self { name: shown.to_owned(), base, transforms, rules })
     }
 
     /// What `linear` gets.
@@ -174,6 +187,12 @@ impl Recipe {
     pub fn idle_rule(&self, linears: &[&Linear]) -> Option<usize> {
         let idle = |rule: &Rule| !linears.iter().any(|linear| rule.matches(linear));
         self.rules.iter().position(idle).map(|index| index + 1)
+    }
+
+    /// How the weights are changed before they are rounded, each once, in the order in which they are applied.
+    #[must_use]
+    pub fn transforms(&self) -> &[Transform] {
+        &self.transforms
     }
 
     /// What a linear gets that no rule matches.
@@ -333,6 +352,8 @@ mod tests {
             ("[[rule]]\nlayers = '3-1'\nbits = 4", "behind"),
             ("[settings]\ndampening = 0.1", "dampening"),
             ("group_size = 'row'", "row"),
+            ("transforms = ['rotate']", "rotate-residual"),
+            ("transforms = ['rotate-values', 'rotate-values']", "twice"),
         ] {
             let message = Recipe::parse("file.toml", text).unwrap_err().to_string();
             assert!(message.contains("file.toml") && message.contains(word), "{text}: {message}");

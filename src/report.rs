@@ -1,5 +1,6 @@
 //! What a run found, as plain data. Field names are the JSON that other tools read; every number carries its unit in its name.
 
+use calibration::transforms::Transform;
 use quantizer::Shares;
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ pub struct Report {
     pub format: String,
     /// Built-in name or path of the recipe.
     pub recipe: String,
+    /// Changes of the weights that leave the function as it is, made before anything was rounded.
+    pub transforms: Vec<Transform>,
     /// Calibration text that was used; none for a recipe that needs no data.
     pub calibration: Option<TextSummary>,
     /// Size of the output.

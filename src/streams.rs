@@ -1,14 +1,13 @@
 //! The hidden states of all calibration windows: of the model as it is being quantized and, where errors are propagated, of the original.
 
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::LayerWeights;
-use model::Layer;
+use calibration::weights::{LayerWeights, WeightSource};
+use model::{Layer, Model};
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::stored::StoredModel;
 
 /// Where every window is.
 #[derive(Debug)]
@@ -34,12 +33,18 @@ pub(crate) type See<'s> = dyn FnMut(Seen<'_>) -> Result<(), Error> + 's;
 
 impl<'m> Streams<'m> {
     /// Embeds the windows.
-    pub(crate) fn start(source: &'m StoredModel, plan: &Plan, windows: &[Vec<u32>]) -> Result<Self, Error> {
+    pub(crate) fn start(
+        model: &'m Model,
+        source: &dyn WeightSource,
+        plan: &Plan,
+        windows: &[Vec<u32>],
+    ) -> Result<Self, Error> {
         let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
-        let embed = |tokens: &Vec<u32>| source.embedded(tokens).map(WindowState::new);
+        let embed =
+            |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
         let quantized = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         let original = plan.propagates_errors().then(|| quantized.clone());
-        Ok(Self { forward: Forward::new(&source.model, tokens), quantized, original })
+        Ok(Self { forward: Forward::new(model, tokens), quantized, original })
     }
 
     /// How many there are.

@@ -15,6 +15,7 @@ mod reader;
 
 use std::path::Path;
 
+use kernels::random::SplitMix;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -333,20 +334,17 @@ fn check<'t>(
     }
 }
 
-/// Fisher-Yates with the SplitMix64 generator (Steele et al. 2014), so that a seed means the same everywhere.
+/// Fisher-Yates.
 fn shuffle<T>(items: &mut [T], seed: u64) {
-    let mut state = seed;
+    let mut random = SplitMix::new(seed);
     for last in (1..items.len()).rev() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        let other = (u128::from(mixed) * (last as u128 + 1)) >> 64;
-        items.swap(last, other as usize);
+        items.swap(last, random.below(last + 1));
     }
 }
 
-fn fingerprint(windows: &[Vec<u32>]) -> String {
+/// SHA-256 over the lengths and tokens of windows.
+#[must_use]
+pub fn fingerprint(windows: &[Vec<u32>]) -> String {
     let mut hash = Sha256::new();
     for window in windows {
         hash.update((window.len() as u64).to_le_bytes());

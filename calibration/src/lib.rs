@@ -1,7 +1,8 @@
 //! What flows through the model: text, windows of tokens, hidden states, and how good the model is at predicting text.
 //!
 //! [`corpus`] turns text into windows with [`tokenizer`]; [`forward`] runs a described decoder layer in stages, and [`backward`] takes
-//! gradients back through it; [`evaluation`] measures perplexity and divergence layer by layer. Weights come from a
+//! gradients back through it; [`generation`] lets a model write text; [`transforms`] change weights and not what they compute;
+//! [`evaluation`] measures perplexity and divergence layer by layer. Weights come from a
 //! [`weights::WeightSource`]; this crate knows no file format.
 
 #![warn(clippy::unwrap_used)]
@@ -12,7 +13,9 @@ pub mod corpus;
 mod error;
 pub mod evaluation;
 pub mod forward;
+pub mod generation;
 pub mod tokenizer;
+pub mod transforms;
 pub mod weights;
 
 pub use error::CalibrationError;

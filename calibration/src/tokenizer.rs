@@ -91,6 +91,18 @@ impl TextTokenizer {
         }
     }
 
+    /// Tokens below `vocabulary` that stand for text: all but the special ones.
+    #[must_use]
+    pub fn ordinary_tokens(&self, vocabulary: usize) -> Vec<u32> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+        let mut tokens: Vec<u32> = self.tokenizer.get_vocab(true).into_values().collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens.retain(|id| (*id as usize) < vocabulary && !special(id));
+        tokens
+    }
+
     /// What the tokenizer calls a token.
     pub(crate) fn name_of(&self, token: u32) -> Option<String> {
         self.tokenizer.id_to_token(token)

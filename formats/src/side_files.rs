@@ -84,9 +84,9 @@ fn side_files(source: &Path) -> Result<Vec<(String, PathBuf)>, FormatsError> {
 }
 
 /// config.json of the output: the original's keys in their order, `dtype` (and `torch_dtype` where the original has it) set to `dtype`,
-/// and `quantization_config`.
+/// `tie_word_embeddings` to false where the head was given a tensor of its own (`untied`), and `quantization_config`.
 #[must_use]
-pub fn quantized_config(original: &Value, dtype: &str, quantization: Value) -> Value {
+pub fn quantized_config(original: &Value, dtype: &str, untied: bool, quantization: Value) -> Value {
     let mut config = original.clone();
     if let Some(object) = config.as_object_mut() {
         let old = object.contains_key("torch_dtype");
@@ -95,6 +95,9 @@ pub fn quantized_config(original: &Value, dtype: &str, quantization: Value) -> V
         }
         if !old || object.contains_key("dtype") {
             object.insert("dtype".to_owned(), dtype.into());
+        }
+        if untied {
+            object.insert("tie_word_embeddings".to_owned(), false.into());
         }
         object.insert("quantization_config".to_owned(), quantization);
     }

@@ -83,6 +83,7 @@ fn write(folder: &Path, format: &dyn TargetFormat, plan: &[PlannedLinear], tenso
     let config = side_files::quantized_config(
         &json!({"model_type": "llama", "torch_dtype": "float16"}),
         "bfloat16",
+        false,
         format.config(plan),
     );
     side_files::write_json(&folder.join("config.json"), &config).unwrap();

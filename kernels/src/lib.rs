@@ -10,6 +10,8 @@ pub mod packed;
 pub mod panel;
 pub mod parts;
 pub mod product;
+pub mod random;
+pub mod rotation;
 #[cfg(test)]
 mod sample;
 

@@ -41,6 +41,12 @@ pub fn report(report: &Report) -> String {
     } else {
         line(&mut out, format_args!("recipe {}, which needs no calibration text", report.recipe));
     }
+    if !report.transforms.is_empty() {
+        let names =
+            calibration::transforms::ALL.iter().filter(|(known, ..)| report.transforms.contains(known));
+        let names: Vec<&str> = names.map(|&(_, name, _)| name).collect();
+        line(&mut out, format_args!("transformed first, its function unchanged: {}", names.join(", ")));
+    }
     line(&mut out, format_args!("{}", verification(&report.verification)));
     if let Some(evaluation) = &report.evaluation {
         out.push('\n');

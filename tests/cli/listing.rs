@@ -8,6 +8,7 @@ fn each_list_has_one_line_for_each_item() {
         ("architectures", vec!["llama", "mistral", "qwen2", "qwen3"]),
         ("formats", vec!["gptq", "compressed-tensors"]),
         ("solvers", vec!["rtn", "gptq"]),
+        ("transforms", vec!["rotate-residual", "rotate-values", "equalize-inputs", "equalize-outputs"]),
     ] {
         let listing = succeed(&["list", what]);
         for item in items {

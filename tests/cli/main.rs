@@ -3,6 +3,8 @@
 mod bad_input;
 mod listing;
 mod measuring;
+mod own_text;
 mod proof;
 mod quantizing;
 mod run;
+mod transforms;

@@ -67,8 +67,8 @@ pub(crate) fn causal(
     out
 }
 
-/// Answers the queries at positions from `first` on.
-fn attend_tile(
+/// Answers the queries at positions from `first` on; keys and values behind the last of these positions are not looked at.
+pub(crate) fn attend_tile(
     heads: &Heads,
     first: usize,
     queries: ArrayView2<'_, f32>,

@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod elementwise;
+mod incremental;
 pub(crate) mod rotary;
 
 use model::graph::StageInput;
@@ -15,6 +16,7 @@ use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix2};
 
 use crate::weights::{LayerWeights, LinearOperator};
 use attention::Heads;
+pub use incremental::LayerCache;
 use rotary::Rotary;
 
 /// Where one window is in the model: the residual stream, and what waits between two stages.
@@ -155,13 +157,19 @@ impl<'m> Forward<'m> {
     /// What attention does to queries `[tokens, heads * head_dim]` and keys `[tokens, key_value_heads * head_dim]` before they meet: the
     /// norms over heads, where there are any, and the rotation.
     pub(crate) fn place(&self, weights: &LayerWeights, query: &mut Array2<f32>, key: &mut Array2<f32>) {
-        let numbers = &self.model.hyperparameters;
+        self.norm_heads(weights, query, key);
+        let head_dim = self.model.hyperparameters.head_dim;
+        self.rotary.rotate(query, head_dim);
+        self.rotary.rotate(key, head_dim);
+    }
+
+    /// The norms over heads, where there are any.
+    fn norm_heads(&self, weights: &LayerWeights, query: &mut Array2<f32>, key: &mut Array2<f32>) {
+        let eps = self.model.hyperparameters.norm_eps;
         if let Some((query_norm, key_norm)) = &weights.head_norms {
-            elementwise::rms_norm_heads(query, query_norm, numbers.norm_eps);
-            elementwise::rms_norm_heads(key, key_norm, numbers.norm_eps);
+            elementwise::rms_norm_heads(query, query_norm, eps);
+            elementwise::rms_norm_heads(key, key_norm, eps);
         }
-        self.rotary.rotate(query, numbers.head_dim);
-        self.rotary.rotate(key, numbers.head_dim);
     }
 
     fn attend(&self, layer: &Layer, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Array2<f32> {

@@ -45,20 +45,32 @@ impl Rotary {
     /// Turns every head of `x` `[tokens, heads * head_dim]` in place; row `t` is at position `t` of a sequence of as many tokens as `x`
     /// has rows.
     pub(crate) fn rotate(&self, x: &mut Array2<f32>, head_dim: usize) {
-        self.turn(x, head_dim, 1.0);
+        self.turn(x, head_dim, 1.0, &self.table(x.nrows()), |row| row);
+    }
+
+    /// Turns every head of every row of `x` to `position` of a sequence of the longest length.
+    pub(crate) fn rotate_to(&self, position: usize, x: &mut Array2<f32>, head_dim: usize) {
+        self.turn(x, head_dim, 1.0, &self.table(self.longest), |_| position);
     }
 
     /// The transpose of [`Rotary::rotate`], with which gradients go back: the same angles the other way. It is not the inverse where a
     /// stretch scales cosine and sine.
     pub(crate) fn rotate_back(&self, gradient: &mut Array2<f32>, head_dim: usize) {
-        self.turn(gradient, head_dim, -1.0);
+        self.turn(gradient, head_dim, -1.0, &self.table(gradient.nrows()), |row| row);
     }
 
-    /// `direction` is 1 or -1.
-    fn turn(&self, x: &mut Array2<f32>, head_dim: usize, direction: f32) {
-        let table = self.table(x.nrows());
+    /// `direction` is 1 or -1; `position_of` says where a row of `x` is.
+    fn turn(
+        &self,
+        x: &mut Array2<f32>,
+        head_dim: usize,
+        direction: f32,
+        table: &Table,
+        position_of: impl Fn(usize) -> usize,
+    ) {
         let pairs = table.cosine.ncols();
-        for (position, mut row) in x.rows_mut().into_iter().enumerate() {
+        for (row_index, mut row) in x.rows_mut().into_iter().enumerate() {
+            let position = position_of(row_index);
             let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
             let cosine = table.cosine.row(position).to_slice().expect("so are a table's");
             let sine = table.sine.row(position).to_slice().expect("so are a table's");

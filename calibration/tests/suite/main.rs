@@ -4,4 +4,6 @@ mod backward;
 mod corpus;
 mod evaluation;
 mod forward;
+mod generation;
 mod tiny;
+mod transforms;

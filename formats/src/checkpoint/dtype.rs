@@ -172,6 +172,30 @@ impl Dtype {
         }
         Some(encoded)
     }
+
+    /// [`Dtype::encode`] of numbers in double precision, each rounded once.
+    #[must_use]
+    pub fn encode_doubles(self, values: &[f64]) -> Option<Vec<u8>> {
+        let singles: Vec<f32> = match self {
+            Self::F32 => values.iter().map(|&value| value as f32).collect(),
+            _ => values.iter().map(|&value| to_odd(value)).collect(),
+        };
+        self.encode(&singles)
+    }
+}
+
+/// The neighbour in single precision whose last bit is set, unless the number is one itself: rounding that to a type of at least two bits less
+/// gives what rounding the number gives (Boldo and Melquiond 2008, IEEE Trans. Comput. 57).
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    let bits = nearest.to_bits();
+    if !nearest.is_finite() || f64::from(nearest) == value || bits & 1 == 1 {
+        nearest
+    } else if f64::from(nearest).abs() < value.abs() {
+        f32::from_bits(bits + 1)
+    } else {
+        f32::from_bits(bits - 1)
+    }
 }
 
 const ORDER: [&str; 19] = [
@@ -202,6 +226,27 @@ const HALVES: usize = 2048;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn doubles_are_rounded_once() {
+        // Just above the middle of two bfloat16 numbers, by less than single precision holds: twice rounded, it would be the lower one.
+        let above = 1.0 + f64::powi(2.0, -8) + f64::powi(2.0, -40);
+        let next = 1.0 + f64::powi(2.0, -7);
+        for (value, expected) in [(above, next), (-above, -next), (1.0 + f64::powi(2.0, -8), 1.0), (0.0, 0.0)]
+        {
+            let bytes = Dtype::Bf16.encode_doubles(&[value]).unwrap();
+            assert_eq!(f64::from(Dtype::Bf16.decode(&bytes).unwrap()[0]), expected, "{value}");
+        }
+        let middle = 1.0 + f64::powi(2.0, -11);
+        for (value, expected) in
+            [(middle + 1e-12, 1.0 + f64::powi(2.0, -10)), (middle - 1e-12, 1.0), (middle, 1.0)]
+        {
+            let bytes = Dtype::F16.encode_doubles(&[value]).unwrap();
+            assert_eq!(f64::from(Dtype::F16.decode(&bytes).unwrap()[0]), expected, "{value}");
+        }
+        assert_eq!(Dtype::F32.encode_doubles(&[0.1]), Dtype::F32.encode(&[0.1]));
+        assert_eq!(Dtype::I32.encode_doubles(&[0.1]), None);
+    }
 
     #[test]
     fn every_half_survives_widening_and_narrowing() {

@@ -1,0 +1,101 @@
+//! The forward pass one token at a time, for many sequences in step: the keys and values of earlier tokens are kept, not computed again.
+//!
+//! Every linear is applied to the newest token of all sequences at once, so that a step over many sequences is a product of matrices. The
+//! angles of rotary positions are those of a sequence of the length that the [`Forward`] was made for: where they depend on the length, what
+//! is computed here is what [`Forward::advance_layer`] computes for the whole sequence of that length.
+
+use model::Layer;
+use model::graph::StageInput;
+use model::linear::Role;
+use ndarray::{Array2, Array3, ArrayView2, Axis, s};
+use rayon::prelude::*;
+
+use super::attention::attend_tile;
+use super::{Forward, WindowState};
+use crate::weights::LayerWeights;
+
+/// Keys and values of one layer, for all sequences.
+#[derive(Clone, Debug)]
+pub struct LayerCache {
+    /// As attention meets them: normed and turned; `[sequences, tokens, key_value_heads * head_dim]`.
+    keys: Array3<f32>,
+    /// Shaped like the keys.
+    values: Array3<f32>,
+}
+
+impl Forward<'_> {
+    /// Room for the keys and values of `sequences` sequences of `tokens` tokens in one layer.
+    #[must_use]
+    pub fn layer_cache(&self, sequences: usize, tokens: usize) -> LayerCache {
+        let numbers = &self.model().hyperparameters;
+        let shape = (sequences, tokens, numbers.key_value_heads * numbers.head_dim);
+        LayerCache { keys: Array3::zeros(shape), values: Array3::zeros(shape) }
+    }
+
+    /// Bytes of the caches of all layers for one sequence of `tokens` tokens.
+    #[must_use]
+    pub fn cache_bytes(&self, tokens: usize) -> usize {
+        let numbers = &self.model().hyperparameters;
+        2 * 4 * numbers.layers * tokens * numbers.key_value_heads * numbers.head_dim
+    }
+
+    /// One layer for the token at `position` of every sequence: `state` holds one row for each, and `cache` all earlier positions, to which
+    /// this one is added.
+    ///
+    /// # Panics
+    /// When the position is behind the end of the cache or of the sequences that this pass is for.
+    pub fn advance_layer_token(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        position: usize,
+        state: &mut WindowState,
+        cache: &mut LayerCache,
+    ) {
+        for (place, stage) in layer.stages.iter().enumerate() {
+            if stage.input == StageInput::AttentionInput {
+                let input = self.normed(state, &weights.attention_norm);
+                state.waiting = Some(self.attend_token(layer, weights, position, input.view(), cache));
+            } else {
+                self.advance(layer, place, weights, state);
+            }
+        }
+    }
+
+    fn attend_token(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        position: usize,
+        input: ArrayView2<'_, f32>,
+        cache: &mut LayerCache,
+    ) -> Array2<f32> {
+        let heads = self.heads(layer);
+        let mut query = weights.linear(Role::Query).apply(input);
+        let mut key = weights.linear(Role::Key).apply(input);
+        let value = weights.linear(Role::Value).apply(input);
+        self.norm_heads(weights, &mut query, &mut key);
+        for rows in [&mut query, &mut key] {
+            self.rotary().rotate_to(position, rows, heads.dim);
+        }
+        cache.keys.slice_mut(s![.., position, ..]).assign(&key);
+        cache.values.slice_mut(s![.., position, ..]).assign(&value);
+        let mut out = Array2::zeros(query.dim());
+        let sequences = out.axis_iter_mut(Axis(0)).into_par_iter().enumerate();
+        sequences.for_each(|(sequence, mut out)| {
+            for head in 0..heads.count {
+                let shared = head * heads.key_value_count / heads.count;
+                let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
+                attend_tile(
+                    &heads,
+                    position,
+                    query.slice(s![sequence..=sequence, columns(head)]),
+                    cache.keys.slice(s![sequence, .., columns(shared)]),
+                    cache.values.slice(s![sequence, .., columns(shared)]),
+                    out.slice_mut(s![columns(head)]).insert_axis(Axis(0)),
+                );
+            }
+        });
+        out
+    }
+}

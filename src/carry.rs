@@ -1,0 +1,140 @@
+//! Tensors that are not quantized: copied as they are, or written as transforms leave them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use calibration::transforms::Transformed;
+use formats::Dtype;
+use formats::container::{SafetensorsWriter, TensorData, TensorSpec};
+
+use crate::error::Error;
+use crate::record::bytes_digest;
+use crate::stored::StoredModel;
+
+/// Rows of the embedding or the head that are in memory at a time in double precision.
+const ROWS: usize = 4096;
+
+/// Puts every tensor of `carried` into the writer; returns the digest of each as written.
+pub(crate) fn carry_over(
+    source: &StoredModel,
+    transformed: Option<&Transformed<'_>>,
+    carried: &[TensorSpec],
+    writer: &mut SafetensorsWriter,
+) -> Result<BTreeMap<String, String>, Error> {
+    let mut carrier = Carrier { source, writer, digests: BTreeMap::new() };
+    let model = transformed.map_or(&source.model, Transformed::model);
+    let expected: BTreeSet<String> = model.expected_tensors().map(|tensor| tensor.name).collect();
+    for spec in carried {
+        if transformed.is_none() || !expected.contains(&spec.name) {
+            carrier.copy(spec, expected.contains(&spec.name))?;
+        }
+    }
+    if let Some(transformed) = transformed {
+        carrier.outer(transformed, carried)?;
+        for layer in &model.layers {
+            let tensors = transformed.dense_layer(layer).map_err(Error::from_source)?.tensors(layer);
+            for spec in carried {
+                if let Some(values) = tensors.get(&spec.name) {
+                    carrier.put(spec, encode(source, spec, values)?)?;
+                }
+            }
+        }
+    }
+    Ok(carrier.digests)
+}
+
+struct Carrier<'w> {
+    source: &'w StoredModel,
+    writer: &'w mut SafetensorsWriter,
+    digests: BTreeMap<String, String>,
+}
+
+impl Carrier<'_> {
+    fn put(&mut self, spec: &TensorSpec, bytes: Vec<u8>) -> Result<(), Error> {
+        self.digests.insert(spec.name.clone(), bytes_digest(&bytes));
+        Ok(self.writer.put(&TensorData { name: spec.name.clone(), bytes })?)
+    }
+
+    /// Bytes as they are, or narrowed where the output has a narrower type; numbers that the model computes with must be finite.
+    fn copy(&mut self, spec: &TensorSpec, known: bool) -> Result<(), Error> {
+        let dtype = self.source.checkpoint.info(&spec.name)?.dtype;
+        let mut bytes = self.source.checkpoint.read(&spec.name)?;
+        if let Some(values) = dtype.decode(&bytes) {
+            if known && let Some(place) = values.iter().position(|value| !value.is_finite()) {
+                let problem = format!("holds {} at element {place}", values[place]);
+                return Err(tensor_error(self.source, spec, problem));
+            }
+            if spec.dtype != dtype {
+                bytes = spec.dtype.encode(&values).unwrap_or(bytes);
+                demand_held(self.source, spec, &bytes, |place| f64::from(values[place]))?;
+            }
+        }
+        self.put(spec, bytes)
+    }
+
+    /// The embedding, the norm before the head and the head.
+    fn outer(&mut self, transformed: &Transformed<'_>, carried: &[TensorSpec]) -> Result<(), Error> {
+        let model = transformed.model();
+        let rows = model.hyperparameters.vocabulary;
+        let find = |name: &str| carried.iter().find(|spec| spec.name == name);
+        let slices = || (0..rows).step_by(ROWS).map(move |first| first..(first + ROWS).min(rows));
+        if let Some(spec) = find(&model.final_norm()) {
+            let norm = transformed.dense_final_norm().map_err(Error::from_source)?;
+            self.put(spec, encode(self.source, spec, &norm.to_vec())?)?;
+        }
+        if let Some(spec) = find(&model.embedding()) {
+            let mut bytes = Vec::new();
+            for slice in slices() {
+                let tokens: Vec<u32> = slice.map(|row| row as u32).collect();
+                let rows = transformed.dense_embedding(&tokens).map_err(Error::from_source)?;
+                bytes.extend(encode(self.source, spec, &rows.into_raw_vec_and_offset().0)?);
+            }
+            self.put(spec, bytes)?;
+        }
+        if !model.hyperparameters.tied_head
+            && let Some(spec) = find(&model.head())
+        {
+            let mut bytes = Vec::new();
+            for slice in slices() {
+                let rows = transformed.dense_head(slice).map_err(Error::from_source)?;
+                bytes.extend(encode(self.source, spec, &rows.into_raw_vec_and_offset().0)?);
+            }
+            self.put(spec, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Numbers in a tensor's type, each rounded once.
+fn encode(source: &StoredModel, spec: &TensorSpec, values: &[f64]) -> Result<Vec<u8>, Error> {
+    let bytes = spec.dtype.encode_doubles(values).ok_or_else(|| {
+        Error::Internal(format!("`{}` is computed, and {} holds no numbers", spec.name, spec.dtype.name()))
+    })?;
+    demand_held(source, spec, &bytes, |place| values[place])?;
+    Ok(bytes)
+}
+
+/// Fails where a number left the range of the type that it is written in.
+fn demand_held(
+    source: &StoredModel,
+    spec: &TensorSpec,
+    bytes: &[u8],
+    value: impl Fn(usize) -> f64,
+) -> Result<(), Error> {
+    let written = spec.dtype.decode(bytes).unwrap_or_default();
+    match written.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(place) => {
+            let dtype: Dtype = spec.dtype;
+            let problem =
+                format!("holds {} at element {place}, which {} cannot hold", value(place), dtype.name());
+            Err(tensor_error(source, spec, problem))
+        }
+    }
+}
+
+fn tensor_error(source: &StoredModel, spec: &TensorSpec, problem: String) -> Error {
+    // A head that was tied has no file of its own.
+    let path = source.checkpoint.info(&spec.name).map_or(PathBuf::from(&source.path), |i| i.file.to_owned());
+    formats::FormatsError::Tensor { path, tensor: spec.name.clone(), problem }.into()
+}
