@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
 use crate::error::Error;
-use crate::job::{Calibration, EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
+use crate::job::{Budget, Calibration, EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
 use crate::recipe::Recipe;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
 
@@ -70,6 +70,12 @@ pub struct QuantizeArgs {
     /// Bits of a code, 2 to 8 [default: 4, or the recipe's]
     #[arg(long)]
     bits: Option<u8>,
+    /// Choose widths for at most N bits a weight, everything counted
+    #[arg(long, value_name = "N", conflicts_with_all = ["bits", "target_size"], allow_hyphen_values = true)]
+    target_bits: Option<f64>,
+    /// Choose widths for at most so large files of weights, such as 2GB
+    #[arg(long, value_name = "SIZE", conflicts_with = "bits", value_parser = parse_size)]
+    target_size: Option<u64>,
     /// Input columns that share a scale, 16 to 1024, or `channel`, or `tensor` [default: 128, or the recipe's]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     group_size: Option<String>,
@@ -89,6 +95,12 @@ pub struct QuantizeArgs {
     /// `self`: the model writes it (a file of that name is `./self`)
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
+    /// Solve by llama.cpp's importance matrix instead of calibration text
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "samples", "context", "target_bits", "target_size", "export_imatrix"])]
+    imatrix: Option<PathBuf>,
+    /// Write the original's importance matrix to this file (GGUF)
+    #[arg(long, value_name = "FILE")]
+    export_imatrix: Option<PathBuf>,
     /// Windows of calibration text
     #[arg(long, value_name = "N", default_value_t = 128)]
     samples: usize,
@@ -97,6 +109,9 @@ pub struct QuantizeArgs {
     context: usize,
     #[command(flatten)]
     evaluation: EvaluationArgs,
+    /// Write OUT/adapter too: the best correction of this rank, for PEFT
+    #[arg(long, value_name = "RANK")]
+    adapter_rank: Option<usize>,
     /// Leave linears whose name matches in 16 bit; may be given several times
     #[arg(long, value_name = "REGEX")]
     exclude: Vec<String>,
@@ -152,9 +167,13 @@ pub struct EvaluateArgs {
     /// The model to compare with, usually the original
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
+    /// Measure with this LoRA adapter on top as well, such as OUT/adapter
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
-    /// Write the model's logits, f32 [windows, tokens, vocabulary], and the windows' lengths to this safetensors file
+    /// Write the model's logits (with the adapter, if one is given), f32 [windows, tokens, vocabulary], and the windows' lengths to this
+    /// safetensors file
     #[arg(long, value_name = "FILE")]
     export_logits: Option<PathBuf>,
     #[command(flatten)]
@@ -193,6 +212,13 @@ impl QuantizeArgs {
             granularity: self.group_size.as_deref().map(parse_granularity).transpose()?,
             symmetry,
         };
+        let budget = match (self.target_bits, self.target_size) {
+            (Some(bits), _) if !(bits.is_finite() && bits > 0.0) => {
+                return Err(argument("--target-bits", &format!("expected a number above 0, found {bits}")));
+            }
+            (Some(bits), _) => Some(Budget::MeanBits(bits)),
+            (None, bytes) => bytes.map(Budget::Bytes),
+        };
         let exclude = self
             .exclude
             .iter()
@@ -203,6 +229,10 @@ impl QuantizeArgs {
             model: self.model,
             output: self.output,
             format: self.to,
+            budget,
+            adapter_rank: self.adapter_rank,
+            imatrix: self.imatrix,
+            export_imatrix: self.export_imatrix,
             calibration: match self.calibration {
                 None => Calibration::Text(Text::BuiltInCalibration),
                 Some(own) if own.as_os_str() == "self" => Calibration::Own,
@@ -240,6 +270,7 @@ impl EvaluateArgs {
         Ok(EvaluateJob {
             model: self.model,
             reference: self.reference,
+            adapter: self.adapter,
             text,
             windows,
             export_logits: self.export_logits,

@@ -97,6 +97,14 @@ pub enum Error {
         /// Why.
         source: quantizer::solver::SolveError,
     },
+    /// No adapter can be made.
+    #[error("the adapter of `{linear}`: {source}")]
+    Adapter {
+        /// Module path.
+        linear: String,
+        /// Why.
+        source: quantizer::adapter::AdapterError,
+    },
     /// No runtime could load what the job would write.
     #[error("no runtime could load the output: {reasons}")]
     NoRuntime {

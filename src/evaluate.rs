@@ -3,8 +3,10 @@
 use std::ops::ControlFlow;
 
 use calibration::CalibrationError;
-use calibration::evaluation::{self, Estimate, Score};
+use calibration::evaluation::{self, Estimate, Evaluation, Score};
+use calibration::weights::WeightSource;
 
+use crate::adapted::AdaptedModel;
 use crate::corpora;
 use crate::error::Error;
 use crate::export::ExportFile;
@@ -25,10 +27,14 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     let model = StoredModel::open(&job.model)?;
     let reference = job.reference.as_deref().map(StoredModel::open).transpose()?;
     let text = corpora::read(&job.text, job.windows, &model.model, model.tokenizer()?.as_ref())?;
+    let adapted =
+        job.adapter.as_deref().map(|directory| AdaptedModel::open(&model, directory)).transpose()?;
     if let Some(file) = logits {
-        export_logits(&model, &text.windows.tokens, file)?;
+        let source: &dyn WeightSource = adapted.as_ref().map_or(&model, |adapted| adapted);
+        export_logits(&model, source, &text.windows.tokens, file)?;
     }
-    let evaluation = measure(&model, reference.as_ref(), &text.windows.tokens, text.summary, progress)?;
+    let models = Models { measured: &model, adapted: adapted.as_ref(), reference: reference.as_ref() };
+    let evaluation = measure(models, &text.windows.tokens, text.summary, progress)?;
     Ok(EvaluateReport {
         version: env!("CARGO_PKG_VERSION"),
         model: model.summary()?,
@@ -38,41 +44,49 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     })
 }
 
-/// Scores `measured`, and its divergence from `reference`, on the windows of `text`.
+/// What is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Models<'m> {
+    pub(crate) measured: &'m StoredModel,
+    /// The same with an adapter.
+    pub(crate) adapted: Option<&'m AdaptedModel<'m>>,
+    /// What divergences are from.
+    pub(crate) reference: Option<&'m StoredModel>,
+}
+
+/// Scores the measured model, without its adapter and with it, and its divergence from the reference, on the windows of `text`.
 pub(crate) fn measure(
-    measured: &StoredModel,
-    reference: Option<&StoredModel>,
+    models: Models<'_>,
     windows: &[Vec<u32>],
     text: TextSummary,
     progress: &dyn Progress,
 ) -> Result<EvaluationReport, Error> {
+    let Models { measured, adapted, reference } = models;
     if let Some(reference) = reference {
         demand_same_shape(measured, reference)?;
     }
-    let streams = 1 + usize::from(reference.is_some());
+    let streams = (1 + usize::from(reference.is_some())) * (1 + usize::from(adapted.is_some()));
     progress.phase("measuring", streams * measured.model.layers.len());
-    let source = reference.map(|reference| reference as &dyn calibration::weights::WeightSource);
+    let source = reference.map(|reference| reference as &dyn WeightSource);
     let mut step = || {
         progress.step("");
         if progress.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let found = match evaluation::evaluate(&measured.model, measured, source, windows, &mut step) {
-        Err(CalibrationError::Interrupted) => return Err(Error::Interrupted),
-        found => found?,
+    let mut run = |model: &dyn WeightSource| match evaluation::evaluate(
+        &measured.model,
+        model,
+        source,
+        windows,
+        &mut step,
+    ) {
+        Err(CalibrationError::Interrupted) => Err(Error::Interrupted),
+        found => Ok(found?),
     };
+    let found = run(measured)?;
+    let adapted = adapted.map(|adapted| run(adapted)).transpose()?;
     progress.finish();
 
     let is_original = measured.format.is_none() && reference.is_none();
-    let divergence = found.divergence;
-    let quantized = QuantizedQuality {
-        perplexity: found.measured.perplexity.value,
-        perplexity_stderr: found.measured.perplexity.stderr,
-        kl_mean: divergence.map(|d| d.mean.value),
-        kl_stderr: divergence.map(|d| d.mean.stderr),
-        kl_p99: divergence.map(|d| d.p99.value),
-        kl_p99_stderr: divergence.map(|d| d.p99.stderr),
-        top1_agreement: divergence.map(|d| d.top1_agreement),
-    };
     let original = if is_original { Some(&found.measured) } else { found.reference.as_ref() };
     Ok(EvaluationReport {
         text: text.text,
@@ -82,9 +96,23 @@ pub(crate) fn measure(
         requested: text.requested,
         fingerprint: text.fingerprint,
         original: original.map(perplexity),
-        quantized: (!is_original).then_some(quantized),
+        quantized: (!is_original).then(|| quality(&found)),
+        adapted: adapted.as_ref().map(quality),
         window_nll: found.measured.window_nll,
     })
+}
+
+fn quality(found: &Evaluation) -> QuantizedQuality {
+    let divergence = found.divergence;
+    QuantizedQuality {
+        perplexity: found.measured.perplexity.value,
+        perplexity_stderr: found.measured.perplexity.stderr,
+        kl_mean: divergence.map(|d| d.mean.value),
+        kl_stderr: divergence.map(|d| d.mean.stderr),
+        kl_p99: divergence.map(|d| d.p99.value),
+        kl_p99_stderr: divergence.map(|d| d.p99.stderr),
+        top1_agreement: divergence.map(|d| d.top1_agreement),
+    }
 }
 
 fn perplexity(score: &Score) -> Perplexity {
@@ -120,7 +148,12 @@ fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<
 
 /// Writes the f32 tensor `logits` `[windows, tokens, vocabulary]`, window by window, and the i64 tensor `lengths` `[windows]`; rows behind
 /// the end of a window that is shorter than the longest are zero.
-fn export_logits(model: &StoredModel, windows: &[Vec<u32>], mut file: ExportFile) -> Result<(), Error> {
+fn export_logits(
+    model: &StoredModel,
+    source: &dyn WeightSource,
+    windows: &[Vec<u32>],
+    mut file: ExportFile,
+) -> Result<(), Error> {
     let context = windows.iter().map(Vec::len).max().unwrap_or(0);
     let vocabulary = model.model.hyperparameters.vocabulary;
     let (count, window) = (windows.len(), 4 * context * vocabulary);
@@ -134,7 +167,7 @@ fn export_logits(model: &StoredModel, windows: &[Vec<u32>], mut file: ExportFile
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
     let mut written = Ok(());
-    calibration::evaluation::visit_logits(&model.model, model, windows, &mut |logits| {
+    calibration::evaluation::visit_logits(&model.model, source, windows, &mut |logits| {
         if written.is_ok() {
             let mut bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
             bytes.resize(window, 0);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use quantizer::scheme::{BitWidth, Granularity, Symmetry};
 use regex::Regex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::recipe::Recipe;
 
@@ -19,8 +19,16 @@ pub struct QuantizeJob {
     pub format: String,
     /// Which scheme and solver each linear gets.
     pub recipe: Recipe,
+    /// How large the output may be; then each stage's width is chosen for it, and not the recipe's.
+    pub budget: Option<Budget>,
+    /// Rank of the adapter that is written beside; none: no adapter.
+    pub adapter_rank: Option<usize>,
     /// Linears whose name matches stay in 16 bit.
     pub exclude: Vec<Regex>,
+    /// llama.cpp's importance matrix, used as diagonal Hessians; then no calibration text is read.
+    pub imatrix: Option<PathBuf>,
+    /// Where an importance matrix of the original goes, if anywhere.
+    pub export_imatrix: Option<PathBuf>,
     /// What the Hessians are gathered on.
     pub calibration: Calibration,
     /// How much of it.
@@ -35,6 +43,16 @@ pub struct QuantizeJob {
     pub force: bool,
 }
 
+/// A bound on the size of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// Bits of all tensors, scales included, divided by the weights of the original, embedding and head included.
+    MeanBits(f64),
+    /// All files of weights, bytes.
+    Bytes(u64),
+}
+
 /// One model to measure.
 #[derive(Clone, Debug)]
 pub struct EvaluateJob {
@@ -42,6 +60,8 @@ pub struct EvaluateJob {
     pub model: PathBuf,
     /// The model that divergence is measured against.
     pub reference: Option<PathBuf>,
+    /// Directory of a LoRA adapter that the model is measured with as well.
+    pub adapter: Option<PathBuf>,
     /// Text to measure on.
     pub text: Text,
     /// How much of it.

@@ -11,7 +11,11 @@
 //!     output: "demo/model-4bit".into(),
 //!     format: "gptq".to_owned(),
 //!     recipe: Recipe::load("default", &Overrides::default())?,
+//!     budget: None,
+//!     adapter_rank: None,
 //!     exclude: Vec::new(),
+//!     imatrix: None,
+//!     export_imatrix: None,
 //!     calibration: Calibration::Text(Text::BuiltInCalibration),
 //!     calibration_windows: windows,
 //!     evaluation: Some((Text::BuiltInEvaluation, windows)),
@@ -26,12 +30,15 @@
 
 #![warn(clippy::unwrap_used)]
 
+mod adapted;
+mod budget;
 mod carry;
 pub mod cli;
 mod corpora;
 pub mod error;
 mod evaluate;
 pub mod export;
+mod importance;
 pub mod inspect;
 pub mod job;
 pub mod listing;
@@ -45,6 +52,7 @@ pub mod record;
 pub mod render;
 pub mod report;
 pub mod resources;
+mod sensitivity;
 mod statistics;
 mod stored;
 mod streams;

@@ -4,15 +4,20 @@ use formats::container::SafetensorsWriter;
 use model::linear::Linear;
 use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
+use quantizer::adapter::best_adapter;
+use quantizer::loss::total_loss;
 use quantizer::prepared::Rung;
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
-use quantizer::solver::{Problem, Solution};
+use quantizer::solver::{Problem, Solution, Solver};
 
 use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
 
+use crate::adapted::AdapterWriter;
 use crate::error::Error;
+use crate::importance::{ImportanceGatherer, MeanSquares};
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
+use crate::recipe::Treatment;
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::statistics::StageStatistics;
@@ -29,26 +34,57 @@ pub(crate) struct Outcome {
     pub(crate) notes: Vec<String>,
 }
 
-/// Quantizes every layer of `model`, whose weights `source` gives, and puts its packed tensors into `writer`.
+/// What solvers know inputs by.
+#[derive(Clone, Copy)]
+pub(crate) enum Inputs<'i> {
+    /// Calibration text.
+    Windows(&'i [Vec<u32>]),
+    /// Somebody else's calibration.
+    MeanSquares(&'i MeanSquares),
+}
+
+/// Where everything goes.
+pub(crate) struct Outputs<'o> {
+    pub(crate) writer: &'o mut SafetensorsWriter,
+    pub(crate) adapters: Option<&'o mut AdapterWriter>,
+    pub(crate) importance: Option<&'o mut ImportanceGatherer>,
+}
+
+/// Quantizes every layer of `model`, whose weights `source` gives, and puts its packed tensors into the writer.
 pub(crate) fn quantize_layers(
     model: &Model,
     source: &dyn WeightSource,
     plan: &Plan,
-    windows: &[Vec<u32>],
-    writer: &mut SafetensorsWriter,
+    inputs: Inputs<'_>,
+    outputs: Outputs<'_>,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
+    let Outputs { writer, mut adapters, mut importance } = outputs;
     let mut outcome = Outcome::default();
-    let mut streams = Streams::start(model, source, plan, windows)?;
+    let mut streams = match inputs {
+        Inputs::Windows(windows) => Some(Streams::start(model, source, plan, windows, importance.is_some())?),
+        Inputs::MeanSquares(_) => None,
+    };
     progress.phase("quantizing", model.layers.len());
     for layer in &model.layers {
         let mut weights = source.layer(layer).map_err(Error::from_source)?;
         for (place, stage) in layer.stages.iter().enumerate() {
             go_on(progress)?;
-            let seen = observe(plan, layer, place, &weights, &streams)?;
+            let seen = match (&streams, inputs) {
+                (Some(streams), _) => observe(plan, layer, place, &weights, streams)?,
+                (None, Inputs::MeanSquares(known)) => known.of_stage(plan, stage)?,
+                (None, Inputs::Windows(_)) => {
+                    return Err(Error::Internal("no stream was started".to_owned()));
+                }
+            };
             let last = layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len();
-            if !last {
-                streams.advance_original(layer, place, &weights)?;
+            if let Some(streams) = &mut streams {
+                if let Some(importance) = &mut importance {
+                    importance.gather(streams, layer, place, &weights);
+                }
+                if !last {
+                    streams.advance_original(layer, place, &weights)?;
+                }
             }
             for linear in &stage.linears {
                 let Some(scheme) = plan.scheme(linear) else { continue };
@@ -57,13 +93,17 @@ pub(crate) fn quantize_layers(
                 for tensor in plan.format.encode(linear, &solution.tensor) {
                     writer.put(&tensor)?;
                 }
-                outcome.add(plan, linear, &solution, progress);
+                let left = match &mut adapters {
+                    None => None,
+                    Some(adapters) => Some(recover(plan, linear, &solution, &weights, &seen, adapters)?),
+                };
+                outcome.add(plan, linear, &solution, left, progress);
                 if let Some(operator) = weights.linears.get_mut(&linear.id.role) {
                     operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
                 }
             }
             // Nothing is behind the last stage that its output would be seen by.
-            if !last {
+            if let Some(streams) = streams.as_mut().filter(|_| !last) {
                 streams.advance_quantized(layer, place, &weights)?;
             }
         }
@@ -98,16 +138,43 @@ fn solve(
     seen: &StageStatistics,
 ) -> Result<Solution, Error> {
     let treatment = plan.treatment(linear);
-    let solver = quantizer::solver::find(treatment.solver)
-        .ok_or_else(|| Error::Internal(format!("no solver is called {}", treatment.solver)))?;
     let hessian = seen.prepared(&treatment.settings);
     let problem = Problem { weight: dense(weights, linear)?, hessian, scheme };
-    solver
+    solver(treatment)?
         .solve(&problem, &treatment.settings)
         .map_err(|source| Error::Solve { linear: linear.name.clone(), source })
 }
 
-fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
+/// Writes the best correction of what the solution lacks; returns the relative loss that is left with it. Nothing else sees it: the output
+/// stands without the adapter.
+fn recover(
+    plan: &Plan,
+    linear: &Linear,
+    solution: &Solution,
+    weights: &LayerWeights,
+    seen: &StageStatistics,
+    adapters: &mut AdapterWriter,
+) -> Result<f64, Error> {
+    let hessian = seen.prepared(&plan.treatment(linear).settings);
+    let weight = dense(weights, linear)?;
+    let target = hessian.map_or_else(|| weight.to_owned(), |hessian| hessian.target(weight));
+    let errors = &target - &solution.tensor.dequantize();
+    let adapter = best_adapter(errors.view(), hessian, adapters.rank())
+        .map_err(|source| Error::Adapter { linear: linear.name.clone(), source })?;
+    let adapter = adapters.put(linear, &adapter)?;
+    let left = total_loss((errors - adapter.product()).view(), hessian);
+    let whole = total_loss(target.view(), hessian);
+    Ok(if whole > 0.0 { left / whole } else { 0.0 })
+}
+
+/// The solver of a treatment.
+pub(crate) fn solver(treatment: &Treatment) -> Result<&'static dyn Solver, Error> {
+    quantizer::solver::find(treatment.solver)
+        .ok_or_else(|| Error::Internal(format!("no solver is called {}", treatment.solver)))
+}
+
+/// The weight of a linear that is not packed, `[out_features, in_features]`.
+pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
     match &weights.linear(linear.id.role).weights {
         LinearWeights::Dense(weight) => Ok(weight.view()),
         LinearWeights::Packed(_) => {
@@ -117,7 +184,14 @@ fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w
 }
 
 impl Outcome {
-    fn add(&mut self, plan: &Plan, linear: &Linear, solution: &Solution, progress: &dyn Progress) {
+    fn add(
+        &mut self,
+        plan: &Plan,
+        linear: &Linear,
+        solution: &Solution,
+        adapted_relative_loss: Option<f64>,
+        progress: &dyn Progress,
+    ) {
         let treatment = plan.treatment(linear);
         let scheme = solution.tensor.scheme();
         let report = &solution.report;
@@ -150,6 +224,7 @@ impl Outcome {
             solver: treatment.solver.to_owned(),
             relative_loss: report.relative_loss,
             loss: report.loss,
+            adapted_relative_loss,
             damping: damping.map_or(0.0, |found| found.damping),
             made_up_for: damping.and_then(|found| found.made_up_for),
             rung: damping.map_or("no data", |found| name(found.rung)).to_owned(),

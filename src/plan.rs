@@ -7,7 +7,7 @@ use formats::container::TensorSpec;
 use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Dtype, side_files};
 use model::linear::{Linear, LinearId};
-use quantizer::scheme::Scheme;
+use quantizer::scheme::{BitWidth, Scheme};
 
 use crate::error::Error;
 use crate::job::QuantizeJob;
@@ -15,7 +15,11 @@ use crate::recipe::Treatment;
 use crate::report::{Kept, RuntimeRow};
 use crate::stored::StoredModel;
 
+/// Chosen widths of linears.
+pub(crate) type Widths = BTreeMap<LinearId, BitWidth>;
+
 /// The decisions of a job.
+#[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) format: &'static dyn TargetFormat,
     /// Every linear, in forward order.
@@ -72,6 +76,7 @@ impl Plan {
                 treatments.insert(linear.id, treatment);
             }
         }
+        demand_rank(job, &linears)?;
         if linears.iter().all(|planned| planned.scheme.is_none()) {
             return Err(Error::NotSuitable {
                 path: job.model.clone(),
@@ -116,6 +121,22 @@ impl Plan {
         })
     }
 
+    /// The same with other widths for some linears.
+    pub(crate) fn with_widths(mut self, widths: &Widths) -> Result<Self, Error> {
+        for planned in &mut self.linears {
+            let (Some(scheme), Some(&bits)) = (&mut planned.scheme, widths.get(&planned.linear.id)) else {
+                continue;
+            };
+            scheme.bits = bits;
+            if let Some(treatment) = self.treatments.get_mut(&planned.linear.id) {
+                treatment.bits = bits;
+            }
+        }
+        self.format.settle(&mut self.linears)?;
+        self.runtimes = runtimes(self.format, &self.linears)?;
+        Ok(self)
+    }
+
     /// The grid of a linear; none: it stays in 16 bit.
     pub(crate) fn scheme(&self, linear: &Linear) -> Option<Scheme> {
         self.linears.iter().find(|planned| planned.linear.id == linear.id).and_then(|planned| planned.scheme)
@@ -136,7 +157,7 @@ impl Plan {
         self.solves_with_data() || self.transforms.iter().any(|transform| transform.needs_data())
     }
 
-    fn solves_with_data(&self) -> bool {
+    pub(crate) fn solves_with_data(&self) -> bool {
         self.quantized().any(|(linear, _)| {
             quantizer::solver::find(self.treatment(linear).solver)
                 .is_some_and(quantizer::solver::Solver::needs_hessian)
@@ -153,6 +174,21 @@ impl Plan {
     pub(crate) fn tensors(&self) -> Vec<TensorSpec> {
         let packed = self.quantized().flat_map(|(linear, scheme)| self.format.layout(linear, scheme));
         self.carried.iter().cloned().chain(packed).collect()
+    }
+}
+
+/// An adapter's rank is at most the smaller side of every weight.
+fn demand_rank(job: &QuantizeJob, linears: &[PlannedLinear]) -> Result<(), Error> {
+    let Some(rank) = job.adapter_rank else { return Ok(()) };
+    let side = |linear: &Linear| linear.out_features.min(linear.in_features);
+    let quantized = linears.iter().filter(|planned| planned.scheme.is_some()).map(|planned| &planned.linear);
+    match quantized.min_by_key(|linear| side(linear)) {
+        Some(least) if rank == 0 || rank > side(least) => {
+            let problem =
+                format!("expected 1 to {}, the smaller side of `{}`, found {rank}", side(least), least.name);
+            Err(Error::Argument { flag: "--adapter-rank", problem })
+        }
+        _ => Ok(()),
     }
 }
 

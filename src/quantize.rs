@@ -4,17 +4,21 @@ use std::path::{Path, PathBuf};
 
 use calibration::transforms::Transformed;
 use calibration::weights::WeightSource;
+use formats::adapter::DIRECTORY;
 use formats::container::SafetensorsWriter;
 use formats::output::OutputDirectory;
 use formats::side_files;
 
+use crate::adapted::{AdaptedModel, AdapterWriter};
+use crate::budget::Options;
 use crate::carry::carry_over;
 use crate::corpora;
 use crate::error::Error;
-use crate::evaluate::measure;
+use crate::evaluate::{Models, measure};
+use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Calibration, QuantizeJob, Text};
 use crate::own_text;
-use crate::pipeline::{self, Outcome};
+use crate::pipeline::{self, Inputs, Outcome, Outputs};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::record::{Record, file_records};
@@ -37,10 +41,15 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let mut phases = Phases::start();
     OutputDirectory::check(&job.output, job.force)?;
     demand_apart(job)?;
+    let importance =
+        job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
     let source = StoredModel::open_original(&job.model)?;
-    let plan = Plan::make(&source, job)?;
+    let mut plan = Plan::make(&source, job)?;
+    demand_own_inputs(job)?;
+    let options = job.budget.map(|budget| Options::find(&source, &plan, job, budget)).transpose()?;
     let tokenizer = source.tokenizer()?;
     let mut notes = plan.notes.clone();
+    notes.extend(options.as_ref().and_then(|options| options.note.clone()));
     // Text is read first: an hour of work must not end at a misspelled file name.
     let evaluation = match &job.evaluation {
         None => None,
@@ -50,7 +59,16 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             Some(read)
         }
     };
-    let (windows, calibration) = if plan.needs_calibration() {
+    let known =
+        job.imatrix.as_deref().map(|path| MeanSquares::read(path, &plan, &source.model)).transpose()?;
+    let needs_text = known.is_none() && plan.needs_calibration() || options.is_some() || importance.is_some();
+    if let (Some(known), false) = (&known, plan.solves_with_data()) {
+        notes.push(format!(
+            "{} was not used: recipe {} weighs no inputs",
+            known.summary.path, job.recipe.name
+        ));
+    }
+    let (windows, calibration) = if needs_text {
         let (request, tokenizer) = (job.calibration_windows, tokenizer.as_ref());
         let read = match &job.calibration {
             Calibration::Text(text) => corpora::read(text, request, &source.model, tokenizer)?,
@@ -64,7 +82,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     } else {
         let recipe = &job.recipe.name;
         match &job.calibration {
-            Calibration::Text(Text::File(path)) => {
+            Calibration::Text(Text::File(path)) if known.is_none() => {
                 let path = path.display();
                 notes.push(format!("{path} was not read: recipe {recipe} needs no calibration text"));
             }
@@ -75,6 +93,12 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         }
         (Vec::new(), None)
     };
+    if known.is_some() && plan.propagates_errors() {
+        notes.push(
+            "an importance matrix has no correlations of inputs: no weight makes up for another's error, nor for earlier layers'"
+                .to_owned(),
+        );
+    }
     if windows.len() == 1 && plan.propagates_errors() {
         notes.push(
             "one calibration window leaves none to hold out: no error of earlier layers is made up for"
@@ -92,17 +116,33 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             notes.push(note);
         }
     }
-    let writes = plan.needs_calibration() && job.calibration == Calibration::Own;
+    let writes = needs_text && job.calibration == Calibration::Own;
     phases.end(if writes { "writing text" } else { "reading" });
+
+    let transformed = transformed::of(&source, &plan, &windows, progress)?;
+    let model = transformed.as_ref().map_or(&source.model, Transformed::model);
+    let weights: &dyn WeightSource = transformed.as_ref().map_or(&source, |transformed| transformed);
+    let allocation = match options {
+        None => None,
+        Some(options) => {
+            let (widths, allocation) = options.choose(model, weights, &plan, &windows, progress)?;
+            plan = plan.with_widths(&widths)?;
+            phases.end("weighing widths");
+            Some(allocation)
+        }
+    };
 
     let output = OutputDirectory::create(&job.output, job.force)?;
     let mut writer = SafetensorsWriter::create(output.path(), &plan.tensors(), job.max_shard_size)?;
-    let transformed = transformed::of(&source, &plan, &windows, progress)?;
     let tensors = carry_over(&source, transformed.as_ref(), &plan.carried, &mut writer)?;
-    let model = transformed.as_ref().map_or(&source.model, Transformed::model);
-    let weights: &dyn WeightSource = transformed.as_ref().map_or(&source, |transformed| transformed);
-    let outcome = pipeline::quantize_layers(model, weights, &plan, &windows, &mut writer, progress)?;
+    let adapters = job.adapter_rank.map(|rank| AdapterWriter::create(output.path(), &plan, rank));
+    let mut adapters = adapters.transpose()?;
+    let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
+    let inputs = known.as_ref().map_or(Inputs::Windows(&windows), Inputs::MeanSquares);
+    let outputs = Outputs { writer: &mut writer, adapters: adapters.as_mut(), importance: gathered.as_mut() };
+    let outcome = pipeline::quantize_layers(model, weights, &plan, inputs, outputs, progress)?;
     drop(windows);
+    let adapter = adapters.map(AdapterWriter::finish).transpose()?;
     let tensor_bytes = writer.tensor_bytes();
     writer.finish()?;
     write_side_files(&source, &plan, output.path())?;
@@ -111,6 +151,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let record = Record {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         format: plan.format.id().to_owned(),
+        budget: job.budget,
         linears: outcome.records.iter().cloned().collect(),
         tensors,
         files: file_records(output.path())?,
@@ -121,13 +162,19 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         return Err(Error::Verification(Box::new(verification)));
     }
     output.commit()?;
+    if let (Some(file), Some(gathered), Some(text)) = (importance, gathered, &calibration) {
+        file.write(gathered, text)?;
+    }
     phases.end("verifying");
 
     let written = StoredModel::open(&job.output)?;
     let evaluation = match evaluation {
         None => None,
         Some(read) => {
-            let found = measure(&written, Some(&source), &read.windows.tokens, read.summary, progress);
+            let adapted = adapter.map(|_| AdaptedModel::open(&written, &job.output.join(DIRECTORY)));
+            let adapted = adapted.transpose()?;
+            let models = Models { measured: &written, adapted: adapted.as_ref(), reference: Some(&source) };
+            let found = measure(models, &read.windows.tokens, read.summary, progress);
             Some(found.map_err(|error| match error {
                 Error::Interrupted => Error::InterruptedMeasuring { path: job.output.clone() },
                 error => error,
@@ -145,6 +192,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         transforms: plan.transforms.clone(),
         size: size(&source, &written, &plan, &outcome, tensor_bytes)?,
         calibration,
+        imatrix: known.map(|known| known.summary).filter(|_| plan.solves_with_data()),
+        allocation,
+        adapter,
         linears: outcome.rows,
         kept: plan.kept,
         unknown_tensors: plan.unknown_tensors,
@@ -155,6 +205,21 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         resources: watch.read(),
         phases: phases.done,
     })
+}
+
+/// Transformed weights have other inputs than an importance matrix of the original.
+fn demand_own_inputs(job: &QuantizeJob) -> Result<(), Error> {
+    let flags = [("--imatrix", &job.imatrix), ("--export-imatrix", &job.export_imatrix)];
+    match flags.into_iter().find(|(_, path)| path.is_some() && !job.recipe.transforms().is_empty()) {
+        None => Ok(()),
+        Some((flag, _)) => {
+            let problem = format!(
+                "recipe {} transforms the weights, whose inputs are then not those of the original's matrix",
+                job.recipe.name
+            );
+            Err(Error::Argument { flag, problem })
+        }
+    }
 }
 
 /// Putting the output in its place must not take the job's own files with it.
@@ -169,7 +234,7 @@ fn demand_apart(job: &QuantizeJob) -> Result<(), Error> {
         _ => None,
     });
     let output = resolved(&job.output);
-    match files.chain([&job.model]).find(|path| resolved(path).starts_with(&output)) {
+    match files.chain(&job.imatrix).chain([&job.model]).find(|path| resolved(path).starts_with(&output)) {
         None => Ok(()),
         Some(path) => Err(Error::NotSuitable {
             path: job.output.clone(),

@@ -182,6 +182,12 @@ impl Recipe {
         })
     }
 
+    /// Whether a rule says the width of `linear`, which a budget then leaves as it is.
+    #[must_use]
+    pub fn fixes_bits(&self, linear: &Linear) -> bool {
+        self.rules.iter().any(|rule| rule.matches(linear) && rule.change.bits.is_some())
+    }
+
     /// Number, from 1, of the first rule that matches none of `linears`.
     #[must_use]
     pub fn idle_rule(&self, linears: &[&Linear]) -> Option<usize> {
@@ -338,6 +344,7 @@ mod tests {
         let strong = recipe.treatment(&linear(5, Role::Down));
         assert_eq!((strong.bits.get(), strong.settings.damping), (8, 0.5));
         assert!(recipe.treatment(&linear(9, Role::Query)).keep && !strong.keep);
+        assert!(recipe.fixes_bits(&linear(0, Role::Down)) && !recipe.fixes_bits(&linear(9, Role::Query)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
+use crate::job::Budget;
 
 /// Name of the record in an output directory.
 pub const RECORD_FILE: &str = "quantc.json";
@@ -23,6 +24,9 @@ pub struct Record {
     pub version: String,
     /// Id of the format.
     pub format: String,
+    /// The bound on its size that widths were chosen for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// Quantized linears by module path.
     pub linears: BTreeMap<String, LinearRecord>,
     /// SHA-256 of the bytes of every other tensor.

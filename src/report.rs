@@ -4,7 +4,7 @@ use calibration::transforms::Transform;
 use quantizer::Shares;
 use serde::Serialize;
 
-use crate::job::WindowRequest;
+use crate::job::{Budget, WindowRequest};
 use crate::resources::Resources;
 use crate::verify::Verification;
 
@@ -25,8 +25,14 @@ pub struct Report {
     pub transforms: Vec<Transform>,
     /// Calibration text that was used; none for a recipe that needs no data.
     pub calibration: Option<TextSummary>,
+    /// The importance matrix that was used instead.
+    pub imatrix: Option<ImatrixSummary>,
     /// Size of the output.
     pub size: Size,
+    /// Widths that were chosen for a budget.
+    pub allocation: Option<Allocation>,
+    /// The adapter that was written beside.
+    pub adapter: Option<AdapterSummary>,
     /// One row for each quantized linear, in forward order.
     pub linears: Vec<LinearRow>,
     /// Linears that stay in 16 bit, with the reason.
@@ -77,6 +83,67 @@ pub struct ModelSummary {
     pub dtype: String,
     /// Format of a quantized checkpoint.
     pub format: Option<String>,
+}
+
+/// An importance matrix that was used instead of calibration text.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImatrixSummary {
+    /// The file.
+    pub path: String,
+    /// What it was gathered on, as it says.
+    pub datasets: Vec<String>,
+    /// Windows, as it says.
+    pub chunks: u32,
+}
+
+/// An adapter that was written beside the output.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AdapterSummary {
+    /// Rank of each correction.
+    pub rank: usize,
+    /// Linears that have one.
+    pub linears: usize,
+    /// All its tensors.
+    pub bytes: u64,
+}
+
+/// Widths that were chosen for a budget.
+#[derive(Clone, Debug, Serialize)]
+pub struct Allocation {
+    /// What was asked for.
+    pub target: Budget,
+    /// Bits of all tensors divided by the weights of the original, embedding and head included.
+    pub bits_per_weight: f64,
+    /// Sum over the stages, nats a token.
+    pub predicted_kl: f64,
+    /// One row for each stage whose width was chosen, in forward order.
+    pub stages: Vec<StageWidth>,
+}
+
+/// A stage whose width was chosen.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageWidth {
+    /// Its decoder layer.
+    pub layer: usize,
+    /// Module paths of its linears.
+    pub linears: Vec<String>,
+    /// Bits of a code.
+    pub bits: u8,
+    /// What the stage's own errors do to the model, to second order: KL divergence to the original, nats a token.
+    pub predicted_kl: f64,
+    /// What there was to choose from.
+    pub choices: Vec<WidthChoice>,
+}
+
+/// A width that a stage could have.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct WidthChoice {
+    /// Bits of a code.
+    pub bits: u8,
+    /// Bytes of the stage's tensors.
+    pub bytes: u64,
+    /// As [`StageWidth::predicted_kl`].
+    pub predicted_kl: f64,
 }
 
 /// Text that was read, as windows.
@@ -130,6 +197,8 @@ pub struct LinearRow {
     pub relative_loss: f64,
     /// tr((W-Q) H (W-Q)ᵀ), H averaged over tokens.
     pub loss: f64,
+    /// The relative loss that is left with the adapter.
+    pub adapted_relative_loss: Option<f64>,
     /// λ over the mean diagonal of H that the factorization needed.
     pub damping: f64,
     /// Shares of the earlier layers' error that the target makes up for: `alpha` of the input's, `beta` of the residual stream's, as held-out
@@ -191,6 +260,8 @@ pub struct EvaluationReport {
     pub original: Option<Perplexity>,
     /// The quantized model, when one was given.
     pub quantized: Option<QuantizedQuality>,
+    /// The same with an adapter on top, when one was given.
+    pub adapted: Option<QuantizedQuality>,
     /// Mean negative log-likelihood of each window, nats a token, of the measured model.
     pub window_nll: Vec<f64>,
 }

@@ -2,10 +2,10 @@
 
 use model::Stage;
 use model::linear::Linear;
-use ndarray::ArrayView2;
+use ndarray::{Array1, Array2, ArrayView2};
 use quantizer::accumulator::{CrossMomentAccumulator, HessianAccumulator};
 use quantizer::guard::{self, Shares, Statistics};
-use quantizer::hessian::{HessianError, Shortfall};
+use quantizer::hessian::{Hessian, HessianError, Shortfall};
 use quantizer::prepared::PreparedHessian;
 use quantizer::settings::SolverSettings;
 
@@ -27,15 +27,7 @@ impl StageStatistics {
         windows: usize,
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
-        let needs_data = |treatment: &Treatment| {
-            quantizer::solver::find(treatment.solver).is_some_and(quantizer::solver::Solver::needs_hessian)
-        };
-        let mut wanted: Vec<&SolverSettings> = Vec::new();
-        for (_, treatment) in linears.iter().filter(|(_, treatment)| needs_data(treatment)) {
-            if !wanted.contains(&&treatment.settings) {
-                wanted.push(&treatment.settings);
-            }
-        }
+        let wanted = wanted(linears);
         let Some((first, _)) = linears.first().filter(|_| !wanted.is_empty()) else {
             return Ok(Self { prepared: Vec::new() });
         };
@@ -86,10 +78,40 @@ impl StageStatistics {
         Ok(Self { prepared })
     }
 
+    /// What is known from the mean squares of the stage's input alone, `[in_features]`: its Hessian's diagonal.
+    pub(crate) fn of_mean_squares(
+        linears: &[(&Linear, &Treatment)],
+        mean_squares: &[f32],
+    ) -> Result<Self, Error> {
+        let diagonal: Array1<f64> = mean_squares.iter().map(|&x| f64::from(x)).collect();
+        let mut prepared = Vec::new();
+        for settings in wanted(linears) {
+            let ready = Hessian::from_lower(Array2::from_diag(&diagonal), 1)
+                .and_then(|hessian| hessian.prepare(settings, None))
+                .map_err(|source| Error::Statistics { linear: linears[0].0.name.clone(), source })?;
+            prepared.push((settings.clone(), ready));
+        }
+        Ok(Self { prepared })
+    }
+
     /// The Hessian prepared for these settings; none for solvers that need no data.
     pub(crate) fn prepared(&self, settings: &SolverSettings) -> Option<&PreparedHessian> {
         self.prepared.iter().find(|(known, _)| known == settings).map(|(_, prepared)| prepared)
     }
+}
+
+/// The settings of linears whose solver needs data, each once.
+fn wanted<'t>(linears: &[(&Linear, &'t Treatment)]) -> Vec<&'t SolverSettings> {
+    let needs_data = |treatment: &Treatment| {
+        quantizer::solver::find(treatment.solver).is_some_and(quantizer::solver::Solver::needs_hessian)
+    };
+    let mut wanted: Vec<&SolverSettings> = Vec::new();
+    for (_, treatment) in linears.iter().filter(|(_, treatment)| needs_data(treatment)) {
+        if !wanted.contains(&&treatment.settings) {
+            wanted.push(&treatment.settings);
+        }
+    }
+    wanted
 }
 
 /// Every so many windows one is held out.

@@ -32,18 +32,19 @@ pub(crate) struct Seen<'a> {
 pub(crate) type See<'s> = dyn FnMut(Seen<'_>) -> Result<(), Error> + 's;
 
 impl<'m> Streams<'m> {
-    /// Embeds the windows.
+    /// Embeds the windows. The original runs beside where its errors are made up for, or where it is `shown`.
     pub(crate) fn start(
         model: &'m Model,
         source: &dyn WeightSource,
         plan: &Plan,
         windows: &[Vec<u32>],
+        shown: bool,
     ) -> Result<Self, Error> {
         let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
         let embed =
             |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
         let quantized = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
-        let original = plan.propagates_errors().then(|| quantized.clone());
+        let original = (shown || plan.propagates_errors()).then(|| quantized.clone());
         Ok(Self { forward: Forward::new(model, tokens), quantized, original })
     }
 
@@ -69,6 +70,19 @@ impl<'m> Streams<'m> {
             see(Seen { input: input.view(), residual: state.hidden(), original })?;
         }
         Ok(())
+    }
+
+    /// Shows the input of a stage in the original, `[tokens, in_features]`, windows in order.
+    pub(crate) fn see_original_input(
+        &self,
+        layer: &Layer,
+        stage: usize,
+        weights: &LayerWeights,
+        see: &mut dyn FnMut(ArrayView2<'_, f32>),
+    ) {
+        for state in self.original.iter().flatten() {
+            see(self.forward.stage_input(layer, stage, weights, state).view());
+        }
     }
 
     /// Applies the stage's original linears to the original stream.

@@ -67,16 +67,7 @@ impl SafetensorsWriter {
         specs: &[TensorSpec],
         max_shard_bytes: u64,
     ) -> Result<Self, FormatsError> {
-        let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
-        let mut filled = 0;
-        for spec in specs {
-            if filled + spec.bytes() > max_shard_bytes && filled > 0 {
-                shards.push(Vec::new());
-                filled = 0;
-            }
-            filled += spec.bytes();
-            shards.last_mut().expect("there is a shard").push(spec);
-        }
+        let shards = shards(specs, max_shard_bytes);
         let count = shards.len();
         let mut writer = Self {
             files: Vec::with_capacity(count),
@@ -86,14 +77,12 @@ impl SafetensorsWriter {
             tensor_bytes: specs.iter().map(TensorSpec::bytes).sum(),
         };
         let mut weight_map = BTreeMap::new();
-        for (number, mut shard) in shards.into_iter().enumerate() {
+        for (number, shard) in shards.into_iter().enumerate() {
             let name = if count == 1 {
                 "model.safetensors".to_owned()
             } else {
                 format!("model-{:05}-of-{count:05}.safetensors", number + 1)
             };
-            // The reference writer's order, in which everything is aligned: wide types first, then by name.
-            shard.sort_by(|a, b| b.dtype.rank().cmp(&a.dtype.rank()).then_with(|| a.name.cmp(&b.name)));
             writer.create_file(&directory.join(&name), number, &shard)?;
             weight_map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
         }
@@ -104,25 +93,35 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
+    /// Creates one file at `path` for `specs`.
+    ///
+    /// # Errors
+    /// As [`SafetensorsWriter::create`].
+    pub fn create_one(path: &Path, specs: &[TensorSpec]) -> Result<Self, FormatsError> {
+        let mut writer = Self {
+            files: Vec::with_capacity(1),
+            places: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            index: None,
+            tensor_bytes: specs.iter().map(TensorSpec::bytes).sum(),
+        };
+        for shard in shards(specs, u64::MAX) {
+            writer.create_file(path, 0, &shard)?;
+        }
+        Ok(writer)
+    }
+
     fn create_file(&mut self, path: &Path, number: usize, shard: &[&TensorSpec]) -> Result<(), FormatsError> {
-        let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
         let mut offset = 0;
         for spec in shard {
-            let end = offset + spec.bytes();
-            let entry =
-                json!({"dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [offset, end]});
-            header.insert(spec.name.clone(), entry);
             let place = Place { file: number, offset, bytes: spec.bytes() };
             if self.places.insert(spec.name.clone(), place).is_some() {
                 return Err(self.misuse(path, &spec.name, "is laid out twice"));
             }
             self.missing.insert(spec.name.clone());
-            offset = end;
+            offset += spec.bytes();
         }
-        let mut text = Value::Object(header).to_string().into_bytes();
-        // The data begins at a multiple of eight.
-        text.resize(text.len().next_multiple_of(8), b' ');
+        let text = header(shard);
         if text.len() as u64 > MOST_HEADER {
             let problem = format!("{} tensors need a header of {} bytes", shard.len(), text.len());
             return Err(FormatsError::malformed(
@@ -193,6 +192,50 @@ impl SafetensorsWriter {
     }
 }
 
+/// Length of all files of weights, headers included, that [`SafetensorsWriter::create`] makes for `specs`.
+#[must_use]
+pub fn file_bytes(specs: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+    let file = |shard: &Vec<&TensorSpec>| {
+        8 + header(shard).len() as u64 + shard.iter().map(|spec| spec.bytes()).sum::<u64>()
+    };
+    shards(specs, max_shard_bytes).iter().map(file).sum()
+}
+
+/// The tensors of each file, in the file's order.
+fn shards(specs: &[TensorSpec], max_shard_bytes: u64) -> Vec<Vec<&TensorSpec>> {
+    let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
+    let mut filled = 0;
+    for spec in specs {
+        if filled + spec.bytes() > max_shard_bytes && filled > 0 {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += spec.bytes();
+        shards.last_mut().expect("there is a shard").push(spec);
+    }
+    for shard in &mut shards {
+        // The reference writer's order, in which everything is aligned: wide types first, then by name.
+        shard.sort_by(|a, b| b.dtype.rank().cmp(&a.dtype.rank()).then_with(|| a.name.cmp(&b.name)));
+    }
+    shards
+}
+
+/// The header of a file of these tensors, padded so that the data begins at a multiple of eight.
+fn header(shard: &[&TensorSpec]) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for spec in shard {
+        let end = offset + spec.bytes();
+        let entry = json!({"dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [offset, end]});
+        header.insert(spec.name.clone(), entry);
+        offset = end;
+    }
+    let mut text = Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,6 +274,7 @@ mod tests {
                 assert_eq!(checkpoint.read(&tensor.name).unwrap(), tensor.bytes, "{max_shard}");
             }
             assert_eq!(checkpoint.files().count() > 1, max_shard < 100);
+            assert_eq!(checkpoint.file_bytes().unwrap(), file_bytes(&specs(), max_shard));
             for file in checkpoint.files() {
                 let bytes = std::fs::read(file).unwrap();
                 let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -1,14 +1,17 @@
 //! What is on disk: checkpoints in, quantized models out. No algorithm.
 //!
 //! [`checkpoint`] reads one tensor at a time; [`target`] has one file for each format; [`container`] streams tensors into safetensors files;
-//! [`output`] makes a directory appear at once or not at all; [`side_files`] copies what loaders need beside weights.
+//! [`output`] makes a directory appear at once or not at all; [`side_files`] copies what loaders need beside weights; [`adapter`] is
+//! what PEFT loads on top of a checkpoint; [`imatrix`] is what llama.cpp weighs inputs by.
 
 #![warn(clippy::unwrap_used)]
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod container;
 mod error;
 mod files;
+pub mod imatrix;
 pub mod json;
 pub mod output;
 pub mod packing;

@@ -4,6 +4,7 @@
 mod arch;
 pub mod candidates;
 mod dense;
+pub mod eigen;
 pub mod elementwise;
 pub mod factor;
 pub mod packed;

@@ -27,13 +27,15 @@
 //!
 //! In order of reading: [`scheme`] and [`tensor`] say what a solution is; [`accumulator`], [`hessian`], [`order`] and [`prepared`] turn
 //! activations into what the linears of one stage share; [`range`] chooses scales; [`solver`] chooses codes; [`refine`] improves
-//! both; [`loss`] judges.
+//! both; [`loss`] judges; [`adapter`] corrects what is left; [`allocate`] chooses widths for a whole model.
 //!
 //! This crate knows no model, opens no file and reads no clock. Its results do not depend on the number of threads.
 
 #![warn(clippy::unwrap_used)]
 
 pub mod accumulator;
+pub mod adapter;
+pub mod allocate;
 pub mod grid;
 pub mod guard;
 pub mod hessian;

@@ -41,6 +41,15 @@ pub(crate) fn undamped(losses: &[f64], errors: ArrayView2<'_, f32>, hessian: &Pr
     losses.iter().zip(added).map(|(damped, added)| (damped - added).max(0.0)).sum()
 }
 
+/// `D R`, `[rows, in_features]`, columns in processing order: errors in a metric where all count alike. Without a Hessian, `D`.
+pub(crate) fn whitened(errors: ArrayView2<'_, f32>, hessian: Option<&PreparedHessian>) -> Array2<f32> {
+    let Some(hessian) = hessian else { return errors.to_owned() };
+    let ordered = ordered(errors, hessian);
+    let mut whitened = Array2::zeros(errors.dim());
+    kernels::product::product_nn(ordered.view(), hessian.r(), whitened.view_mut());
+    whitened
+}
+
 /// Rows that are put into processing order at a time.
 const ROWS: usize = 2048;
 /// Columns of `R` that are multiplied at a time; the zeros below the diagonal are skipped from panel to panel.

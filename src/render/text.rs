@@ -5,7 +5,10 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::inspect::Inspection;
-use crate::report::{EvaluateReport, EvaluationReport, LinearRow, Report, RuntimeRow};
+use crate::job::Budget;
+use crate::report::{
+    Allocation, EvaluateReport, EvaluationReport, LinearRow, Report, RuntimeRow, StageWidth,
+};
 use crate::resources::Resources;
 use crate::verify::Verification;
 
@@ -38,6 +41,17 @@ pub fn report(report: &Report) -> String {
                 text.text
             ),
         );
+    } else if let Some(imatrix) = &report.imatrix {
+        line(
+            &mut out,
+            format_args!(
+                "recipe {}, inputs weighed by {} ({} chunks of {})",
+                report.recipe,
+                imatrix.path,
+                imatrix.chunks,
+                imatrix.datasets.join(", ")
+            ),
+        );
     } else {
         line(&mut out, format_args!("recipe {}, which needs no calibration text", report.recipe));
     }
@@ -47,10 +61,26 @@ pub fn report(report: &Report) -> String {
         let names: Vec<&str> = names.map(|&(_, name, _)| name).collect();
         line(&mut out, format_args!("transformed first, its function unchanged: {}", names.join(", ")));
     }
+    if let Some(adapter) = &report.adapter {
+        line(
+            &mut out,
+            format_args!(
+                "adapter of rank {} for {} linears, {}: {}/adapter",
+                adapter.rank,
+                adapter.linears,
+                bytes(adapter.bytes),
+                report.output
+            ),
+        );
+    }
     line(&mut out, format_args!("{}", verification(&report.verification)));
     if let Some(evaluation) = &report.evaluation {
         out.push('\n');
         out.push_str(&evaluation_table(evaluation));
+    }
+    if let Some(allocation) = &report.allocation {
+        out.push('\n');
+        out.push_str(&allocation_table(allocation));
     }
     out.push('\n');
     out.push_str(&linears_table(&report.linears));
@@ -177,19 +207,53 @@ fn evaluation_table(evaluation: &EvaluationReport) -> String {
             String::new(),
         ]);
     }
-    if let Some(quantized) = &evaluation.quantized {
+    let measured = [("quantized", &evaluation.quantized), ("with adapter", &evaluation.adapted)];
+    for (name, quantized) in measured.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?))) {
         let both = |value: Option<f64>, error: Option<f64>, digits| match (value, error) {
             (Some(value), Some(error)) => pair(value, error, digits),
             _ => String::new(),
         };
         table.add_row([
-            "quantized".to_owned(),
+            name.to_owned(),
             pair(quantized.perplexity, quantized.perplexity_stderr, 3),
             both(quantized.kl_mean, quantized.kl_stderr, 5),
             both(quantized.kl_p99, quantized.kl_p99_stderr, 4),
             quantized.top1_agreement.map_or_else(String::new, |share| format!("{:.2} %", share * 100.0)),
         ]);
     }
+    line(&mut out, format_args!("{table}"));
+    out
+}
+
+/// Stages of one kind side by side, with the width of each layer.
+fn allocation_table(allocation: &Allocation) -> String {
+    let asked = match allocation.target {
+        Budget::MeanBits(bits) => format!("{bits} bits a weight"),
+        Budget::Bytes(size) => bytes(size),
+    };
+    let mut kinds: Vec<(String, Vec<&StageWidth>)> = Vec::new();
+    for stage in &allocation.stages {
+        let own = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
+        let kind = stage.linears.iter().map(own).collect::<Vec<_>>().join(" ");
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, stages)) => stages.push(stage),
+            None => kinds.push((kind, vec![stage])),
+        }
+    }
+    let mut table = table(&["stage", "bits by layer", "predicted KL (nats)"]);
+    for (kind, stages) in kinds {
+        let widths: Vec<_> = stages.iter().map(|stage| stage.bits.to_string()).collect();
+        let sum: f64 = stages.iter().map(|stage| stage.predicted_kl).sum();
+        table.add_row([kind, widths.join(" "), format!("{sum:.5}")]);
+    }
+    let mut out = String::new();
+    line(
+        &mut out,
+        format_args!(
+            "widths for at most {asked}: {:.3} bits a weight, predicted KL {:.5} in all",
+            allocation.bits_per_weight, allocation.predicted_kl
+        ),
+    );
     line(&mut out, format_args!("{table}"));
     out
 }

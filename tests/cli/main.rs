@@ -1,6 +1,9 @@
 //! The program as its users run it: commands, files, exit codes, messages.
 
+mod adapter;
 mod bad_input;
+mod budget;
+mod imatrix;
 mod listing;
 mod measuring;
 mod own_text;

@@ -25,11 +25,18 @@ class Case:
     fused: bool = True
     """Whether PyTorch's 4-bit CPU operator takes its group size: 32, 64, 128 or 256."""
 
+    target_bits: str | None = None
+    """A mean that widths of 2 bits and more are chosen for, instead of one."""
+    adapter: bool = False
+    """Whether an adapter is written beside, for PEFT."""
+
     def arguments(self) -> list[str]:
         """Everything after `quantc quantize MODEL -o OUT`."""
         symmetry = "--symmetric" if self.symmetric else "--asymmetric"
         exclude = ["--exclude", self.excluded] if self.excluded else []
-        return ["--to", self.to, "--bits", str(self.bits), symmetry, "--recipe", self.recipe, *exclude, *self.options]
+        exclude += ["--adapter-rank", "16"] if self.adapter else []
+        width = ["--target-bits", self.target_bits] if self.target_bits else ["--bits", str(self.bits)]
+        return ["--to", self.to, *width, symmetry, "--recipe", self.recipe, *exclude, *self.options]
 
 
 CT, GPTQ = "compressed-tensors", "gptq"
@@ -60,6 +67,11 @@ CASES = [
     # optimum, through which transformers loads GPTQ, does not look at `dynamic`; it knows kinds of linears.
     Case("gptq-4-exclude-kind", GPTQ, excluded=r"\.down_proj$"),
     Case("gptq-4-exclude", GPTQ, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn", transformers=False),
+    Case("ct-mixed", CT, bits=2, target_bits="4.9"),
+    Case("gptq-mixed", GPTQ, bits=2, target_bits="4.9", transformers=False),
+    Case("gptq-3-adapter", GPTQ, bits=3, adapter=True),
+    # Some linears only, so that module paths have to be matched one by one.
+    Case("ct-4-adapter", CT, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn", adapter=True),
     Case("gptq-4-qwen2", GPTQ, model="qwen2"),
     Case("gptq-4-qwen3", GPTQ, model="qwen3"),
     Case("gptq-4-mistral", GPTQ, model="mistral"),

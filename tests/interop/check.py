@@ -84,11 +84,12 @@ class Quantc:
         if done.returncode != 0:
             raise RuntimeError(f"quantc {arguments[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
 
-    def evaluate(self, directory: Path, text: Path) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, directory: Path, text: Path, *more) -> tuple[np.ndarray, np.ndarray]:
         """quantc's own forward pass: logits [windows, context, vocabulary] and the mean NLL of each window."""
         report, logits = directory.with_suffix(".evaluate.json"), directory.with_suffix(".logits.safetensors")
         size = ["--evaluate-samples", WINDOWS, "--evaluate-context", CONTEXT]
-        self("evaluate", directory, "--evaluate-on", text, *size, "--export-json", report, "--export-logits", logits)
+        exports = ["--export-json", report, "--export-logits", logits]
+        self("evaluate", directory, "--evaluate-on", text, *size, *exports, *more)
         tensors = decoder.read_tensors(logits)
         nll = json.loads(report.read_text())["evaluation"]["window_nll"]
         return decoder.as_f32(tensors["logits"]), np.array(nll)
@@ -159,14 +160,13 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
     if "--max-shard-size" in case.options:
         results.no(f"{case.name}: index names every tensor", sorted(set(json.loads(index.read_text())["weight_map"]) ^ set(after)))
 
-    middle = 1 << (case.bits - 1)
     wrong, inexact, worst = [], [], 0.0
     for name, linear in linears.items():
         weight = decoder.as_f32(before[f"{name}.weight"])
         worst_here = float(np.linalg.norm(weight - linear.dense()) / np.linalg.norm(weight))
         worst = max(worst, rounding_excess(weight, linear) if case.recipe == "rtn" else worst_here)
-        off_middle = case.symmetric and (linear.zero_points != middle).any()
-        if linear.bits != case.bits or weight.shape != linear.codes.shape or off_middle:
+        off_middle = case.symmetric and (linear.zero_points != 1 << (linear.bits - 1)).any()
+        if (linear.bits != case.bits and not case.target_bits) or weight.shape != linear.codes.shape or off_middle:
             wrong.append(name)
         in_f16, in_bf16 = linear.scales.astype(np.float16), linear.scales.view(np.uint32) & 0xFFFF
         is_bf16 = before[f"{name}.weight"][0] == "BF16"
@@ -175,6 +175,9 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
             inexact.append(name)
     results.no(f"{case.name}: bits, shapes and zero points", wrong)
     results.no(f"{case.name}: scales exact in what is stored and multiplied", inexact)
+    if case.target_bits:
+        one_width = len({linear.bits for linear in linears.values()}) == 1
+        results.no(f"{case.name}: widths differ", ["they do not"] * one_width)
     if case.recipe == "rtn":
         results.at_most(f"{case.name}: steps from weight to decoded weight", worst, 0.5001)
     else:
@@ -231,6 +234,21 @@ def check_gptq(results: Results, case: Case, out: Path, ours, windows, linears: 
             compare_perplexity(results, name, ours, runtimes.logits(model, windows), windows)
 
 
+def check_adapter(results: Results, quantc: Quantc, case: Case, out: Path, text: Path, windows) -> None:
+    """PEFT, on top of the output as transformers loads it, against quantc's own forward pass with the adapter."""
+    name = f"{case.name}: PEFT f32"
+    with results.part(name):
+        with_adapter, _ = quantc.evaluate(out, text, "--adapter", out / "adapter")
+        model = runtimes.transformers(out, "float32")
+        without = runtimes.logits(model, windows)
+        theirs = runtimes.logits(runtimes.peft(model, out / "adapter"), windows)
+        largest = np.abs(theirs).max()
+        results.at_most(f"{name}: logits", np.abs(with_adapter - theirs).max() / largest, LOGITS)
+        # An adapter that PEFT matched to no linear would change nothing.
+        changed = bool(np.abs(theirs - without).max() / largest > LOGITS)
+        results.no(f"{name}: changes the logits", ["it does not"] * (not changed))
+
+
 def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path, work: Path) -> None:
     """One case: write, decode, evaluate with quantc, load in every runtime."""
     out = work / case.name
@@ -255,6 +273,8 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
             runtimes.logits(runtimes.decoded(source, decoder.read_safetensors(out), linears), windows),
             windows,
         )
+        if case.adapter:
+            check_adapter(results, quantc, case, out, text, windows)
         loaders = {CT: check_compressed_tensors, GPTQ: check_gptq}
         loaders[case.to](results, case, out, ours, windows, linears)
     runtimes.forget()

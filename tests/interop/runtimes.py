@@ -78,6 +78,13 @@ def transformers(directory: Path, dtype: str, dequantize: bool = False):
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, device_map="cpu", **extra).eval()
 
 
+def peft(model, adapter: Path):
+    """An adapter on top of a model that is loaded."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(adapter)).eval()
+
+
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """f32 values after a stay in another type."""
     return torch.from_numpy(values).to(getattr(torch, dtype)).float().numpy()

@@ -115,6 +115,43 @@ impl Backward<'_, '_> {
         loss
     }
 
+    /// A token for each position, drawn from the model's own prediction: labels whose gradients' covariance is the Fisher information. `hidden`,
+    /// `[tokens, hidden]`, is the residual stream after the last layer; `seed` and the position say which tokens are drawn.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    #[must_use]
+    pub fn sampled_targets(&self, head: Head<'_>, hidden: ArrayView2<'_, f32>, seed: u64) -> Vec<u32> {
+        let mut scores = self.scores(head, hidden);
+        for piece in scores.pieces() {
+            let logits = scores.logits(&piece);
+            for (row, position) in piece.positions.clone().enumerate() {
+                scores.softmax[position].add(row_of(&logits, row), piece.first, None);
+            }
+        }
+        // The inverse of the distribution function: the first token at which the cumulated probability passes a uniform number. Where rounding
+        // leaves the sum of all below it, the likeliest.
+        let mut left: Vec<f64> = (0..hidden.nrows()).map(|position| uniform(seed, position as u64)).collect();
+        let mut targets: Vec<u32> = scores.softmax.iter().map(|softmax| softmax.likeliest as u32).collect();
+        for piece in scores.pieces() {
+            let probabilities = scores.probabilities(&piece);
+            for (row, position) in piece.positions.clone().enumerate() {
+                let left = &mut left[position];
+                if *left < 0.0 {
+                    continue;
+                }
+                for (place, &probability) in row_of(&probabilities, row).iter().enumerate() {
+                    *left -= f64::from(probability);
+                    if *left < 0.0 {
+                        targets[position] = (piece.first + place) as u32;
+                        break;
+                    }
+                }
+            }
+        }
+        targets
+    }
+
     fn scores<'h>(&self, head: Head<'h>, hidden: ArrayView2<'_, f32>) -> Scores<'h> {
         let normed = rms_norm(hidden, head.norm, self.forward.model().hyperparameters.norm_eps);
         Scores { head, softmax: vec![Softmax::EMPTY; normed.nrows()], normed }
@@ -207,6 +244,15 @@ impl Piece {
     fn place_of(&self, token: u32) -> Option<usize> {
         (token as usize).checked_sub(self.first).filter(|&place| place < self.tokens)
     }
+}
+
+/// A number from 0 to 1 for each seed and position (splitmix64, Steele and others 2014).
+fn uniform(seed: u64, position: u64) -> f64 {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut bits = seed.wrapping_mul(STEP).wrapping_add(position).wrapping_add(1).wrapping_mul(STEP);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 fn row_of(logits: &Array2<f32>, row: usize) -> &[f32] {

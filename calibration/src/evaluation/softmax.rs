@@ -17,7 +17,7 @@ pub(crate) struct Softmax {
     /// The largest logit.
     highest: f32,
     /// Its token, the first of equals.
-    pub(super) likeliest: usize,
+    pub(crate) likeliest: usize,
     /// `Σ exp(logit - highest)`.
     total: f64,
     /// The target's logit; not a number before it was seen.

@@ -424,3 +424,33 @@ fn no_bit_of_a_gradient_depends_on_the_number_of_threads() {
         assert_eq!(gradients(threads), expected);
     }
 }
+
+#[test]
+fn labels_are_drawn_as_often_as_the_model_says_however_the_head_is_cut() {
+    let source = InMemory::open(TINY[0]);
+    let model = &source.model;
+    let forward = Forward::new(model, 1);
+    let backward = Backward::new(&forward);
+    let vocabulary = model.hyperparameters.vocabulary;
+    let norm = source.final_norm().unwrap();
+    let hidden = noise((1, model.hyperparameters.hidden_size), 3);
+    let cut = |rows: usize| -> Vec<LinearOperator> {
+        let firsts = (0..vocabulary).step_by(rows);
+        firsts.map(|first| source.head_rows(first..(first + rows).min(vocabulary)).unwrap()).collect()
+    };
+    let (whole, parts) = (cut(vocabulary), cut(37));
+    // The same residual stream at many positions, each with a draw of its own.
+    let hidden = hidden.broadcast((4000, model.hyperparameters.hidden_size)).unwrap().to_owned();
+    let drawn = backward.sampled_targets(Head { norm: &norm, slices: &whole }, hidden.view(), 1);
+    let other = backward.sampled_targets(Head { norm: &norm, slices: &parts }, hidden.view(), 1);
+    assert!(drawn.iter().zip(&other).filter(|(a, b)| a != b).count() < 4, "cut elsewhere");
+    assert_ne!(drawn, backward.sampled_targets(Head { norm: &norm, slices: &whole }, hidden.view(), 2));
+    let logits = forward.logits(&norm, &whole[0], hidden.slice(ndarray::s![..1, ..]));
+    let most = logits.iter().fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
+    let total: f64 = logits.iter().map(|&logit| f64::from(logit - most).exp()).sum();
+    for (token, &logit) in logits.iter().enumerate() {
+        let expected = 4000.0 * f64::from(logit - most).exp() / total;
+        let found = drawn.iter().filter(|&&label| label as usize == token).count() as f64;
+        assert!((found - expected).abs() < 5.0 * expected.sqrt() + 3.0, "{token}: {found}, {expected}");
+    }
+}

@@ -80,6 +80,16 @@ impl Checkpoint {
         Err(FormatsError::NoWeights { path, problem })
     }
 
+    /// Opens one file of a directory.
+    ///
+    /// # Errors
+    /// No such file, or one that leads out of the directory or breaks a rule of the safetensors standard.
+    pub fn open_file(directory: &Path, name: &str) -> Result<Self, FormatsError> {
+        let mut checkpoint = Self::empty(directory);
+        checkpoint.add_file(name)?;
+        Ok(checkpoint)
+    }
+
     fn open_indexed(directory: &Path) -> Result<Self, FormatsError> {
         let path = directory.join(INDEX);
         let bad = |problem: String| FormatsError::malformed(&path, problem);

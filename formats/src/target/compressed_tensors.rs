@@ -126,6 +126,10 @@ impl TargetFormat for CompressedTensors {
         &LOADERS
     }
 
+    fn mixed_widths(&self) -> &'static [u8] {
+        &[2, 3, 4, 5, 6, 7, 8]
+    }
+
     fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
         let bits = scheme.bits.get();
         let (inputs, outputs) = (linear.in_features, linear.out_features);

@@ -156,6 +156,10 @@ impl TargetFormat for Gptq {
         &LOADERS
     }
 
+    fn mixed_widths(&self) -> &'static [u8] {
+        &[2, 3, 4, 8]
+    }
+
     fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
         let bits = scheme.bits.get();
         let (inputs, outputs) = (linear.in_features, linear.out_features);

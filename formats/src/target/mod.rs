@@ -54,6 +54,11 @@ pub trait TargetFormat: Sync {
     /// What the runtimes demand of a checkpoint in this format.
     fn loaders(&self) -> &'static [LoaderRule];
 
+    /// Widths of a code that it can hold side by side in one checkpoint; none: all linears have one width.
+    fn mixed_widths(&self) -> &'static [u8] {
+        &[]
+    }
+
     /// The tensors of one quantized linear.
     fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec>;
 
