@@ -11,7 +11,7 @@ use ndarray::{Array2, ArrayView2};
 use crate::dense::mat;
 
 /// The eigenvectors of the `count` largest eigenvalues of `symmetric` `[n, n]`, whose lower triangle is read, as columns `[n, count]`, the
-/// largest first. None where the iteration does not converge, as for entries that are not finite.
+/// largest first. None where there are none, as for entries that are not finite.
 ///
 /// # Panics
 /// When the matrix is not square, or smaller than `count`.
@@ -28,8 +28,9 @@ pub fn leading_eigenvectors(symmetric: ArrayView2<'_, f64>, count: usize) -> Opt
     let matrix = mat(&symmetric);
     self_adjoint_evd(matrix, values.as_mut(), Some(vectors.as_mut()), Par::Seq, stack, Default::default())
         .ok()?;
-    // Values ascend.
-    Some(Array2::from_shape_fn((n, count), |(row, k)| vectors[(row, n - 1 - k)]))
+    // Values ascend. From entries that are not finite come vectors that are not either.
+    let leading = Array2::from_shape_fn((n, count), |(row, k)| vectors[(row, n - 1 - k)]);
+    leading.iter().all(|x| x.is_finite()).then_some(leading)
 }
 
 #[cfg(test)]
