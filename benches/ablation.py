@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each lever of the default recipe is worth: quantizes one model once for each, and prints a Markdown table.
+"""What each lever of the recipes is worth: quantizes one model once for each, and prints a Markdown table.
 
 usage: ablation.py QUANTC MODEL CALIBRATION EVALUATION [--bits 4,3] [--group-size 128] [--samples 128] [--context 256] [--windows 64]
 
@@ -14,7 +14,8 @@ import subprocess
 import tempfile
 
 # Each row is a recipe file; rows that begin with a plus sign add to the row above.
-PLAIN = {"order": "natural", "range": "min_max", "refits": 0, "sweeps": 0, "alpha": 0.0, "beta": 0.0}
+PLAIN = {"order": "natural", "range": "min_max", "refits": 0, "sweeps": 0, "alpha": 0.0, "beta": 0.0,
+         "coupled_sweeps": 0}
 LEVERS = [
     ("rounding to nearest", "rtn", {}),
     ("GPTQ, natural order, full range", "gptq", PLAIN),
@@ -23,12 +24,17 @@ LEVERS = [
     ("+ scale refit, solved again", "gptq", {"refits": 3}),
     ("+ coordinate descent", "gptq", {"sweeps": 4}),
     ("+ the input's error made up for", "gptq", {"alpha": 0.6}),
-    ("+ the residual stream's as well: `default`", "gptq", {"beta": 0.6}),
+    ("+ the residual stream's as well", "gptq", {"beta": 0.6}),
+    ("+ outputs weighed by the model: `default`", "gptq", {"coupled_sweeps": 4}),
+    ("`default` without errors made up for", "default", {"alpha": 0.0, "beta": 0.0}),
     ("`default`, pivot order", "default", {"order": "pivot"}),
     ("`default`, range by pivots", "default", {"range": "pivots"}),
     ("`default`, range by the conditional metric", "default", {"range": "conditional"}),
     ("`default`, damping 0.05", "default", {"damping": 0.05}),
     ("`default`, alpha 1, beta 1", "default", {"alpha": 1.0, "beta": 1.0}),
+    ("`default`, tokens weighed by the model", "default", {"weigh_tokens": True}),
+    ("`default` and three times as much text of its own", "default", {"own_text": 3}),
+    ("`max`: both, longer, alpha 1, beta 1", "max", {}),
 ]
 
 
@@ -37,7 +43,8 @@ def recipes():
     settings = {}
     for label, base, changes in LEVERS:
         settings = {**settings, **changes} if label.startswith("+") else dict(changes)
-        lines = [f'base = "{base}"', "[settings]"]
+        whole = {key: settings.pop(key) for key in ["own_text"] if key in settings}
+        lines = [f'base = "{base}"', *(f"{key} = {value}" for key, value in whole.items()), "[settings]"]
         yield label, "\n".join(lines + [f"{key} = {json.dumps(value)}" for key, value in settings.items()]) + "\n"
 
 

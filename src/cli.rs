@@ -85,7 +85,7 @@ pub struct QuantizeArgs {
     /// A zero point for every scale
     #[arg(long)]
     asymmetric: bool,
-    /// `rtn`, `gptq`, `default`, or a recipe file (TOML)
+    /// `rtn`, `gptq`, `default`, `max`, or a recipe file (TOML)
     #[arg(long, default_value = "default")]
     recipe: String,
     /// Format to write; `quantc list formats` shows them

@@ -6,6 +6,7 @@ use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
 use quantizer::adapter::best_adapter;
 use quantizer::loss::total_loss;
+use quantizer::output::OutputHessian;
 use quantizer::prepared::Rung;
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 use quantizer::solver::{Problem, Solution, Solver};
@@ -14,6 +15,7 @@ use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
 
 use crate::adapted::AdapterWriter;
 use crate::error::Error;
+use crate::gradients::{self, Gradients};
 use crate::importance::{ImportanceGatherer, MeanSquares};
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
@@ -61,9 +63,13 @@ pub(crate) fn quantize_layers(
 ) -> Result<Outcome, Error> {
     let Outputs { writer, mut adapters, mut importance } = outputs;
     let mut outcome = Outcome::default();
-    let mut streams = match inputs {
-        Inputs::Windows(windows) => Some(Streams::start(model, source, plan, windows, importance.is_some())?),
-        Inputs::MeanSquares(_) => None,
+    let (mut gradients, mut streams) = match inputs {
+        Inputs::Windows(windows) => (
+            gradients::gather(model, source, plan, windows, progress)?,
+            Some(Streams::start(model, source, plan, windows, importance.is_some())?),
+        ),
+        // Without text there is no gradient either.
+        Inputs::MeanSquares(_) => (Gradients::default(), None),
     };
     progress.phase("quantizing", model.layers.len());
     for layer in &model.layers {
@@ -71,7 +77,7 @@ pub(crate) fn quantize_layers(
         for (place, stage) in layer.stages.iter().enumerate() {
             go_on(progress)?;
             let seen = match (&streams, inputs) {
-                (Some(streams), _) => observe(plan, layer, place, &weights, streams)?,
+                (Some(streams), _) => observe(plan, layer, place, &weights, streams, &gradients)?,
                 (None, Inputs::MeanSquares(known)) => known.of_stage(plan, stage)?,
                 (None, Inputs::Windows(_)) => {
                     return Err(Error::Internal("no stream was started".to_owned()));
@@ -89,7 +95,8 @@ pub(crate) fn quantize_layers(
             for linear in &stage.linears {
                 let Some(scheme) = plan.scheme(linear) else { continue };
                 go_on(progress)?;
-                let solution = solve(plan, linear, scheme, &weights, &seen)?;
+                let output = gradients.take_output_hessian(linear);
+                let solution = solve(plan, linear, scheme, &weights, &seen, output.as_ref())?;
                 for tensor in plan.format.encode(linear, &solution.tensor) {
                     writer.put(&tensor)?;
                 }
@@ -120,13 +127,14 @@ fn observe(
     place: usize,
     weights: &LayerWeights,
     streams: &Streams<'_>,
+    gradients: &Gradients,
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
     let solved: Vec<_> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
     let settings: Vec<_> = solved.iter().map(|&linear| (linear, plan.treatment(linear))).collect();
     let dense = solved.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
     StageStatistics::gather(stage, &settings, &dense, streams.windows(), |see| {
-        streams.see_stage_input(layer, place, weights, see)
+        streams.see_stage_input(layer, place, weights, gradients.token_roots(layer, place), see)
     })
 }
 
@@ -136,10 +144,11 @@ fn solve(
     scheme: Scheme,
     weights: &LayerWeights,
     seen: &StageStatistics,
+    output: Option<&OutputHessian>,
 ) -> Result<Solution, Error> {
     let treatment = plan.treatment(linear);
     let hessian = seen.prepared(&treatment.settings);
-    let problem = Problem { weight: dense(weights, linear)?, hessian, scheme };
+    let problem = Problem { weight: dense(weights, linear)?, hessian, output, scheme };
     solver(treatment)?
         .solve(&problem, &treatment.settings)
         .map_err(|source| Error::Solve { linear: linear.name.clone(), source })
@@ -223,6 +232,7 @@ impl Outcome {
             symmetric: scheme.symmetry == Symmetry::Symmetric,
             solver: treatment.solver.to_owned(),
             relative_loss: report.relative_loss,
+            coupled_loss: report.coupled.map(|coupled| coupled.after),
             loss: report.loss,
             adapted_relative_loss,
             damping: damping.map_or(0.0, |found| found.damping),

@@ -6,6 +6,7 @@ use calibration::transforms::Transform;
 use formats::container::TensorSpec;
 use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Dtype, side_files};
+use model::Model;
 use model::linear::{Linear, LinearId};
 use quantizer::scheme::{BitWidth, Scheme};
 
@@ -162,6 +163,34 @@ impl Plan {
             quantizer::solver::find(self.treatment(linear).solver)
                 .is_some_and(quantizer::solver::Solver::needs_hessian)
         })
+    }
+
+    /// Linears that are solved with an output Hessian.
+    pub(crate) fn couples_rows(&self) -> impl Iterator<Item = &Linear> {
+        self.quantized().map(|(linear, _)| linear).filter(|linear| {
+            let treatment = self.treatment(linear);
+            let solver = quantizer::solver::find(treatment.solver);
+            treatment.settings.coupled_sweeps > 0
+                && solver.is_some_and(quantizer::solver::Solver::needs_hessian)
+        })
+    }
+
+    /// Stages, by layer and place, in which a linear is solved with weighed tokens; the others of the stage share its Hessian.
+    pub(crate) fn weighs_tokens(&self, model: &Model) -> Vec<(usize, usize)> {
+        let weighs = |linear: &Linear| {
+            let treatment = self.treatment(linear);
+            let solver = quantizer::solver::find(treatment.solver);
+            treatment.settings.weigh_tokens
+                && self.scheme(linear).is_some()
+                && solver.is_some_and(quantizer::solver::Solver::needs_hessian)
+        };
+        let stages = model.layers.iter().flat_map(|layer| {
+            layer.stages.iter().enumerate().map(|(place, stage)| (layer.index, place, stage))
+        });
+        stages
+            .filter(|(.., stage)| stage.linears.iter().any(weighs))
+            .map(|(layer, place, _)| (layer, place))
+            .collect()
     }
 
     /// Whether any linear makes up for earlier layers' errors, which needs the original's activations.

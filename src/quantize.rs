@@ -16,7 +16,7 @@ use crate::corpora;
 use crate::error::Error;
 use crate::evaluate::{Models, measure};
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
-use crate::job::{Calibration, QuantizeJob, Text};
+use crate::job::{Calibration, QuantizeJob, Text, WindowRequest};
 use crate::own_text;
 use crate::pipeline::{self, Inputs, Outcome, Outputs};
 use crate::plan::Plan;
@@ -68,17 +68,28 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             known.summary.path, job.recipe.name
         ));
     }
+    let mut own = None;
     let (windows, calibration) = if needs_text {
         let (request, tokenizer) = (job.calibration_windows, tokenizer.as_ref());
         let read = match &job.calibration {
             Calibration::Text(text) => corpora::read(text, request, &source.model, tokenizer)?,
+            // All of it in one draw: a second one would repeat the first.
             Calibration::Own => {
                 phases.end("reading");
-                own_text::write(&source, tokenizer, request, progress)?
+                let samples = request.samples.saturating_mul(1 + job.recipe.own_text());
+                own_text::write(&source, tokenizer, WindowRequest { samples, ..request }, progress)?
             }
         };
         notes.extend(read.notes);
-        (read.windows.tokens, Some(read.summary))
+        let mut windows = read.windows.tokens;
+        if job.recipe.own_text() > 0 && job.calibration != Calibration::Own {
+            let more = WindowRequest { samples: windows.len() * job.recipe.own_text(), ..request };
+            phases.end("reading");
+            let read = own_text::write(&source, tokenizer, more, progress)?;
+            windows.extend(read.windows.tokens);
+            own = Some(read.summary);
+        }
+        (windows, Some(read.summary))
     } else {
         let recipe = &job.recipe.name;
         match &job.calibration {
@@ -99,6 +110,12 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
                 .to_owned(),
         );
     }
+    if known.is_some() && (plan.couples_rows().next().is_some() || job.recipe.own_text() > 0) {
+        notes.push(format!(
+            "with an importance matrix no text is read or written: recipe {} weighs no outputs or tokens",
+            job.recipe.name
+        ));
+    }
     if windows.len() == 1 && plan.propagates_errors() {
         notes.push(
             "one calibration window leaves none to hold out: no error of earlier layers is made up for"
@@ -116,7 +133,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             notes.push(note);
         }
     }
-    let writes = needs_text && job.calibration == Calibration::Own;
+    let writes = needs_text && (job.calibration == Calibration::Own || own.is_some());
     phases.end(if writes { "writing text" } else { "reading" });
 
     let transformed = transformed::of(&source, &plan, &windows, progress)?;
@@ -163,7 +180,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     }
     output.commit()?;
     if let (Some(file), Some(gathered), Some(text)) = (importance, gathered, &calibration) {
-        file.write(gathered, text)?;
+        file.write(gathered, &text.with(own.as_ref()))?;
     }
     phases.end("verifying");
 
@@ -192,6 +209,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         transforms: plan.transforms.clone(),
         size: size(&source, &written, &plan, &outcome, tensor_bytes)?,
         calibration,
+        own_text: own,
         imatrix: known.map(|known| known.summary).filter(|_| plan.solves_with_data()),
         allocation,
         adapter,

@@ -4,10 +4,11 @@
 //! by rules, of which the later wins:
 //!
 //! ```toml
-//! base = "gptq"              # rtn, gptq or default (the default)
+//! base = "gptq"              # rtn, gptq, default (the default) or max
 //! bits = 3
 //! group_size = 64            # or "channel", "tensor"
 //! transforms = ["rotate-values"]   # changes of the weights before they are rounded; `quantc list transforms`
+//! own_text = 3               # windows that the model writes beside each window of the calibration text
 //! [settings]                 # of the solver
 //! damping = 0.05
 //!
@@ -37,6 +38,7 @@ pub struct Recipe {
     pub name: String,
     base: Treatment,
     transforms: Vec<Transform>,
+    own_text: usize,
     rules: Vec<Rule>,
 }
 
@@ -77,6 +79,7 @@ struct File {
     settings: Option<toml::Table>,
     #[serde(default)]
     transforms: Vec<Transform>,
+    own_text: Option<usize>,
     #[serde(default)]
     rule: Vec<FileRule>,
 }
@@ -123,6 +126,7 @@ impl Recipe {
                 name: name_or_path.to_owned(),
                 base: Treatment::of(known),
                 transforms: Vec::new(),
+                own_text: own_text(known),
                 rules: Vec::new(),
             },
             None => Self::from_file(Path::new(name_or_path))?,
@@ -150,6 +154,7 @@ impl Recipe {
         let fail = |problem: String| Error::Recipe { path: shown.to_owned(), problem };
         let file: File = toml::from_str(text).map_err(|e| fail(e.to_string()))?;
         let base_name = file.base.as_deref().unwrap_or("default");
+        let own_base = built_in(base_name).map_or(0, own_text);
         let base = built_in(base_name).ok_or_else(|| fail(format!("unknown base recipe `{base_name}`")))?;
         let whole = Change {
             solver: file.solver.as_deref().map(solver_named).transpose().map_err(fail)?,
@@ -171,7 +176,11 @@ impl Recipe {
             rule.change.apply(&base).map_err(|problem| fail(format!("rule {}: {problem}", index + 1)))?;
             rules.push(rule);
         }
-        Ok(Self { name: shown.to_owned(), base, transforms, rules })
+        let own_text = file.own_text.unwrap_or(own_base);
+        if own_text > MOST_OWN_TEXT {
+            return Err(fail(format!("own_text is {own_text}, expected at most {MOST_OWN_TEXT}")));
+        }
+        Ok(Self { name: shown.to_owned(), base, transforms, own_text, rules })
     }
 
     /// What `linear` gets.
@@ -199,6 +208,12 @@ impl Recipe {
     #[must_use]
     pub fn transforms(&self) -> &[Transform] {
         &self.transforms
+    }
+
+    /// Windows that the model writes itself beside each window of the calibration text.
+    #[must_use]
+    pub fn own_text(&self) -> usize {
+        self.own_text
     }
 
     /// What a linear gets that no rule matches.
@@ -295,6 +310,14 @@ fn built_in(name: &str) -> Option<&'static BuiltIn> {
     BUILT_IN.iter().find(|known| known.name == name)
 }
 
+/// What a built-in recipe adds to the calibration text, see [`Recipe::own_text`].
+fn own_text(recipe: &BuiltIn) -> usize {
+    if recipe.name == "max" { 3 } else { 0 }
+}
+
+/// Text costs time and memory by the window.
+const MOST_OWN_TEXT: usize = 64;
+
 fn symmetry(symmetric: bool) -> Symmetry {
     if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric }
 }
@@ -359,6 +382,7 @@ mod tests {
             ("[[rule]]\nlayers = '3-1'\nbits = 4", "behind"),
             ("[settings]\ndampening = 0.1", "dampening"),
             ("group_size = 'row'", "row"),
+            ("own_text = 65", "at most 64"),
             ("transforms = ['rotate']", "rotate-residual"),
             ("transforms = ['rotate-values', 'rotate-values']", "twice"),
         ] {

@@ -25,6 +25,8 @@ pub struct Report {
     pub transforms: Vec<Transform>,
     /// Calibration text that was used; none for a recipe that needs no data.
     pub calibration: Option<TextSummary>,
+    /// Text that the model wrote beside it, as the recipe asks.
+    pub own_text: Option<TextSummary>,
     /// The importance matrix that was used instead.
     pub imatrix: Option<ImatrixSummary>,
     /// Size of the output.
@@ -163,6 +165,21 @@ pub struct TextSummary {
     pub fingerprint: String,
 }
 
+impl TextSummary {
+    /// Both texts as one.
+    pub(crate) fn with(&self, other: Option<&Self>) -> Self {
+        let Some(other) = other else { return self.clone() };
+        Self {
+            text: format!("{}, {}", self.text, other.text),
+            windows: self.windows + other.windows,
+            context: self.context.max(other.context),
+            tokens: self.tokens + other.tokens,
+            requested: self.requested,
+            fingerprint: format!("{}, {}", self.fingerprint, other.fingerprint),
+        }
+    }
+}
+
 /// Size of an output.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Size {
@@ -195,6 +212,9 @@ pub struct LinearRow {
     pub solver: String,
     /// tr((W-Q) H (W-Q)ᵀ) / tr(W H Wᵀ) on the calibration inputs.
     pub relative_loss: f64,
+    /// What its errors weigh in the model's metric, `tr(A D H Dᵀ)` with `A` and `H` damped, against the target that was solved for: to compare
+    /// linears, not to add up. None where it was solved row by row.
+    pub coupled_loss: Option<f64>,
     /// tr((W-Q) H (W-Q)ᵀ), H averaged over tokens.
     pub loss: f64,
     /// The relative loss that is left with the adapter.

@@ -113,7 +113,7 @@ fn some_of(windows: &[Vec<u32>]) -> Vec<&Vec<u32>> {
     (0..count).map(|k| &windows[k * windows.len() / count]).collect()
 }
 
-/// The gradients of the residual streams after the last layer, for labels that the model draws itself.
+/// The gradients of the residual streams after the last layer, whose covariance is the Fisher information.
 fn head_gradients(
     source: &dyn WeightSource,
     forward: &Forward<'_>,
@@ -129,10 +129,9 @@ fn head_gradients(
     let backward = Backward::new(forward);
     let gradients = projected.par_iter().map(|&window| {
         let hidden = states[window].hidden();
-        let labels = backward.sampled_targets(head, hidden, window as u64);
-        let loss = backward.cross_entropy(head, hidden, &labels);
-        if loss.sum.is_finite() {
-            Ok(loss.hidden_gradient)
+        let gradient = backward.fisher_probe(head, hidden, window as u64);
+        if gradient.iter().all(|value| value.is_finite()) {
+            Ok(gradient)
         } else {
             Err(CalibrationError::NotFinite { window, place: "logits".to_owned() }.into())
         }
@@ -186,7 +185,7 @@ fn weigh_stage(
         for (index, &(linear, treatment)) in pairs.iter().enumerate() {
             let weight: ArrayView2<'_, f32> = weights[index];
             let hessian = seen.prepared(&treatment.settings);
-            let problem = Problem { weight, hessian, scheme: width.schemes[index] };
+            let problem = Problem { weight, hessian, output: None, scheme: width.schemes[index] };
             let solution = solver(treatment)?
                 .solve(&problem, &treatment.settings)
                 .map_err(|source| Error::Solve { linear: linear.name.clone(), source })?;
@@ -207,6 +206,7 @@ fn weigh_stage(
 fn plain(treatment: &Treatment) -> Treatment {
     let mut plain = treatment.clone();
     let settings = &mut plain.settings;
-    (settings.refits, settings.sweeps, settings.alpha, settings.beta) = (0, 0, 0.0, 0.0);
+    (settings.refits, settings.sweeps, settings.coupled_sweeps) = (0, 0, 0);
+    (settings.alpha, settings.beta) = (0.0, 0.0);
     plain
 }

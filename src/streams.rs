@@ -3,7 +3,7 @@
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, WeightSource};
 use model::{Layer, Model};
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::error::Error;
@@ -53,12 +53,13 @@ impl<'m> Streams<'m> {
         self.quantized.len()
     }
 
-    /// Shows the input of a stage, windows in order.
+    /// Shows the input of a stage, windows in order; with `roots`, by window, each token times its root.
     pub(crate) fn see_stage_input(
         &self,
         layer: &Layer,
         stage: usize,
         weights: &LayerWeights,
+        roots: Option<&[Vec<f32>]>,
         see: &mut See<'_>,
     ) -> Result<(), Error> {
         for (index, state) in self.quantized.iter().enumerate() {
@@ -66,8 +67,16 @@ impl<'m> Streams<'m> {
             let original = self.original.as_ref().map(|states| {
                 (self.forward.stage_input(layer, stage, weights, &states[index]), states[index].hidden())
             });
-            let original = original.as_ref().map(|(input, residual)| (input.view(), *residual));
-            see(Seen { input: input.view(), residual: state.hidden(), original })?;
+            let Some(roots) = roots else {
+                let original = original.as_ref().map(|(input, residual)| (input.view(), *residual));
+                see(Seen { input: input.view(), residual: state.hidden(), original })?;
+                continue;
+            };
+            let roots = ArrayView1::from(&roots[index]).insert_axis(Axis(1));
+            let (input, residual) = (&input * &roots, &state.hidden() * &roots);
+            let original = original.map(|(input, residual)| (&input * &roots, &residual * &roots));
+            let original = original.as_ref().map(|(input, residual)| (input.view(), residual.view()));
+            see(Seen { input: input.view(), residual: residual.view(), original })?;
         }
         Ok(())
     }

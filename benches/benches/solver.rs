@@ -45,7 +45,7 @@ fn solve<M: Measurement>(group: &mut BenchmarkGroup<'_, M>, recipe: &str, hessia
     let weight = numbers(columns, columns, 5) * 0.02;
     let prepare = |hessian: Hessian| hessian.prepare(&recipe.settings, None).expect("the settings are valid");
     let prepared = prepare(hessian.clone());
-    let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme: scheme() };
+    let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme: scheme() };
     group.throughput(Throughput::Elements(columns.pow(3) as u64));
     group.bench_function(BenchmarkId::new(format!("{}, solve", recipe.name), columns), |bencher| {
         bencher.iter(|| solver.solve(&problem, &recipe.settings).expect("the problem is well formed"));
@@ -55,7 +55,12 @@ fn solve<M: Measurement>(group: &mut BenchmarkGroup<'_, M>, recipe: &str, hessia
         |bencher| {
             let whole = |hessian: Hessian| {
                 let prepared = prepare(hessian);
-                let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme: scheme() };
+                let problem = Problem {
+                    weight: weight.view(),
+                    hessian: Some(&prepared),
+                    output: None,
+                    scheme: scheme(),
+                };
                 solver.solve(&problem, &recipe.settings).expect("the problem is well formed")
             };
             bencher.iter_batched(|| hessian.clone(), whole, BatchSize::LargeInput);

@@ -17,7 +17,7 @@
 //!
 //! # Layout
 //!
-//! Rows never see each other. A chunk of rows is solved wholly in cache, with one row in each SIMD lane; columns are
+//! Rows never see each other, except in [`coupled_descent`]. A chunk of rows is solved wholly in cache, with one row in each SIMD lane; columns are
 //! gathered in panels of 128, and the matrix that mixes columns is packed once in tiles of 8 columns in the order in which
 //! the loops read it.
 //!
@@ -30,6 +30,7 @@
 //! Not here: choosing scales, ordering columns, damping. Columns arrive in processing order and scales are given.
 
 mod chunk;
+mod coupled;
 mod descent;
 mod rounding;
 mod rule;
@@ -173,6 +174,43 @@ fn coordinate_descent_on(
         descent::Descent { chunk, hessian, curvature, rule, scratch, sweeps, changed }.run_on(lanes);
     });
     changed.iter().sum()
+}
+
+/// Improves `codes` one at a time like [`coordinate_descent`], where an error costs by its row as well: the loss is `tr(A D H Dᵀ)` for
+/// `D = Q - W`, so a row can make up for another. Returns how many times a code changed.
+///
+/// Shapes: `weights` and `codes` `[rows, n]`, `outer`, which is `A`, `[rows, rows]` and `inner`, which is `H`, `[n, n]`, both symmetric, in
+/// full and positive definite, `inner` with contiguous rows; the grid has `rows` rows. Rows whose `A_ii` is not positive stay as they are.
+/// The loss never rises but for rounding errors of single precision, which grow with the number of sweeps. One thread, but for the products
+/// that it begins with.
+///
+/// # Panics
+/// When the shapes do not fit each other, or `inner` has gaps in its rows.
+pub fn coupled_descent(
+    weights: ArrayView2<'_, f32>,
+    outer: ArrayView2<'_, f32>,
+    inner: ArrayView2<'_, f32>,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+    sweeps: usize,
+) -> u64 {
+    coupled_descent_on(Unit::widest(), weights, outer, inner, grid, codes, sweeps)
+}
+
+fn coupled_descent_on(
+    unit: Unit,
+    weights: ArrayView2<'_, f32>,
+    outer: ArrayView2<'_, f32>,
+    inner: ArrayView2<'_, f32>,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+    sweeps: usize,
+) -> u64 {
+    grid.check(weights.dim(), codes.dim());
+    let (rows, n) = weights.dim();
+    assert_eq!(outer.dim(), (rows, rows), "shape of the outer matrix for weights {:?}", weights.dim());
+    assert_eq!(inner.dim(), (n, n), "shape of the inner matrix for weights {:?}", weights.dim());
+    coupled::Coupled { weights, outer, inner, grid }.descend_on(unit, codes, sweeps)
 }
 
 impl RowGrid<'_> {

@@ -75,6 +75,16 @@ impl Grid {
         }
     }
 
+    /// The grid of some rows, in the order in which they are named.
+    pub(crate) fn select(&self, rows: &[usize]) -> Self {
+        Self {
+            scheme: self.scheme,
+            in_features: self.in_features,
+            scales: self.scales.select(Axis(0), rows),
+            zero_points: self.zero_points.select(Axis(0), rows),
+        }
+    }
+
     /// Replaces the scales from row `first` on.
     pub(crate) fn set_rows(&mut self, first: usize, rows: &Self) {
         let range = first..first + rows.scales.nrows();

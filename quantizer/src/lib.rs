@@ -19,6 +19,7 @@
 //! | `H = XᵀX / tokens` | [`hessian::Hessian`] | `[in_features, in_features]` |
 //! | `C = (X_original - X)ᵀX / tokens` | [`hessian::Shortfall::input`] | `[in_features, in_features]` |
 //! | `Γ = (R_original - R)ᵀX / tokens`, `R` the residual stream | [`hessian::Shortfall::residual`] | `[out_features, in_features]` |
+//! | `A = E[ȳ ȳᵀ]`, `H_O` | [`output::OutputHessian`] | `[out_features, out_features]` |
 //! | `H + λI` | [`hessian::Damped`] | `[in_features, in_features]` |
 //! | `R`, upper, `H + λI = R Rᵀ` | [`hessian::Factor`], [`prepared::PreparedHessian`] | `[in_features, in_features]` |
 //! | `T` | [`prepared::PreparedHessian::target`] | `[out_features, in_features]` |
@@ -41,6 +42,7 @@ pub mod guard;
 pub mod hessian;
 pub mod loss;
 pub mod order;
+pub mod output;
 pub mod prepared;
 pub mod range;
 pub mod refine;
@@ -52,6 +54,7 @@ pub mod tensor;
 pub use accumulator::{CrossMomentAccumulator, HessianAccumulator};
 pub use guard::Shares;
 pub use hessian::{CrossMoment, Hessian, HessianError, Shortfall};
+pub use output::{OutputHessian, OutputHessianAccumulator};
 pub use prepared::PreparedHessian;
 pub use scheme::Scheme;
 pub use settings::SolverSettings;

@@ -5,7 +5,7 @@
 //! solution is nearly orthogonal to them).
 
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 
 use crate::prepared::PreparedHessian;
 
@@ -46,7 +46,10 @@ pub(crate) fn whitened(errors: ArrayView2<'_, f32>, hessian: Option<&PreparedHes
     let Some(hessian) = hessian else { return errors.to_owned() };
     let ordered = ordered(errors, hessian);
     let mut whitened = Array2::zeros(errors.dim());
-    kernels::product::product_nn(ordered.view(), hessian.r(), whitened.view_mut());
+    for (panel, mut to) in panels(hessian.r()).zip(whitened.axis_chunks_iter_mut(Axis(1), PANEL)) {
+        let inner = panel.nrows();
+        kernels::product::product_nn(ordered.slice_axis(Axis(1), (..inner).into()), panel, to.view_mut());
+    }
     whitened
 }
 
@@ -57,17 +60,27 @@ const PANEL: usize = 256;
 
 /// Adds `‖(d R)‖²` of each row of `errors`, in processing order.
 fn whitened_norms(errors: ArrayView2<'_, f32>, r: ArrayView2<'_, f32>, losses: &mut [f64]) {
-    let columns = r.ncols();
-    for first in (0..columns).step_by(PANEL) {
-        let last = (first + PANEL).min(columns);
-        let mut whitened = Array2::zeros((errors.nrows(), last - first));
-        let upper = r.slice_axis(Axis(0), (..last).into());
-        let panel = upper.slice_axis(Axis(1), (first..last).into());
-        kernels::product::product_nn(errors.slice_axis(Axis(1), (..last).into()), panel, whitened.view_mut());
+    for panel in panels(r) {
+        let mut whitened = Array2::zeros((errors.nrows(), panel.ncols()));
+        let inner = panel.nrows();
+        kernels::product::product_nn(
+            errors.slice_axis(Axis(1), (..inner).into()),
+            panel,
+            whitened.view_mut(),
+        );
         for (loss, norm) in losses.iter_mut().zip(square_norms(whitened.view())) {
             *loss += norm;
         }
     }
+}
+
+/// The panels of `R` down to the diagonal, from the left.
+fn panels(r: ArrayView2<'_, f32>) -> impl Iterator<Item = ArrayView2<'_, f32>> {
+    let columns = r.ncols();
+    (0..columns).step_by(PANEL).map(move |first| {
+        let last = (first + PANEL).min(columns);
+        r.slice_move(s![..last, first..last])
+    })
 }
 
 fn ordered(errors: ArrayView2<'_, f32>, hessian: &PreparedHessian) -> Array2<f32> {

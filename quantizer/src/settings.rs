@@ -20,6 +20,11 @@ pub struct SolverSettings {
     pub refits: usize,
     /// Sweeps of coordinate descent over the codes after that, each pair followed by a scale refit.
     pub sweeps: usize,
+    /// Sweeps of coupled descent at the end, where an error costs what it costs the model; they need one backward pass of the original.
+    pub coupled_sweeps: usize,
+    /// Whether a token counts in the Hessian by the gradient that the original has there; for its
+    /// whole stage, which shares the Hessian. Takes a backward pass over all windows.
+    pub weigh_tokens: bool,
     /// How much of the input's error, which earlier layers made, targets make up for: a share, 0 to 1, of what held-out tokens bear out.
     pub alpha: f64,
     /// The same of the residual stream's error, for linears that write to it.
@@ -104,9 +109,15 @@ pub static BUILT_IN: &[BuiltIn] = &[
     },
     BuiltIn {
         name: "default",
-        summary: "GPTQ, then scale refit and coordinate descent, and error propagation",
+        summary: "GPTQ, then scale refit and coordinate descent, error propagation, and what the model makes of errors",
         solver: "gptq",
         settings: DEFAULT,
+    },
+    BuiltIn {
+        name: "max",
+        summary: "the default at length, on text that the model writes itself as well",
+        solver: "gptq",
+        settings: MAX,
     },
 ];
 
@@ -117,13 +128,26 @@ const RTN: SolverSettings = SolverSettings {
     range_candidates: 33,
     refits: 0,
     sweeps: 0,
+    coupled_sweeps: 0,
+    weigh_tokens: false,
     alpha: 0.0,
     beta: 0.0,
 };
 
 const GPTQ: SolverSettings = SolverSettings { order: Order::Activation, range: Range::Diagonal, ..RTN };
 
-const DEFAULT: SolverSettings = SolverSettings { refits: 3, sweeps: 4, alpha: 0.6, beta: 0.6, ..GPTQ };
+const DEFAULT: SolverSettings =
+    SolverSettings { refits: 3, sweeps: 4, coupled_sweeps: 4, alpha: 0.6, beta: 0.6, ..GPTQ };
+
+const MAX: SolverSettings = SolverSettings {
+    refits: 4,
+    sweeps: 8,
+    coupled_sweeps: 12,
+    weigh_tokens: true,
+    alpha: 1.0,
+    beta: 1.0,
+    ..DEFAULT
+};
 
 /// A setting out of range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -41,7 +41,8 @@ fn codes_and_losses_agree_with_the_textbook() {
                     ..SolverSettings::default()
                 };
                 let prepared = hessian.clone().prepare(&settings, None).unwrap();
-                let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+                let problem =
+                    Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
                 let solution = solver::find(solver).unwrap().solve(&problem, &settings).unwrap();
                 assert_eq!(solution.tensor.scales(), scales, "{name}");
                 let codes = matrix(&golden, &format!("{name}.codes"), |[code]: [u8; 1]| {

@@ -21,7 +21,7 @@ fn solve(
     scheme: Scheme,
 ) -> Solution {
     let prepared = h.clone().prepare(settings, None).unwrap();
-    let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+    let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
     solver::find(name).unwrap().solve(&problem, settings).unwrap()
 }
 
@@ -63,7 +63,7 @@ fn with_an_identity_hessian_every_solver_rounds_to_nearest() {
             for solver in solver::ALL {
                 let ours = solve(solver.name(), &settings, &weight, &identity, scheme).tensor;
                 assert_eq!(ours, expected, "{} {scheme:?} {range:?}", solver.name());
-                let problem = Problem { weight: weight.view(), hessian: None, scheme };
+                let problem = Problem { weight: weight.view(), hessian: None, output: None, scheme };
                 assert_eq!(solver.solve(&problem, &settings).unwrap().tensor, expected, "data-free");
             }
         }
@@ -257,7 +257,7 @@ fn a_weight_that_is_not_finite_is_named() {
         for (solver, settings) in all_settings() {
             let prepared = h.clone().prepare(&settings, None).unwrap();
             let scheme = scheme(4, groups(16), Symmetry::Symmetric);
-            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
             let error = solver::find(solver).unwrap().solve(&problem, &settings).unwrap_err();
             assert_eq!(
                 error.to_string(),
@@ -274,7 +274,7 @@ fn problems_that_do_not_fit_are_refused() {
     for solver in solver::ALL {
         let refused = |weight: &Array2<f32>, granularity| {
             let scheme = scheme(4, granularity, Symmetry::Symmetric);
-            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
             solver.solve(&problem, &settings).unwrap_err()
         };
         let width = refused(&weight(9, 8, 32), groups(16));
@@ -302,7 +302,7 @@ fn error_propagation_brings_the_outputs_nearer_to_the_originals() {
                 .unwrap();
             assert_eq!(prepared.damping().made_up_for.is_some(), alpha > 0.0);
             let scheme = scheme(4, groups(32), Symmetry::Symmetric);
-            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
             let solution = solver::find("gptq").unwrap().solve(&problem, &settings).unwrap();
             let outputs = x.dot(&solution.tensor.dequantize().t());
             (original.dot(&weight.t()) - outputs).mapv(|d| f64::from(d).powi(2)).sum()
@@ -329,7 +329,7 @@ fn a_linear_makes_up_for_the_error_of_the_stream_that_it_writes_to() {
             let lacking = Some((shortfall, Shares { alpha: 0.0, beta, damping: 0.01 }));
             let prepared = support::hessian_of(x.view()).prepare(&settings, lacking).unwrap();
             let scheme = scheme(4, groups(32), Symmetry::Symmetric);
-            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), scheme };
+            let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
             let solution = solver::find("gptq").unwrap().solve(&problem, &settings).unwrap();
             let lacking = &lack + &x.dot(&(&weight - &solution.tensor.dequantize()).t());
             lacking.mapv(|d| f64::from(d).powi(2)).sum()
@@ -370,7 +370,7 @@ fn a_search_is_never_worse_than_the_full_range() {
     for scheme in schemes() {
         let loss = |range| {
             let settings = SolverSettings { range, ..built_in("rtn") };
-            let problem = Problem { weight: weight.view(), hessian: None, scheme };
+            let problem = Problem { weight: weight.view(), hessian: None, output: None, scheme };
             solver::find("rtn").unwrap().solve(&problem, &settings).unwrap().report.loss
         };
         let (full, searched) = (loss(Range::MinMax), loss(Range::Plain));
@@ -386,7 +386,7 @@ fn a_symmetric_scale_turns_its_longer_side_to_the_larger_weights() {
     let weight = concatenate![Axis(0), row(1.0), row(-1.0)];
     let settings = SolverSettings { range: Range::Plain, ..built_in("rtn") };
     let scheme = scheme(2, groups(16), Symmetry::Symmetric);
-    let problem = Problem { weight: weight.view(), hessian: None, scheme };
+    let problem = Problem { weight: weight.view(), hessian: None, output: None, scheme };
     let solution = solver::find("rtn").unwrap().solve(&problem, &settings).unwrap();
     assert_eq!(solution.report.loss, 0.0);
     assert_eq!(solution.tensor.scales().as_slice().unwrap(), [0.5, -0.5]);

@@ -290,3 +290,20 @@ fn ids(folder: &std::path::Path) -> std::path::PathBuf {
     fs::write(&path, lines).unwrap();
     path
 }
+
+#[test]
+fn the_slow_recipe_writes_text_of_its_own_and_weighs_outputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, report) = quantize(folder.path(), &demo(), &["--bits", "3", "--recipe", "max"]);
+    succeed(&["verify", text(&output)]);
+    let [real, own] = ["calibration", "own_text"].map(|key| report[key]["windows"].as_u64().unwrap());
+    assert_eq!((real, own), (6, 18));
+    let expected = |report: &Value| -> Vec<f64> {
+        let linears = report["linears"].as_array().unwrap();
+        linears.iter().filter_map(|linear| linear["coupled_loss"].as_f64()).collect()
+    };
+    let slow = expected(&report);
+    assert!(slow.len() == 35 && slow.iter().all(|loss| *loss > 0.0 && *loss < 0.1), "{slow:?}");
+    let (_, report) = quantize(folder.path(), &demo(), &["--bits", "3", "--recipe", "gptq"]);
+    assert!(report["own_text"].is_null() && expected(&report).is_empty());
+}

@@ -8,6 +8,15 @@
 //! -ln q[target]       z̄ = q - onehot(target)
 //! ```
 //!
+//! and a third "loss" is random: its gradient `z̄` has the covariance that the gradient of `-ln q[y]` has over labels `y` that the model itself
+//! draws, the Fisher matrix of the logits. With independent signs `ξ`,
+//!
+//! ```text
+//! z̄ = √q ∘ ξ - q (√q · ξ)          E[z̄ z̄ᵀ] = diag(q) - q qᵀ
+//! ```
+//!
+//! which, unlike drawn labels, hears of every token at each position, and so varies less.
+//!
 //! The vocabulary passes by twice, in slices: first for the normalizers, then for `z̄` times the head's rows. Logits exist for
 //! [`POSITIONS`] positions and one slice at a time.
 
@@ -15,6 +24,7 @@ use std::ops::Range;
 
 use ndarray::{Array1, Array2, ArrayView2, s};
 
+use super::signs::{SignedRoots, Signs};
 use super::{Backward, elementwise};
 use crate::evaluation::softmax::{Difference, Softmax};
 use crate::forward::elementwise::rms_norm;
@@ -115,41 +125,34 @@ impl Backward<'_, '_> {
         loss
     }
 
-    /// A token for each position, drawn from the model's own prediction: labels whose gradients' covariance is the Fisher information. `hidden`,
-    /// `[tokens, hidden]`, is the residual stream after the last layer; `seed` and the position say which tokens are drawn.
+    /// The gradient of the residual stream after the last layer, `[tokens, hidden]`, for a random gradient of the logits whose covariance is
+    /// the Fisher matrix `diag(q) - q qᵀ` of each position. `seed` draws the signs; different windows need different ones.
     ///
     /// # Panics
-    /// When the shapes do not fit.
+    /// When the shapes do not fit each other.
     #[must_use]
-    pub fn sampled_targets(&self, head: Head<'_>, hidden: ArrayView2<'_, f32>, seed: u64) -> Vec<u32> {
+    pub fn fisher_probe(&self, head: Head<'_>, hidden: ArrayView2<'_, f32>, seed: u64) -> Array2<f32> {
         let mut scores = self.scores(head, hidden);
+        let mut products = vec![SignedRoots::default(); scores.softmax.len()];
         for piece in scores.pieces() {
-            let logits = scores.logits(&piece);
-            for (row, position) in piece.positions.clone().enumerate() {
-                scores.softmax[position].add(row_of(&logits, row), piece.first, None);
+            let mut logits = scores.logits(&piece);
+            for (mut row, position) in logits.rows_mut().into_iter().zip(piece.positions.clone()) {
+                let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
+                let signs = Signs::new(seed, position, piece.first);
+                products[position].add(&mut scores.softmax[position], row, signs);
             }
         }
-        // The inverse of the distribution function: the first token at which the cumulated probability passes a uniform number. Where rounding
-        // leaves the sum of all below it, the likeliest.
-        let mut left: Vec<f64> = (0..hidden.nrows()).map(|position| uniform(seed, position as u64)).collect();
-        let mut targets: Vec<u32> = scores.softmax.iter().map(|softmax| softmax.likeliest as u32).collect();
-        for piece in scores.pieces() {
-            let probabilities = scores.probabilities(&piece);
-            for (row, position) in piece.positions.clone().enumerate() {
-                let left = &mut left[position];
-                if *left < 0.0 {
-                    continue;
-                }
-                for (place, &probability) in row_of(&probabilities, row).iter().enumerate() {
-                    *left -= f64::from(probability);
-                    if *left < 0.0 {
-                        targets[position] = (piece.first + place) as u32;
-                        break;
-                    }
+        let products: Vec<f32> =
+            products.iter().zip(&scores.softmax).map(|(product, softmax)| product.finish(softmax)).collect();
+        let gradient = scores.gradient(&|piece, probabilities| {
+            for (mut row, position) in probabilities.rows_mut().into_iter().zip(piece.positions.clone()) {
+                let signs = Signs::new(seed, position, piece.first);
+                for (q, sign) in row.iter_mut().zip(signs) {
+                    *q = sign * q.sqrt() - *q * products[position];
                 }
             }
-        }
-        targets
+        });
+        self.loss(0.0, &scores, hidden, gradient).hidden_gradient
     }
 
     fn scores<'h>(&self, head: Head<'h>, hidden: ArrayView2<'_, f32>) -> Scores<'h> {
@@ -244,15 +247,6 @@ impl Piece {
     fn place_of(&self, token: u32) -> Option<usize> {
         (token as usize).checked_sub(self.first).filter(|&place| place < self.tokens)
     }
-}
-
-/// A number from 0 to 1 for each seed and position (splitmix64, Steele and others 2014).
-fn uniform(seed: u64, position: u64) -> f64 {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut bits = seed.wrapping_mul(STEP).wrapping_add(position).wrapping_add(1).wrapping_mul(STEP);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 fn row_of(logits: &Array2<f32>, row: usize) -> &[f32] {

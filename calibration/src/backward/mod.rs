@@ -19,6 +19,7 @@
 mod attention;
 mod elementwise;
 mod loss;
+mod signs;
 mod visit;
 
 use model::Layer;

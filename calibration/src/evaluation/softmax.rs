@@ -39,6 +39,19 @@ impl Softmax {
         self.total += elementwise::sum_of_exponentials(logits, self.highest);
     }
 
+    /// Takes in a slice of the vocabulary that begins with the token `first`; its logits become `exp(logit - highest)`. Gives the factor that older sums shrink by.
+    pub(crate) fn add_exponentials(&mut self, logits: &mut [f32], first: usize) -> f64 {
+        let shrunk = self.raise(logits, first, None);
+        elementwise::exponentiate(logits, self.highest);
+        self.total += logits.iter().map(|&x| f64::from(x)).sum::<f64>();
+        shrunk
+    }
+
+    /// `Σ exp(logit - highest)` of what was seen.
+    pub(crate) fn total(&self) -> f64 {
+        self.total
+    }
+
     /// Negative log-likelihood of the target, nats.
     pub(crate) fn nll(&self) -> f64 {
         self.log_total() - f64::from(self.target)

@@ -425,32 +425,69 @@ fn no_bit_of_a_gradient_depends_on_the_number_of_threads() {
     }
 }
 
-#[test]
-fn labels_are_drawn_as_often_as_the_model_says_however_the_head_is_cut() {
+/// The residual stream of one position, and the norm and head of a tiny model.
+fn one_position() -> (InMemory, Array2<f32>, Array1<f32>, Vec<LinearOperator>) {
     let source = InMemory::open(TINY[0]);
-    let model = &source.model;
-    let forward = Forward::new(model, 1);
-    let backward = Backward::new(&forward);
-    let vocabulary = model.hyperparameters.vocabulary;
+    let numbers = &source.model.hyperparameters;
+    let hidden = noise((1, numbers.hidden_size), 5);
     let norm = source.final_norm().unwrap();
-    let hidden = noise((1, model.hyperparameters.hidden_size), 3);
-    let cut = |rows: usize| -> Vec<LinearOperator> {
-        let firsts = (0..vocabulary).step_by(rows);
-        firsts.map(|first| source.head_rows(first..(first + rows).min(vocabulary)).unwrap()).collect()
+    let cuts = [0, numbers.vocabulary / 3, numbers.vocabulary];
+    let head = cuts.windows(2).map(|cut| {
+        let mut slice = source.head_rows(cut[0]..cut[1]).unwrap();
+        let matrix = dense(&mut slice.weights);
+        *matrix = noise(matrix.dim(), 50 + cut[0] as u64) * 0.3;
+        slice
+    });
+    let head = head.collect();
+    (source, hidden, norm, head)
+}
+
+#[test]
+fn probes_have_the_covariance_of_the_gradients_of_drawn_labels() {
+    let (source, hidden, norm, slices) = one_position();
+    let forward = Forward::new(&source.model, 1);
+    let backward = Backward::new(&forward);
+    let head = Head { norm: &norm, slices: &slices };
+    let outer = |gradient: &Array2<f32>| {
+        let gradient = gradient.mapv(f64::from);
+        gradient.t().dot(&gradient)
     };
-    let (whole, parts) = (cut(vocabulary), cut(37));
-    // The same residual stream at many positions, each with a draw of its own.
-    let hidden = hidden.broadcast((4000, model.hyperparameters.hidden_size)).unwrap().to_owned();
-    let drawn = backward.sampled_targets(Head { norm: &norm, slices: &whole }, hidden.view(), 1);
-    let other = backward.sampled_targets(Head { norm: &norm, slices: &parts }, hidden.view(), 1);
-    assert!(drawn.iter().zip(&other).filter(|(a, b)| a != b).count() < 4, "cut elsewhere");
-    assert_ne!(drawn, backward.sampled_targets(Head { norm: &norm, slices: &whole }, hidden.view(), 2));
-    let logits = forward.logits(&norm, &whole[0], hidden.slice(ndarray::s![..1, ..]));
-    let most = logits.iter().fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
-    let total: f64 = logits.iter().map(|&logit| f64::from(logit - most).exp()).sum();
-    for (token, &logit) in logits.iter().enumerate() {
-        let expected = 4000.0 * f64::from(logit - most).exp() / total;
-        let found = drawn.iter().filter(|&&label| label as usize == token).count() as f64;
-        assert!((found - expected).abs() < 5.0 * expected.sqrt() + 3.0, "{token}: {found}, {expected}");
+    let size = source.model.hyperparameters.hidden_size;
+    let mut exact = Array2::<f64>::zeros((size, size));
+    for label in 0..source.model.hyperparameters.vocabulary as u32 {
+        let loss = backward.cross_entropy(head, hidden.view(), &[label]);
+        exact += &(outer(&loss.hidden_gradient) * (-loss.sum).exp());
+    }
+    let seeds = 3000;
+    let mut found = Array2::<f64>::zeros((size, size));
+    for seed in 0..seeds {
+        found += &(outer(&backward.fisher_probe(head, hidden.view(), seed)) / seeds as f64);
+    }
+    let norm = |matrix: &Array2<f64>| matrix.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let trace = |matrix: &Array2<f64>| matrix.diag().sum();
+    let error = norm(&(&found - &exact)) / norm(&exact);
+    assert!(error < 0.15, "{error}");
+    assert!((trace(&found) / trace(&exact) - 1.0).abs() < 0.05);
+}
+
+#[test]
+fn probes_do_not_depend_on_how_the_head_is_cut() {
+    let (source, hidden, norm, slices) = one_position();
+    let forward = Forward::new(&source.model, 1);
+    let backward = Backward::new(&forward);
+    let parts: Vec<Array2<f32>> = slices
+        .iter()
+        .map(|slice| match &slice.weights {
+            LinearWeights::Dense(matrix) => matrix.clone(),
+            LinearWeights::Packed(_) => panic!("the tiny models are dense"),
+        })
+        .collect();
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    let whole = ndarray::concatenate(ndarray::Axis(0), &views).unwrap();
+    let whole = [LinearOperator { weights: LinearWeights::Dense(whole), bias: None }];
+    let in_parts = backward.fisher_probe(Head { norm: &norm, slices: &slices }, hidden.view(), 9);
+    let at_once = backward.fisher_probe(Head { norm: &norm, slices: &whole }, hidden.view(), 9);
+    for (a, b) in in_parts.iter().zip(&at_once) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "{a} {b}");
     }
 }

@@ -1,6 +1,8 @@
 //! The fast paths against the portable one, bit for bit, and the portable one against textbook algorithms in double
 //! precision.
 
+mod coupled;
+
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 
 use super::*;

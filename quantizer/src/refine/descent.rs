@@ -6,7 +6,7 @@
 use kernels::panel::coordinate_descent;
 use ndarray::ArrayView2;
 
-use super::Candidate;
+use super::{Candidate, Solved};
 use crate::loss::damped_losses;
 use crate::prepared::PreparedHessian;
 
@@ -17,8 +17,8 @@ pub(super) fn descend(
     hessian: &PreparedHessian,
     sweeps: usize,
 ) {
-    let groups = candidate.grid.groups();
-    let Candidate { grid, codes, losses } = candidate;
+    let Candidate { solved: Solved { grid, codes }, losses } = candidate;
+    let groups = grid.groups();
     coordinate_descent(target, hessian.damped(), &grid.kernel(&groups), codes.view_mut(), sweeps);
     let errors = grid.errors(target, codes.view());
     *losses = damped_losses(errors.view(), Some(hessian));

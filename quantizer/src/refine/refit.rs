@@ -18,21 +18,21 @@ use kernels::product::product_nn;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, Array3, ArrayView1, ArrayView2, Axis, s};
 
-use super::Candidate;
+use super::{Candidate, Solved};
 use crate::grid::Grid;
 use crate::prepared::PreparedHessian;
 use crate::scheme::{Granularity, Symmetry};
 
 /// Replaces the scales of each row where that lowers its loss, and lowers the candidate's loss by as much.
 pub(super) fn refit(target: ArrayView2<'_, f32>, candidate: &mut Candidate, hessian: &PreparedHessian) {
-    if candidate.grid.scheme().granularity == Granularity::PerTensor {
+    if candidate.solved.grid.scheme().granularity == Granularity::PerTensor {
         return;
     }
-    let (rows, groups) = candidate.grid.scales().dim();
+    let (rows, groups) = candidate.solved.grid.scales().dim();
     let height = (MOST_PRODUCTS / (groups * groups)).clamp(PART_LANES, 64) / PART_LANES * PART_LANES;
     let tiles: Vec<std::ops::Range<usize>> =
         (0..rows).step_by(height).map(|first| first..(first + height).min(rows)).collect();
-    let Candidate { grid, codes, losses } = candidate;
+    let Candidate { solved: Solved { grid, codes }, losses } = candidate;
     let changes: Vec<Vec<Change>> = tiles
         .par_iter()
         .map(|tile| {

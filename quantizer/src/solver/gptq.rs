@@ -17,11 +17,14 @@
 //! | `target` | `W` | what the codes approximate, `[rows, n]` |
 //! | `hessian.feedback()` | `R` | the factor, processing order |
 //! | `best` | `Q` | codes and scales with the least loss so far |
+//! | `coupling` | `H_O` | what errors of several outputs cost together, `[m, m]` |
 
-use ndarray::{Array2, Axis};
+use ndarray::Axis;
 
+use crate::loss::total_loss;
+use crate::prepared::Rung;
 use crate::range;
-use crate::refine::Refinement;
+use crate::refine::{Refinement, Solved, coupled};
 use crate::settings::SolverSettings;
 use crate::solver::{Problem, Solution, SolveError, SolveReport, Solver};
 
@@ -52,13 +55,20 @@ impl Solver for Gptq {
             return super::rtn::Rtn.solve(problem, settings);
         };
         let target = hessian.target(problem.weight);
-        let mut grid = range::choose(problem.live_weight().view(), problem.scheme, settings, Some(hessian));
-        let mut codes = Array2::zeros(target.dim());
+        let grid = range::choose(problem.live_weight().view(), problem.scheme, settings, Some(hessian));
+        // Where the Hessian has no factor, its columns do not see each other, and neither do rows.
+        let factored = hessian.damping().rung != Rung::Diagonal;
+        let coupling = problem.output.filter(|_| settings.coupled_sweeps > 0 && factored);
+        let mut solved = Solved::unsolved(grid, target.dim());
+        let mut plain = coupling.map(|_| solved.clone());
         let (mut loss, mut unrefined_loss) = (0.0, 0.0);
         for first in (0..target.nrows()).step_by(ROWS) {
             let rows = first..(first + ROWS).min(target.nrows());
             let part = target.slice_axis(Axis(0), rows.clone().into());
-            let mut best = Refinement::start(part, grid.rows(rows.clone()), hessian);
+            let mut best = Refinement::start(part, solved.grid.rows(rows), hessian);
+            if let Some(plain) = &mut plain {
+                plain.set_rows(first, best.first());
+            }
             unrefined_loss += best.first_loss();
             for _ in 0..settings.refits {
                 best.refit_scales();
@@ -68,13 +78,20 @@ impl Solver for Gptq {
                 best.descend(sweeps);
                 best.refit_scales();
             }
-            let solved = best.finish();
-            grid.set_rows(first, &solved.grid);
-            codes.slice_axis_mut(Axis(0), rows.into()).assign(&solved.codes);
-            loss += solved.loss;
+            let (rows, row_loss) = best.finish();
+            solved.set_rows(first, &rows);
+            loss += row_loss;
+        }
+        let mut found = None;
+        if let (Some(output), Some(plain)) = (coupling, plain) {
+            let sweeps = settings.coupled_sweeps;
+            found = Some(coupled::descend(target.view(), &plain, &mut solved, hessian, output, sweeps));
+            let errors = solved.grid.errors(target.view(), solved.codes.view());
+            loss = total_loss(errors.view(), Some(hessian));
         }
         let report = SolveReport::new(target.view(), loss, unrefined_loss, Some(hessian));
-        Ok(Solution { tensor: grid.into_tensor(codes)?, report })
+        let report = SolveReport { coupled: found, ..report };
+        Ok(Solution { tensor: solved.grid.into_tensor(solved.codes)?, report })
     }
 }
 

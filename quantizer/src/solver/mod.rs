@@ -6,7 +6,9 @@ pub mod rtn;
 use ndarray::{ArrayView2, CowArray, Ix2};
 use serde::Serialize;
 
+use crate::output::OutputHessian;
 use crate::prepared::{DampingReport, PreparedHessian};
+use crate::refine::CoupledLoss;
 use crate::scheme::{Granularity, Scheme};
 use crate::settings::{SettingsError, SolverSettings};
 use crate::tensor::{QuantizedTensor, TensorError};
@@ -46,6 +48,8 @@ pub struct Problem<'a> {
     /// What an error costs; `None` = identity. It carries the damping, the order and the error propagation it was prepared with: these
     /// fields of the settings are not read again.
     pub hessian: Option<&'a PreparedHessian>,
+    /// What errors in the outputs cost the model; `None` = every output counts alike and alone.
+    pub output: Option<&'a OutputHessian>,
     /// The grid's description.
     pub scheme: Scheme,
 }
@@ -61,6 +65,9 @@ impl<'a> Problem<'a> {
         if let Some(found) = self.hessian.map(PreparedHessian::in_features).filter(|&found| found != columns)
         {
             return Err(SolveError::HessianWidth { expected: columns, found });
+        }
+        if let Some(found) = self.output.map(OutputHessian::out_features).filter(|&found| found != rows) {
+            return Err(SolveError::OutputHessianWidth { expected: rows, found });
         }
         if let Granularity::PerGroup(size) = self.scheme.granularity
             && !columns.is_multiple_of(size.get())
@@ -102,8 +109,10 @@ pub struct SolveReport {
     pub loss: f64,
     /// `loss / tr(T H Tᵀ)`; 0 where that is 0.
     pub relative_loss: f64,
-    /// The same before scale refit and coordinate descent.
+    /// The same before any refinement. Coupled descent may raise a loss above it: it lowers the model's instead.
     pub relative_loss_unrefined: f64,
+    /// Before and after coupled descent, in its own metric; `None` where there was none.
+    pub coupled: Option<CoupledLoss>,
     /// How the factorization went; `None` without a Hessian.
     #[serde(flatten)]
     pub damping: Option<DampingReport>,
@@ -122,6 +131,7 @@ impl SolveReport {
             loss,
             relative_loss: relative(loss),
             relative_loss_unrefined: relative(unrefined_loss),
+            coupled: None,
             damping: hessian.map(PreparedHessian::damping),
         }
     }
@@ -154,6 +164,14 @@ pub enum SolveError {
         /// Columns of the weight.
         expected: usize,
         /// Columns of the Hessian.
+        found: usize,
+    },
+    /// The output Hessian of another linear.
+    #[error("the output hessian has {found} rows, expected {expected} as the weight")]
+    OutputHessianWidth {
+        /// Rows of the weight.
+        expected: usize,
+        /// Rows of the output Hessian.
         found: usize,
     },
     /// Groups that do not divide the columns.

@@ -1,0 +1,304 @@
+//! What errors in each linear's output cost the model: one forward and one backward pass of the original over calibration windows.
+//!
+//! Of the gradients `ȳ` of a linear's output two things are kept: their second moment [`OutputHessian`], and, for stages whose recipe weighs
+//! tokens, each token's weight `‖ȳ‖²`, by which its input counts in the Hessian (GuidedQuant, arXiv 2505.07004, section 3, with one group of
+//! outputs): a token that the model hardly listens to, such as an attention sink with its massive activations, has little say. A few
+//! tokens have gradients a hundred times as large as others, again sinks, whose inputs are unlike all others: for them the
+//! independence behind the second moment fails, so gradients are cut to [`MOST_OVER_MEDIAN`] times the window's median
+//! norm, and weights are over its square.
+//!
+//! Windows are taken in batches whose hidden states before every layer fit a budget; each batch reads the layers twice, forwards and
+//! backwards. The gradients are those of random probes of the Fisher matrix ([`Backward::fisher_probe`]), so no label of the text is used.
+
+use std::collections::BTreeMap;
+
+use calibration::CalibrationError;
+use calibration::backward::{Backward, Head, Visit};
+use calibration::forward::{Forward, WindowState};
+use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
+use model::linear::{Linear, LinearId, Role};
+use model::{Layer, Model, Stage};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use quantizer::output::{OutputHessian, OutputHessianAccumulator};
+use rayon::prelude::*;
+
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::progress::{Progress, go_on};
+
+/// Windows that are probed, spread evenly over the calibration text, where only output Hessians are asked for: those are small and heavily
+/// damped. Where tokens are weighed, all are.
+const WINDOWS: usize = 32;
+/// Bytes of hidden states that a batch of windows may hold, unless fewer than [`LEAST_BATCH`] windows fit.
+const STATES: usize = 256 << 20;
+/// Windows of a batch at least: each batch reads all layers twice.
+const LEAST_BATCH: usize = 8;
+/// Numbers of the head's weight in a slice.
+const HEAD_SLICE: usize = 1 << 22;
+
+/// Largest norm of a gradient over the median of its linear and window.
+const MOST_OVER_MEDIAN: f32 = 3.0;
+/// Least weight of a token over the median token's: an input that no output follows from may matter on other text.
+const LEAST_WEIGHT: f32 = 0.05;
+
+/// What is kept of the gradients.
+#[derive(Debug, Default)]
+pub(crate) struct Gradients {
+    outputs: BTreeMap<LinearId, OutputHessian>,
+    /// By layer and place of the stage; then by window and token.
+    tokens: BTreeMap<(usize, usize), Vec<Vec<f32>>>,
+}
+
+impl Gradients {
+    /// Of a linear that is solved with it, once.
+    pub(crate) fn take_output_hessian(&mut self, linear: &Linear) -> Option<OutputHessian> {
+        self.outputs.remove(&linear.id)
+    }
+
+    /// The roots of the weights of all tokens, by window, where the stage's recipe weighs them.
+    pub(crate) fn token_roots(&self, layer: &Layer, place: usize) -> Option<&[Vec<f32>]> {
+        self.tokens.get(&(layer.index, place)).map(Vec::as_slice)
+    }
+}
+
+/// Gathers them; none where no linear asks for them.
+pub(crate) fn gather(
+    model: &Model,
+    source: &dyn WeightSource,
+    plan: &Plan,
+    windows: &[Vec<u32>],
+    progress: &dyn Progress,
+) -> Result<Gradients, Error> {
+    let asked: BTreeMap<LinearId, &Linear> = plan.couples_rows().map(|linear| (linear.id, linear)).collect();
+    let weighed = plan.weighs_tokens(model);
+    if (asked.is_empty() && weighed.is_empty()) || windows.is_empty() {
+        return Ok(Gradients::default());
+    }
+    let count = if weighed.is_empty() { windows.len().min(WINDOWS) } else { windows.len() };
+    let probed: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
+    let tokens = probed.iter().map(|window| window.len()).max().unwrap_or(0);
+    let layers = model.layers.len();
+    let of_window = layers * tokens * model.hyperparameters.hidden_size * size_of::<f32>();
+    let batch = (STATES / of_window.max(1)).clamp(LEAST_BATCH.min(count), count);
+    let batches = count.div_ceil(batch);
+    let mut probe = Probe {
+        model,
+        source,
+        forward: Forward::new(model, tokens),
+        norm: source.final_norm().map_err(Error::from_source)?,
+        head: head(model, source)?,
+        kept: Kept {
+            moments: asked.values().map(|l| (l.id, OutputHessianAccumulator::new(l.out_features))).collect(),
+            tokens: weighed.into_iter().map(|stage| (stage, Vec::with_capacity(count))).collect(),
+        },
+        progress,
+    };
+    progress.phase("weighing outputs", 2 * layers * batches);
+    for (number, windows) in probed.chunks(batch).enumerate() {
+        probe.run(windows, (number * batch) as u64)?;
+    }
+    progress.finish();
+    let finish = |(id, moment): (LinearId, OutputHessianAccumulator)| {
+        let linear = asked[&id].name.clone();
+        Ok::<_, Error>((id, moment.finish().map_err(|source| Error::Statistics { linear, source })?))
+    };
+    let outputs = probe.kept.moments.into_iter().map(finish).collect::<Result<_, Error>>()?;
+    let mut tokens = probe.kept.tokens;
+    tokens.values_mut().for_each(|roots| normalize(roots));
+    Ok(Gradients { outputs, tokens })
+}
+
+struct Probe<'a> {
+    model: &'a Model,
+    source: &'a dyn WeightSource,
+    forward: Forward<'a>,
+    norm: Array1<f32>,
+    head: Vec<LinearOperator>,
+    kept: Kept,
+    progress: &'a dyn Progress,
+}
+
+/// What is being gathered.
+struct Kept {
+    moments: BTreeMap<LinearId, OutputHessianAccumulator>,
+    tokens: BTreeMap<(usize, usize), Vec<Vec<f32>>>,
+}
+
+impl Probe<'_> {
+    /// One batch of windows, the first of them the `first` of all.
+    fn run(&mut self, windows: &[&Vec<u32>], first: u64) -> Result<(), Error> {
+        let embed =
+            |tokens: &&Vec<u32>| self.source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
+        let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
+        let mut before: Vec<Vec<Array2<f32>>> = Vec::with_capacity(self.model.layers.len());
+        for layer in &self.model.layers {
+            go_on(self.progress)?;
+            let weights = self.source.layer(layer).map_err(Error::from_source)?;
+            before.push(states.iter().map(|state| state.hidden().to_owned()).collect());
+            states.par_iter_mut().for_each(|state| self.forward.advance_layer(layer, &weights, state));
+            let place = || format!("layer {}", layer.index);
+            demand_finite(first, states.iter().map(WindowState::hidden), &place)?;
+            self.progress.step("");
+        }
+        let backward = Backward::new(&self.forward);
+        let head = Head { norm: &self.norm, slices: &self.head };
+        let mut gradients: Vec<Array2<f32>> = states
+            .par_iter()
+            .enumerate()
+            .map(|(place, state)| backward.fisher_probe(head, state.hidden(), first + place as u64))
+            .collect();
+        drop(states);
+        demand_finite(first, gradients.iter().map(|gradient| gradient.view()), &|| {
+            "gradient of the logits".to_owned()
+        })?;
+        for layer in self.model.layers.iter().rev() {
+            go_on(self.progress)?;
+            let weights = self.source.layer(layer).map_err(Error::from_source)?;
+            let inputs = before.pop().unwrap_or_default();
+            let mut back: Vec<Passed> = inputs
+                .par_iter()
+                .zip(&gradients)
+                .map(|(input, gradient)| pass(&backward, layer, &weights, input.view(), gradient.view()))
+                .collect();
+            for (place, stage) in layer.stages.iter().enumerate() {
+                self.kept.take(layer, place, stage, &mut back)?;
+            }
+            gradients = back.into_iter().map(|passed| passed.input).collect();
+            let place = || format!("gradient before layer {}", layer.index);
+            demand_finite(first, gradients.iter().map(|gradient| gradient.view()), &place)?;
+            self.progress.step("");
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// Takes from the gradients of a stage's outputs what is asked for.
+    fn take(&mut self, layer: &Layer, place: usize, stage: &Stage, back: &mut [Passed]) -> Result<(), Error> {
+        let mut weights: Option<Vec<Vec<f32>>> = self
+            .tokens
+            .contains_key(&(layer.index, place))
+            .then(|| back.iter().map(|passed| vec![0.0; passed.input.nrows()]).collect());
+        for linear in &stage.linears {
+            let mut moment = self.moments.get_mut(&linear.id);
+            for (window, passed) in back.iter_mut().enumerate() {
+                let Some(mut gradients) = passed.outputs.remove(&linear.id.role) else { continue };
+                let norms = cut(&mut gradients);
+                if let Some(weights) = &mut weights {
+                    for (weight, norm) in weights[window].iter_mut().zip(norms) {
+                        *weight += norm.powi(2).max(LEAST_WEIGHT) / stage.linears.len() as f32;
+                    }
+                }
+                if let Some(moment) = &mut moment {
+                    moment
+                        .observe(gradients.view())
+                        .map_err(|source| Error::Statistics { linear: linear.name.clone(), source })?;
+                }
+            }
+        }
+        if let (Some(all), Some(mut weights)) = (self.tokens.get_mut(&(layer.index, place)), weights) {
+            weights.iter_mut().flatten().for_each(|weight| *weight = weight.sqrt());
+            all.append(&mut weights);
+        }
+        Ok(())
+    }
+}
+
+/// Shortens gradients of a window that are much longer than most. Gives each one's norm over the median of those that are not 0.
+fn cut(gradients: &mut Array2<f32>) -> Vec<f32> {
+    let norm = |row: ArrayView1<'_, f32>| row.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let mut norms: Vec<f32> = gradients.rows().into_iter().map(norm).collect();
+    let mut sorted: Vec<f32> = norms.iter().copied().filter(|&norm| norm > 0.0).collect();
+    sorted.sort_by(f32::total_cmp);
+    let Some(&median) = sorted.get(sorted.len() / 2) else { return norms };
+    for (mut row, norm) in gradients.rows_mut().into_iter().zip(&mut norms) {
+        *norm /= median;
+        if *norm > MOST_OVER_MEDIAN {
+            row *= MOST_OVER_MEDIAN / *norm;
+            *norm = MOST_OVER_MEDIAN;
+        }
+    }
+    norms
+}
+
+/// Makes the mean weight 1, so that losses keep their unit.
+fn normalize(roots: &mut [Vec<f32>]) {
+    let count = roots.iter().map(Vec::len).sum::<usize>();
+    let total: f64 = roots.iter().flatten().map(|&root| f64::from(root).powi(2)).sum();
+    if total > 0.0 {
+        let factor = (count as f64 / total).sqrt() as f32;
+        roots.iter_mut().flatten().for_each(|root| *root *= factor);
+    }
+}
+
+/// Names the window of the first matrix that is not finite; the first of all is that of window `first`.
+fn demand_finite<'a>(
+    first: u64,
+    windows: impl Iterator<Item = ArrayView2<'a, f32>>,
+    place: &dyn Fn() -> String,
+) -> Result<(), Error> {
+    for (number, window) in windows.enumerate() {
+        if !window.iter().all(|value| value.is_finite()) {
+            let window = first as usize + number;
+            return Err(CalibrationError::NotFinite { window, place: place() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Gradients of one window that went back through a layer.
+struct Passed {
+    input: Array2<f32>,
+    outputs: BTreeMap<Role, Array2<f32>>,
+}
+
+fn pass(
+    backward: &Backward<'_, '_>,
+    layer: &Layer,
+    weights: &LayerWeights,
+    input: ArrayView2<'_, f32>,
+    gradient: ArrayView2<'_, f32>,
+) -> Passed {
+    let mut outputs = BTreeMap::new();
+    let input = backward.layer_vjp(layer, weights, input, gradient, &mut |visit| {
+        if let Visit::Linear(linear) = visit {
+            outputs.insert(linear.role, linear.output_gradient.to_owned());
+        }
+    });
+    Passed { input, outputs }
+}
+
+/// The head in slices of the vocabulary.
+fn head(model: &Model, source: &dyn WeightSource) -> Result<Vec<LinearOperator>, Error> {
+    let numbers = &model.hyperparameters;
+    let slice = (HEAD_SLICE / numbers.hidden_size).clamp(1, numbers.vocabulary);
+    (0..numbers.vocabulary)
+        .step_by(slice)
+        .map(|first| {
+            source.head_rows(first..(first + slice).min(numbers.vocabulary)).map_err(Error::from_source)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_gradients_are_cut_and_norms_are_over_the_median() {
+        let mut window = ndarray::array![[3.0_f32, 4.0], [0.0, 1.0], [600.0, 800.0], [0.0, 0.0]];
+        assert_eq!(cut(&mut window), [1.0, 0.2, 3.0, 0.0]);
+        assert_eq!(window, ndarray::array![[3.0, 4.0], [0.0, 1.0], [9.0, 12.0], [0.0, 0.0]]);
+        let mut silent = Array2::<f32>::zeros((2, 3));
+        assert_eq!(cut(&mut silent), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_mean_weight_is_one() {
+        let mut roots = vec![vec![1.0, 3.0], vec![2.0, 0.5]];
+        normalize(&mut roots);
+        let weights: f32 = roots.iter().flatten().map(|root| root * root).sum();
+        assert!((weights / 4.0 - 1.0).abs() < 1e-6);
+        assert!((roots[0][1] / roots[0][0] - 3.0).abs() < 1e-6);
+    }
+}
