@@ -100,6 +100,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             Calibration::Own => {
                 notes.push(format!("the model wrote no text: recipe {recipe} needs no calibration text"));
             }
+            Calibration::Text(_) if known.is_none() && job.recipe.own_text() > 0 => {
+                notes.push(format!("the model wrote no text: recipe {recipe} needs none"));
+            }
             Calibration::Text(_) => {}
         }
         (Vec::new(), None)

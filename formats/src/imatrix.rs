@@ -54,6 +54,10 @@ impl Imatrix {
     /// A file that cannot be read, is too large, ends too early, or holds what neither form has.
     pub fn read(path: &Path) -> Result<Self, FormatsError> {
         let found = std::fs::metadata(path).map_err(FormatsError::io(path))?;
+        // A pipe or device has no length, and may never end.
+        if !found.is_file() {
+            return Err(FormatsError::malformed(path, "is not a regular file"));
+        }
         if found.len() > MOST_BYTES {
             let problem = format!("{} bytes, expected at most {MOST_BYTES}", found.len());
             return Err(FormatsError::malformed(path, problem));

@@ -41,6 +41,10 @@ pub fn report(report: &Report) -> String {
                 text.text
             ),
         );
+        if let Some(own) = &report.own_text {
+            let amount = windows(own.windows, own.context, own.tokens);
+            line(&mut out, format_args!("and on {amount} of {}", own.text));
+        }
     } else if let Some(imatrix) = &report.imatrix {
         line(
             &mut out,

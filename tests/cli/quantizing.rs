@@ -68,8 +68,10 @@ fn the_solver_beats_rounding_to_nearest_at_three_bits() {
 fn the_same_bytes_for_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let mut expected: Option<Vec<(String, Vec<u8>)>> = None;
+    // The recipe that takes every path.
     for threads in ["1", "2", "3"] {
-        let (output, _) = quantize(folder.path(), &demo(), &["--threads", threads, "--no-evaluate"]);
+        let more = ["--recipe", "max", "--threads", threads, "--no-evaluate"];
+        let (output, _) = quantize(folder.path(), &demo(), &more);
         let contents: Vec<_> = files(&output)
             .into_iter()
             .map(|name| (name.clone(), fs::read(output.join(name)).unwrap()))

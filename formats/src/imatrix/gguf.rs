@@ -74,6 +74,12 @@ pub(super) fn decode(mut reader: Reader<'_>) -> Result<Imatrix, String> {
             return Err(format!("has tensor `{name}` twice"));
         }
     }
+    // Tensors that share bytes could ask for far more memory than the file has.
+    let asked = infos.values().fold(0_u64, |sum, tensor| sum.saturating_add(tensor.elements));
+    let there = reader.len() as u64 / 4;
+    if asked > there {
+        return Err(format!("has tensors of {asked} numbers, and {there} have room in it"));
+    }
     let start = (reader.place() as u64).next_multiple_of(alignment);
     let numbers = |name: &str, tensor: &Tensor| {
         reader.at(start.saturating_add(tensor.offset))?.numbers(tensor.elements, &format!("tensor `{name}`"))

@@ -16,6 +16,11 @@ impl<'b> Reader<'b> {
         self.place
     }
 
+    /// Bytes in all.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether all was read.
     pub(super) fn is_at_end(&self) -> bool {
         self.place == self.bytes.len()

@@ -126,3 +126,10 @@ fn what_is_no_importance_matrix_is_refused_and_named() {
     assert!(replaced(&8208.0_f32.to_le_bytes(), &f32::NAN.to_le_bytes()).contains("blk.0.ffn_down.weight"));
     assert!(replaced(&513.0_f32.to_le_bytes(), &0.0_f32.to_le_bytes()).contains("expected"));
 }
+
+#[test]
+fn what_has_no_end_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = Imatrix::read(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("not a regular file"), "{message}");
+}
