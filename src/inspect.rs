@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use formats::target::{self, PlannedLinear};
+use quantizer::levels::Levels;
 use quantizer::scheme::{Granularity, Symmetry};
 use serde::Serialize;
 
@@ -54,13 +55,17 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
                     let symmetry = match scheme.symmetry {
                         Symmetry::Symmetric => "symmetric",
                         Symmetry::Asymmetric => "asymmetric",
+                        Symmetry::Minimum => "with minimums",
                     };
                     let scales = match scheme.granularity {
                         Granularity::PerTensor => "one scale".to_owned(),
                         Granularity::PerChannel => "whole rows".to_owned(),
                         Granularity::PerGroup(size) => format!("groups of {}", size.get()),
                     };
-                    format!("{} bit, {symmetry}, {scales}", scheme.bits.get())
+                    match scheme.levels {
+                        Levels::Uniform => format!("{} bit, {symmetry}, {scales}", scheme.bits.get()),
+                        table => format!("{}, {scales}", table.name()),
+                    }
                 }
             };
             *schemes.entry(words).or_default() += 1;

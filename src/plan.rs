@@ -8,6 +8,7 @@ use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Dtype, side_files};
 use model::Model;
 use model::linear::{Linear, LinearId};
+use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Scheme};
 
 use crate::error::Error;
@@ -67,6 +68,7 @@ impl Plan {
                 };
                 let scheme = Scheme {
                     bits: treatment.bits,
+                    levels: Levels::Uniform,
                     granularity: treatment.granularity,
                     symmetry: treatment.symmetry,
                     scale_dtype: format.scale_dtype(runtime),

@@ -88,8 +88,8 @@ impl Record {
     }
 }
 
-/// SHA-256 over the shape, the codes, and the scales' bits and zero points of each row: equal exactly when two solutions hold the same
-/// values, whether a scale is stored once or for each row.
+/// SHA-256 over the shape, the codes, the scales' bits and zero points of each row, and what minimums and products are stored: equal
+/// exactly when two solutions hold the same values, whether a scale is stored once or for each row.
 #[must_use]
 pub fn solution_digest(tensor: &QuantizedTensor) -> String {
     let mut hash = Sha256::new();
@@ -101,6 +101,11 @@ pub fn solution_digest(tensor: &QuantizedTensor) -> String {
         hash.update(scale.to_bits().to_le_bytes());
     }
     update_bytes(&mut hash, tensor.zero_points_by_row().view());
+    let parts = [tensor.scale_parts(), tensor.minimum_parts()].into_iter().flatten();
+    let parts = parts.flat_map(|parts| [parts.coarse.view(), parts.fine.view()]);
+    for number in tensor.minimums().into_iter().chain(parts).flatten() {
+        hash.update(number.to_bits().to_le_bytes());
+    }
     hex(&hash.finalize())
 }
 

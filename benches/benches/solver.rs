@@ -10,6 +10,7 @@ use benches::{ProcessorTime, activations, numbers};
 use criterion::measurement::Measurement;
 use criterion::{BatchSize, BenchmarkGroup, BenchmarkId, Throughput};
 use kernels::factor::cholesky_upper;
+use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Symmetry};
 use quantizer::settings::BUILT_IN;
 use quantizer::{Hessian, HessianAccumulator, Problem, Scheme, solver};
@@ -71,6 +72,7 @@ fn solve<M: Measurement>(group: &mut BenchmarkGroup<'_, M>, recipe: &str, hessia
 fn scheme() -> Scheme {
     Scheme {
         bits: BitWidth::new(4).expect("a width"),
+        levels: Levels::Uniform,
         granularity: Granularity::PerGroup(GroupSize::new(128).expect("a group size")),
         symmetry: Symmetry::Symmetric,
         scale_dtype: ScaleDtype::F16,

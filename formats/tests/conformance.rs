@@ -8,6 +8,7 @@ use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Checkpoint, Dtype, side_files};
 use model::linear::{Linear, LinearId, Role};
 use ndarray::Array2;
+use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
@@ -34,7 +35,7 @@ fn scheme(
     runtime: Dtype,
 ) -> Scheme {
     let bits = BitWidth::new(bits).unwrap();
-    Scheme { bits, granularity, symmetry, scale_dtype: format.scale_dtype(runtime) }
+    Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: format.scale_dtype(runtime) }
 }
 
 fn group(columns: usize) -> Granularity {

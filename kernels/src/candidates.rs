@@ -4,18 +4,19 @@
 //! vector unit: ascending over runs of 64 weights, one fused multiply-add each, and then over the runs.
 
 use crate::arch::lanes::{Lanes, Task, Unit};
+use crate::panel::{Codebook, Levels};
 
-/// A grid that may be chosen: code `c` of `0..=max_code` stands for `scale (c - zero_point)`.
+/// A grid that may be chosen: code `c` stands for `scale (level(c) - zero_point)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CandidateGrid {
     /// Of either sign. Where it is 0 every weight is its own error.
     pub scale: f32,
-    /// An integer, `0..=max_code`.
+    /// In the levels' unit; on uniform levels usually an integer.
     pub zero_point: f32,
 }
 
 /// `Σ importance (weight - value of the nearest code)²` on each of the candidates. Of two codes equally near the even multiple of the
-/// scale is taken.
+/// scale is taken, or the even code where a zero point is no integer, or the lower level of a codebook.
 ///
 /// Shapes: `weights` and `importance` `[columns]`; the result has one error for each candidate.
 ///
@@ -26,9 +27,9 @@ pub fn rounding_errors(
     weights: &[f32],
     importance: &[f32],
     candidates: &[CandidateGrid],
-    max_code: u8,
+    levels: Levels<'_>,
 ) -> Vec<f32> {
-    rounding_errors_on(Unit::widest(), weights, importance, candidates, max_code)
+    rounding_errors_on(Unit::widest(), weights, importance, candidates, levels)
 }
 
 fn rounding_errors_on(
@@ -36,13 +37,69 @@ fn rounding_errors_on(
     weights: &[f32],
     importance: &[f32],
     candidates: &[CandidateGrid],
-    max_code: u8,
+    levels: Levels<'_>,
 ) -> Vec<f32> {
     assert_eq!(importance.len(), weights.len(), "importances of {} weights", weights.len());
-    let mut errors = vec![0.0; candidates.len()];
-    let max_code = f32::from(max_code);
-    unit.run(Errors { weights, importance, candidates, max_code, errors: &mut errors });
-    errors
+    let mut found = vec![0.0; candidates.len()];
+    let errors = &mut found;
+    match levels {
+        Levels::Uniform { max_code } => {
+            let max_code = f32::from(max_code);
+            if candidates.iter().all(|candidate| candidate.zero_point.fract() == 0.0) {
+                unit.run(Errors { weights, importance, candidates, rule: Multiples { max_code }, errors });
+            } else {
+                unit.run(Errors { weights, importance, candidates, rule: Steps { max_code }, errors });
+            }
+        }
+        Levels::Codebook(levels) => {
+            unit.run(Errors { weights, importance, candidates, rule: Codebook { levels }, errors });
+        }
+    }
+    found
+}
+
+/// How a weight, in multiples of the scale, is rounded: to a level less the zero point.
+trait Nearest: Copy {
+    fn nearest_multiple<L: Lanes>(self, lanes: L, multiple: L::Vector, zero_point: L::Vector) -> L::Vector;
+}
+
+/// Uniform levels with integer zero points: every value is a whole multiple of the scale.
+#[derive(Clone, Copy)]
+struct Multiples {
+    max_code: f32,
+}
+
+impl Nearest for Multiples {
+    #[inline(always)]
+    fn nearest_multiple<L: Lanes>(self, lanes: L, multiple: L::Vector, zero_point: L::Vector) -> L::Vector {
+        let low = lanes.subtract(lanes.splat(0.0), zero_point);
+        let high = lanes.subtract(lanes.splat(self.max_code), zero_point);
+        // A weight of 0 on a scale of 0 is not a number here, and goes to the lowest code.
+        lanes.round_half_even(lanes.minimum(lanes.maximum(multiple, low), high))
+    }
+}
+
+/// Uniform levels with any zero point.
+#[derive(Clone, Copy)]
+struct Steps {
+    max_code: f32,
+}
+
+impl Nearest for Steps {
+    #[inline(always)]
+    fn nearest_multiple<L: Lanes>(self, lanes: L, multiple: L::Vector, zero_point: L::Vector) -> L::Vector {
+        let steps = lanes.maximum(lanes.add(multiple, zero_point), lanes.splat(0.0));
+        let code = lanes.round_half_even(lanes.minimum(steps, lanes.splat(self.max_code)));
+        lanes.subtract(code, zero_point)
+    }
+}
+
+impl Nearest for Codebook<'_> {
+    #[inline(always)]
+    fn nearest_multiple<L: Lanes>(self, lanes: L, multiple: L::Vector, zero_point: L::Vector) -> L::Vector {
+        let (_, level) = self.nearest(lanes, lanes.add(multiple, zero_point));
+        lanes.subtract(level, zero_point)
+    }
 }
 
 /// Weights whose errors are added before a sum goes on.
@@ -50,15 +107,15 @@ const RUN: usize = 64;
 /// Candidates that are in registers at the same time, at most.
 const MOST: usize = 32;
 
-struct Errors<'a> {
+struct Errors<'a, N> {
     weights: &'a [f32],
     importance: &'a [f32],
     candidates: &'a [CandidateGrid],
-    max_code: f32,
+    rule: N,
     errors: &'a mut [f32],
 }
 
-impl Task for Errors<'_> {
+impl<N: Nearest> Task for Errors<'_, N> {
     type Output = ();
 
     #[inline(always)]
@@ -77,19 +134,17 @@ impl Task for Errors<'_> {
     }
 }
 
-impl Errors<'_> {
+impl<N: Nearest> Errors<'_, N> {
     /// At most `V` vectors of candidates.
     #[inline(always)]
     fn part<L: Lanes, const V: usize>(&mut self, lanes: L, part: std::ops::Range<usize>) {
         let mut scales = [1.0_f32; MOST];
         let mut inverses = [1.0_f32; MOST];
-        let mut lows = [0.0_f32; MOST];
-        let mut highs = [0.0_f32; MOST];
+        let mut zero_points = [0.0_f32; MOST];
         for (lane, candidate) in self.candidates[part.clone()].iter().enumerate() {
             scales[lane] = -candidate.scale;
             inverses[lane] = 1.0 / candidate.scale;
-            lows[lane] = -candidate.zero_point;
-            highs[lane] = self.max_code - candidate.zero_point;
+            zero_points[lane] = candidate.zero_point;
         }
         let zero = lanes.splat(0.0);
         let load = |from: &[f32; MOST]| {
@@ -99,17 +154,16 @@ impl Errors<'_> {
             }
             vectors
         };
-        let (scales, inverses, lows, highs) = (load(&scales), load(&inverses), load(&lows), load(&highs));
+        let (scales, inverses, zero_points) = (load(&scales), load(&inverses), load(&zero_points));
         let mut totals = [zero; V];
         for (weights, importance) in self.weights.chunks(RUN).zip(self.importance.chunks(RUN)) {
             let mut sums = [zero; V];
             for (&weight, &importance) in weights.iter().zip(importance) {
                 let (weight, importance) = (lanes.splat(weight), lanes.splat(importance));
                 for v in 0..V {
-                    // A weight of 0 on a scale of 0 is not a number here, and goes to the lowest code.
-                    let multiple = lanes.maximum(lanes.multiply(weight, inverses[v]), lows[v]);
-                    let code = lanes.round_half_even(lanes.minimum(multiple, highs[v]));
-                    let error = lanes.multiply_add(code, scales[v], weight);
+                    let multiple = lanes.multiply(weight, inverses[v]);
+                    let nearest = self.rule.nearest_multiple(lanes, multiple, zero_points[v]);
+                    let error = lanes.multiply_add(nearest, scales[v], weight);
                     sums[v] = lanes.multiply_add(lanes.multiply(importance, error), error, sums[v]);
                 }
             }
@@ -131,6 +185,9 @@ mod tests {
     use super::*;
     use crate::sample::Sample;
 
+    const UNIFORM: Levels<'_> = Levels::Uniform { max_code: 15 };
+    const CODEBOOK: Levels<'_> = Levels::Codebook(&[-7.0, -4.5, -2.0, -1.0, 0.0, 0.5, 1.5, 3.0, 6.5]);
+
     fn problem(columns: usize, candidates: usize) -> (Vec<f32>, Vec<f32>, Vec<CandidateGrid>) {
         let mut sample = Sample::new((columns * 1000 + candidates) as u64);
         let weights = (0..columns).map(|_| sample.normal() as f32).collect();
@@ -147,30 +204,49 @@ mod tests {
         for columns in [1, 7, 33, 64, 172, 576, 1000] {
             for candidates in [1, 2, 8, 15, 16, 17, 33, 69, 207] {
                 let (weights, importance, grids) = problem(columns, candidates);
-                let on = |unit| rounding_errors_on(unit, &weights, &importance, &grids, 15);
-                let portable = on(Unit::all()[0]);
-                for unit in Unit::all() {
-                    assert_eq!(on(unit), portable, "{unit:?}, {columns} columns, {candidates} candidates");
+                for (grids, levels) in kinds(grids) {
+                    let on = |unit| rounding_errors_on(unit, &weights, &importance, &grids, levels);
+                    let portable = on(Unit::all()[0]);
+                    for unit in Unit::all() {
+                        assert_eq!(
+                            on(unit),
+                            portable,
+                            "{unit:?}, {columns} columns, {candidates} candidates"
+                        );
+                    }
                 }
             }
         }
+    }
+
+    /// The same candidates on uniform levels with whole and other zero points, and on a codebook.
+    fn kinds(grids: Vec<CandidateGrid>) -> [(Vec<CandidateGrid>, Levels<'static>); 3] {
+        let moved = |by: f32| -> Vec<_> {
+            grids.iter().map(|grid| CandidateGrid { zero_point: grid.zero_point + by, ..*grid }).collect()
+        };
+        let centered = grids.iter().map(|grid| CandidateGrid { zero_point: 0.25, ..*grid }).collect();
+        [(moved(0.0), UNIFORM), (moved(0.375), UNIFORM), (centered, CODEBOOK)]
     }
 
     #[test]
     fn errors_are_those_of_the_definition() {
         for columns in [1, 7, 33, 172, 576, 1000] {
             let (weights, importance, grids) = problem(columns, 21);
-            let found = rounding_errors(&weights, &importance, &grids, 15);
-            for (found, grid) in found.into_iter().zip(&grids) {
-                let (scale, zero) = (f64::from(grid.scale), f64::from(grid.zero_point));
-                let error = |weight: f32| {
-                    let nearest = |code: i32| f64::from(weight) - scale * (f64::from(code) - zero);
-                    (0..=15).map(|code| nearest(code).powi(2)).fold(f64::INFINITY, f64::min)
-                };
-                let terms = weights.iter().zip(&importance).map(|(&w, &i)| f64::from(i) * error(w));
-                let expected: f64 = terms.sum();
-                let close = (f64::from(found) - expected).abs() <= 1e-5 * expected + 1e-9;
-                assert!(close, "{columns} columns, {grid:?}: {found} {expected}");
+            for (grids, levels) in kinds(grids) {
+                let found = rounding_errors(&weights, &importance, &grids, levels);
+                for (found, grid) in found.into_iter().zip(&grids) {
+                    let (scale, zero) = (f64::from(grid.scale), f64::from(grid.zero_point));
+                    let error = |weight: f32| {
+                        let value = |code| scale * (f64::from(levels.level(code)) - zero);
+                        let squares =
+                            (0..=levels.max_code()).map(|code| (f64::from(weight) - value(code)).powi(2));
+                        squares.fold(f64::INFINITY, f64::min)
+                    };
+                    let terms = weights.iter().zip(&importance).map(|(&w, &i)| f64::from(i) * error(w));
+                    let expected: f64 = terms.sum();
+                    let close = (f64::from(found) - expected).abs() <= 1e-5 * expected + 1e-9;
+                    assert!(close, "{columns} columns, {levels:?}, {grid:?}: {found} {expected}");
+                }
             }
         }
     }
@@ -178,7 +254,9 @@ mod tests {
     #[test]
     fn a_scale_of_zero_leaves_the_weights_as_errors() {
         let grids = [CandidateGrid { scale: 0.0, zero_point: 8.0 }];
-        assert_eq!(rounding_errors(&[0.0, 2.0, -1.0], &[1.0, 1.0, 2.0], &grids, 15), [6.0]);
-        assert_eq!(rounding_errors(&[], &[], &grids, 15), [0.0]);
+        for levels in [UNIFORM, CODEBOOK] {
+            assert_eq!(rounding_errors(&[0.0, 2.0, -1.0], &[1.0, 1.0, 2.0], &grids, levels), [6.0]);
+            assert_eq!(rounding_errors(&[], &[], &grids, levels), [0.0]);
+        }
     }
 }

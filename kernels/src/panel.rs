@@ -41,7 +41,10 @@ mod tiles;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::arch::lanes::Unit;
-use rule::Uniform;
+pub(crate) use rule::Codebook;
+pub use rule::Levels;
+use rule::{Rule, Uniform};
+
 use tiles::ColumnTiles;
 
 /// Columns that are solved together.
@@ -49,11 +52,11 @@ const PANEL: usize = 128;
 /// Columns whose sums are in registers at the same time.
 const TILE: usize = 8;
 
-/// A uniform grid for each row and group of columns: code `c` of `0..=max_code` stands for `scale (c - zero_point)`.
+/// A grid for each row and group of columns: code `c` stands for `scale (level(c) - zero_point)`.
 ///
-/// `w` is rounded to `c = clamp(round_half_even(w / scale + zero_point), 0, max_code)`, in single precision. Scales may have
-/// either sign, and zero points need not be integers. Where the scale is 0, or the sum not a number, the value is that of
-/// code 0 or `max_code`.
+/// `w` is rounded to the level nearest to `w / scale + zero_point`, in single precision; on uniform levels that is
+/// `clamp(round_half_even(w / scale + zero_point), 0, max_code)`. Scales may have either sign, and zero points need not be integers.
+/// Where the scale is 0, or the sum not a number, the value is that of the first or last code.
 #[derive(Clone, Copy, Debug)]
 pub struct RowGrid<'a> {
     /// `[rows, groups]`.
@@ -62,8 +65,8 @@ pub struct RowGrid<'a> {
     pub zero_points: ArrayView2<'a, f32>,
     /// The group of each column, in processing order: `[columns]`, values below `groups`.
     pub group_of: &'a [u32],
-    /// The largest code.
-    pub max_code: u8,
+    /// What codes stand for.
+    pub levels: Levels<'a>,
 }
 
 /// How the rounding errors of earlier columns feed into later ones: `U = R` with column `k` divided by `R_kk`, in single
@@ -122,8 +125,21 @@ fn successive_rounding_on(
 ) -> Vec<f64> {
     grid.check(weights.dim(), codes.dim());
     assert_eq!(factor.size, weights.ncols(), "size of the factor for weights {:?}", weights.dim());
+    match grid.levels {
+        Levels::Uniform { max_code } => round_by(Uniform::new(max_code), unit, weights, factor, grid, codes),
+        Levels::Codebook(levels) => round_by(Codebook { levels }, unit, weights, factor, grid, codes),
+    }
+}
+
+fn round_by(
+    rule: impl Rule,
+    unit: Unit,
+    weights: ArrayView2<'_, f32>,
+    factor: &FeedbackFactor,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+) -> Vec<f64> {
     let mut losses = vec![0.0; weights.nrows()];
-    let rule = Uniform::new(grid.max_code);
     chunk::for_each(unit, weights, grid, codes, &mut losses, |lanes, chunk, scratch, loss| {
         rounding::Rounding { chunk, factor, rule, scratch, loss }.run_on(lanes);
     });
@@ -163,10 +179,29 @@ fn coordinate_descent_on(
     if sweeps == 0 {
         return 0;
     }
+    match grid.levels {
+        Levels::Uniform { max_code } => {
+            descend_by(Uniform::new(max_code), unit, weights, hessian, grid, codes, sweeps)
+        }
+        Levels::Codebook(levels) => {
+            descend_by(Codebook { levels }, unit, weights, hessian, grid, codes, sweeps)
+        }
+    }
+}
+
+fn descend_by(
+    rule: impl Rule,
+    unit: Unit,
+    weights: ArrayView2<'_, f32>,
+    hessian: ArrayView2<'_, f32>,
+    grid: &RowGrid<'_>,
+    codes: ArrayViewMut2<'_, u8>,
+    sweeps: usize,
+) -> u64 {
+    let n = weights.ncols();
     // Symmetric, so read along its rows: a panel is packed column by column.
     let columns = ColumnTiles::full(n, |j, k| hessian[[k, j]]);
     let curvature = hessian.diag().to_vec();
-    let rule = Uniform::new(grid.max_code);
     let mut changed = vec![0_u64; weights.nrows()];
     chunk::for_each(unit, weights, grid, codes, &mut changed, |lanes, chunk, scratch, changed| {
         let curvature = &curvature;
@@ -218,6 +253,9 @@ impl RowGrid<'_> {
         assert_eq!(codes, weights, "shape of the codes of weights {weights:?}");
         assert_eq!(self.scales.nrows(), weights.0, "rows of the scales of weights {weights:?}");
         assert_eq!(self.zero_points.dim(), self.scales.dim(), "shape of the zero points");
+        if let Levels::Codebook(levels) = self.levels {
+            assert!((1..=256).contains(&levels.len()), "a codebook of {} levels", levels.len());
+        }
         assert_eq!(self.group_of.len(), weights.1, "groups of the columns of weights {weights:?}");
         let groups = self.scales.ncols();
         let inside = self.group_of.iter().all(|&group| (group as usize) < groups);

@@ -40,6 +40,7 @@ pub mod allocate;
 pub mod grid;
 pub mod guard;
 pub mod hessian;
+pub mod levels;
 pub mod loss;
 pub mod order;
 pub mod output;
@@ -49,7 +50,9 @@ pub mod refine;
 pub mod scheme;
 pub mod settings;
 pub mod solver;
+mod storage;
 pub mod tensor;
+mod two_level;
 
 pub use accumulator::{CrossMomentAccumulator, HessianAccumulator};
 pub use guard::Shares;

@@ -3,7 +3,8 @@
 //! The extremes of a group give its full range; the search tries shares `c` of it, from 0.4 to 1.2, and keeps the one with the least
 //! error in the metric of [`Range`]. Clipping a few weights to round the others more finely pays, the more so the fewer the bits.
 //! On symmetric grids `c = 1` puts the weight of largest magnitude on the outermost code of the longer side, and both signs are tried,
-//! besides the scale that clips nothing; on asymmetric ones, the zero point beside the nearest on either side.
+//! besides the scale that clips nothing; on asymmetric ones, the zero point beside the nearest on either side; where minimums are
+//! stored, the lower end, the middle and the upper end of the full range.
 //!
 //! | metric | error of a candidate, `δ` = rounding errors of the group's columns |
 //! |---|---|
@@ -52,7 +53,9 @@ pub fn choose(
             zero_points[[row, group]] = candidate.zero_point;
         }
     }
-    Grid::new(scheme, columns, scales, zero_points)
+    let weights: Vec<f64> =
+        importance.chunks(size).map(|group| group.iter().map(|&x| f64::from(x)).sum()).collect();
+    Grid::new(scheme, columns, scales, zero_points, &weights)
 }
 
 /// A scale, exact in its stored type, and a zero point.
@@ -73,7 +76,7 @@ impl Search {
         let most = importance.iter().fold(f32::MIN_POSITIVE, |most, &x| most.max(x));
         let importance: Vec<f32> = importance.iter().map(|x| x / most).collect();
         let alone = |weights: ArrayView1<'_, f32>| {
-            let extent = Extent::of(weights);
+            let extent = self.extent(weights);
             let candidates = self.candidates(extent);
             let errors = self.errors(weights, &importance, extent, &candidates);
             self.best(candidates, &errors)
@@ -81,8 +84,8 @@ impl Search {
         match self.scheme.granularity {
             Granularity::PerChannel | Granularity::PerGroup(_) => rows.map(alone).collect(),
             Granularity::PerTensor => {
-                let extents: Vec<Extent> = rows.clone().map(Extent::of).collect();
-                let extent = extents.into_iter().fold(Extent::default(), Extent::union);
+                let extents: Vec<Extent> = rows.clone().map(|weights| self.extent(weights)).collect();
+                let extent = extents.into_iter().reduce(Extent::union).unwrap_or_default();
                 let candidates = self.candidates(extent);
                 let errors: Vec<Vec<f32>> =
                     rows.map(|weights| self.errors(weights, &importance, extent, &candidates)).collect();
@@ -94,35 +97,71 @@ impl Search {
         }
     }
 
-    fn candidates(&self, extent: Extent) -> Vec<Candidate> {
-        let round = |scale: f32| self.scheme.scale_dtype.round(scale);
-        let (max_code, zero) =
-            (f32::from(self.scheme.bits.max_code()), f32::from(self.scheme.bits.symmetric_zero()));
-        match (self.scheme.symmetry, self.shares.is_empty()) {
-            (Symmetry::Symmetric, _) => {
-                let unclipped = extent.magnitude() / (max_code - zero);
-                let longer_side = -extent.furthest() / zero;
-                let signed = self.shares.iter().flat_map(|share| {
-                    let scale = round(share * longer_side);
-                    [scale, -scale]
-                });
-                let scales = std::iter::once(round(unclipped)).chain(signed);
-                scales.map(|scale| Candidate { scale, zero_point: zero }).collect()
-            }
-            (Symmetry::Asymmetric, unsearched) => {
-                // Halves first: the difference of two finite extremes may overflow.
-                let full = (extent.high / max_code) - (extent.low / max_code);
-                let zero = (-extent.low / round(full)).round_ties_even().clamp(0.0, max_code);
-                if unsearched {
-                    return vec![Candidate { scale: round(full), zero_point: zero }];
-                }
-                let zeros =
-                    [zero, zero - 1.0, zero + 1.0].into_iter().filter(|zero| (0.0..=max_code).contains(zero));
-                let pairs =
-                    self.shares.iter().flat_map(|share| zeros.clone().map(move |zero| (share * full, zero)));
-                pairs.map(|(scale, zero_point)| Candidate { scale: round(scale), zero_point }).collect()
-            }
+    /// What a group's full range is. Zero is in it, unless the lowest value is stored and may be any.
+    fn extent(&self, weights: ArrayView1<'_, f32>) -> Extent {
+        let free = self.scheme.symmetry == Symmetry::Minimum && !self.scheme.scale_dtype.is_product();
+        match weights.first() {
+            Some(&first) if free => Extent::of(weights, Extent { low: first, high: first }),
+            _ => Extent::of(weights, Extent::default()),
         }
+    }
+
+    fn candidates(&self, extent: Extent) -> Vec<Candidate> {
+        match self.scheme.symmetry {
+            Symmetry::Symmetric => self.symmetric(extent),
+            Symmetry::Asymmetric => self.asymmetric(extent),
+            Symmetry::Minimum => self.with_minimums(extent),
+        }
+    }
+
+    fn symmetric(&self, extent: Extent) -> Vec<Candidate> {
+        let round = |scale: f32| self.scheme.scale_dtype.round(scale);
+        let middle = self.scheme.middle();
+        let (low, high) = self.scheme.kernel_levels().ends();
+        let (below, above) = (middle - low, high - middle);
+        let unclipped = extent.magnitude() / above.min(below);
+        let longer_side = if below >= above { -extent.furthest() / below } else { extent.furthest() / above };
+        let signs: &[f32] = if self.scheme.scale_dtype.has_signs() { &[1.0, -1.0] } else { &[1.0] };
+        let signed = self.shares.iter().flat_map(|share| {
+            let scale = round(share * longer_side);
+            signs.iter().map(move |sign| sign * scale)
+        });
+        let scales = std::iter::once(round(unclipped)).chain(signed);
+        scales.map(|scale| Candidate { scale, zero_point: middle }).collect()
+    }
+
+    fn asymmetric(&self, extent: Extent) -> Vec<Candidate> {
+        let round = |scale: f32| self.scheme.scale_dtype.round(scale);
+        let max_code = f32::from(self.scheme.max_code());
+        // Halves first: the difference of two finite extremes may overflow.
+        let full = (extent.high / max_code) - (extent.low / max_code);
+        let zero = (-extent.low / round(full)).round_ties_even().clamp(0.0, max_code);
+        if self.shares.is_empty() {
+            return vec![Candidate { scale: round(full), zero_point: zero }];
+        }
+        let zeros = [zero, zero - 1.0, zero + 1.0].into_iter().filter(|zero| (0.0..=max_code).contains(zero));
+        let pairs = self.shares.iter().flat_map(|share| zeros.clone().map(move |zero| (share * full, zero)));
+        pairs.map(|(scale, zero_point)| Candidate { scale: round(scale), zero_point }).collect()
+    }
+
+    fn with_minimums(&self, extent: Extent) -> Vec<Candidate> {
+        let dtype = self.scheme.scale_dtype;
+        let max_code = f32::from(self.scheme.max_code());
+        let full = (extent.high / max_code) - (extent.low / max_code);
+        // A group of equal weights still has a step that its minimum can be divided by.
+        let full = full.max(LEAST_STEP * extent.magnitude());
+        let candidate = |share: f32, place: f32| {
+            let scale = dtype.round(share * full).abs();
+            let minimum = dtype.round_minimum(extent.low + place * (1.0 - share) * full * max_code);
+            Candidate { scale, zero_point: -minimum / scale }
+        };
+        if self.shares.is_empty() {
+            return vec![candidate(1.0, 0.0)];
+        }
+        let places = |share: f32| if share < 1.0 { &[0.0, 0.5, 1.0][..] } else { &[0.5][..] };
+        let pairs =
+            self.shares.iter().flat_map(|&share| places(share).iter().map(move |&place| (share, place)));
+        pairs.map(|(share, place)| candidate(share, place)).collect()
     }
 
     /// The weighted square error of each candidate, in units of the group's extent (and the largest importance, which is 1 here): that
@@ -141,7 +180,7 @@ impl Search {
         let relative: Vec<f32> = weights.iter().map(|weight| weight / unit).collect();
         let in_units = |c: &Candidate| Candidate { scale: c.scale / unit, ..*c };
         let candidates: Vec<Candidate> = candidates.iter().map(in_units).collect();
-        rounding_errors(&relative, importance, &candidates, self.scheme.bits.max_code())
+        rounding_errors(&relative, importance, &candidates, self.scheme.kernel_levels())
     }
 
     /// The `kept` candidates of least error, the best first; the earlier one where errors are equal.
@@ -158,7 +197,10 @@ impl Search {
     }
 }
 
-/// The smallest interval that holds 0 and some weights.
+/// The step of a group of equal weights, over their magnitude.
+const LEAST_STEP: f32 = 1e-5;
+
+/// The smallest interval that holds some weights, and 0 or not.
 #[derive(Clone, Copy, Debug, Default)]
 struct Extent {
     low: f32,
@@ -166,10 +208,10 @@ struct Extent {
 }
 
 impl Extent {
-    fn of(weights: ArrayView1<'_, f32>) -> Self {
+    fn of(weights: ArrayView1<'_, f32>, least: Self) -> Self {
         let widen =
             |extent: Self, &weight: &f32| Self { low: extent.low.min(weight), high: extent.high.max(weight) };
-        weights.iter().fold(Self::default(), widen)
+        weights.iter().fold(least, widen)
     }
 
     fn union(self, other: Self) -> Self {
@@ -177,7 +219,7 @@ impl Extent {
     }
 
     fn magnitude(self) -> f32 {
-        self.high.max(-self.low)
+        self.high.abs().max(self.low.abs())
     }
 
     /// The end of larger magnitude, with its sign.
@@ -245,7 +287,7 @@ fn least_conditional_loss(
             scales: scales.view(),
             zero_points: zero_points.view(),
             group_of: &group_of,
-            max_code: scheme.bits.max_code(),
+            levels: scheme.kernel_levels(),
         };
         let mut losses = successive_rounding(ordered.view(), &factor, &grid, codes.view_mut());
         if best.len() == 1 {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::levels::Levels;
+
 /// Bits of one code, 2 to 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
@@ -121,10 +123,12 @@ impl Granularity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Symmetry {
-    /// The zero point is `2^(bits-1)` everywhere; scales may be negative, which turns the lopsided range around.
+    /// The zero point is `2^(bits-1)` everywhere, 0 where levels are a table's; scales may be negative, which turns the lopsided range around.
     Symmetric,
     /// Each scale has a zero point of its own, an integer code.
     Asymmetric,
+    /// Each scale has the value of its lowest code beside it, a number in the type of the scales: `value = scale * code + minimum`.
+    Minimum,
 }
 
 /// The set of values that a stored scale can take. Scales are rounded into it when a grid is made, never after.
@@ -139,25 +143,75 @@ pub enum ScaleDtype {
     F16AndBf16,
     /// Stored and multiplied in single precision.
     F32,
+    /// Powers of two, `2^-127` to `2^127`: an exponent in eight bits.
+    E8m0,
+    /// A small integer other than 0 for each group, `least..=most`, times a half-precision number for each row's [`SUPER_COLUMNS`]
+    /// columns. Minimums are `-(number * integer)`, with integers `0..=most` and a positive number of their own.
+    Integers {
+        /// The least integer; scales are positive where it is above 0.
+        least: i16,
+        /// The largest integer.
+        most: i16,
+    },
+    /// A positive eight-bit float (four exponent bits) for each group, times one number in single precision for the matrix.
+    E4m3,
 }
+
+/// Columns that share the number by which integers are multiplied.
+pub const SUPER_COLUMNS: usize = 256;
 
 impl ScaleDtype {
     /// The nearest value of the set that is finite and, in half precision, not subnormal (runtimes flush those).
-    /// The sign is kept; zero becomes the smallest positive value, so that a scale can always be divided by.
+    /// The sign is kept where the set has both; zero becomes the smallest positive value, so that a scale can always be divided by.
+    /// Of a product of two numbers only the sign and the range are seen to: which products there are is for a whole row to say
+    /// (`two_level.rs`).
     #[must_use]
     pub fn round(self, scale: f32) -> f32 {
         let (least, most) = match self {
             Self::F16 => (HALF_LEAST, HALF_MOST),
             Self::F16AndBf16 => (HALF_LEAST, HALF_AND_BF16_MOST),
-            Self::Bf16 | Self::F32 => (f32::MIN_POSITIVE, BF16_MOST),
+            Self::Bf16 | Self::F32 | Self::E8m0 | Self::Integers { .. } | Self::E4m3 => {
+                (f32::MIN_POSITIVE, BF16_MOST)
+            }
         };
         let magnitude = if scale.is_nan() { least } else { scale.abs().clamp(least, most) };
         let rounded = match self {
             Self::F16 => half::f16::from_f32(magnitude).to_f32(),
             Self::Bf16 | Self::F16AndBf16 => half::bf16::from_f32(magnitude).to_f32(),
-            Self::F32 => magnitude,
+            Self::F32 | Self::Integers { .. } | Self::E4m3 => magnitude,
+            Self::E8m0 => magnitude.log2().round().clamp(-126.0, 127.0).exp2(),
         };
-        if scale.is_sign_negative() { -rounded } else { rounded }
+        if scale.is_sign_negative() && self.has_signs() { -rounded } else { rounded }
+    }
+
+    /// Whether a scale may be negative.
+    #[must_use]
+    pub fn has_signs(self) -> bool {
+        match self {
+            Self::F16 | Self::Bf16 | Self::F16AndBf16 | Self::F32 => true,
+            Self::E8m0 | Self::E4m3 => false,
+            Self::Integers { least, .. } => least < 0,
+        }
+    }
+
+    /// Whether a scale is the product of two stored numbers.
+    #[must_use]
+    pub fn is_product(self) -> bool {
+        matches!(self, Self::Integers { .. } | Self::E4m3)
+    }
+
+    /// The value nearest to `minimum` that a minimum of such scales can have.
+    #[must_use]
+    pub fn round_minimum(self, minimum: f32) -> f32 {
+        match self {
+            Self::F16 => half::f16::from_f32(minimum.clamp(-HALF_MOST, HALF_MOST)).to_f32(),
+            Self::Bf16 => half::bf16::from_f32(minimum.clamp(-BF16_MOST, BF16_MOST)).to_f32(),
+            Self::F16AndBf16 => {
+                let rounded = half::bf16::from_f32(minimum.clamp(-HALF_AND_BF16_MOST, HALF_AND_BF16_MOST));
+                half::f16::from_f32(rounded.to_f32()).to_f32()
+            }
+            _ => minimum,
+        }
     }
 
     /// Whether `scale` is a value that [`ScaleDtype::round`] can return.
@@ -179,12 +233,37 @@ const BF16_MOST: f32 = 3.389_531_4e38;
 pub struct Scheme {
     /// Width of a code.
     pub bits: BitWidth,
+    /// What codes stand for; a table goes with its own width.
+    #[serde(default, skip_serializing_if = "is_uniform")]
+    pub levels: Levels,
     /// Which weights share a scale.
     pub granularity: Granularity,
     /// Where zero lies.
     pub symmetry: Symmetry,
     /// The values that a scale can take.
     pub scale_dtype: ScaleDtype,
+}
+
+fn is_uniform(levels: &Levels) -> bool {
+    *levels == Levels::Uniform
+}
+
+impl Scheme {
+    /// The largest code.
+    #[must_use]
+    pub fn max_code(&self) -> u8 {
+        self.kernel_levels().max_code()
+    }
+
+    /// The zero point of a symmetric grid, in the levels' unit.
+    #[must_use]
+    pub fn middle(&self) -> f32 {
+        self.levels.middle(self.bits)
+    }
+
+    pub(crate) fn kernel_levels(&self) -> kernels::panel::Levels<'static> {
+        self.levels.kernel(self.bits)
+    }
 }
 
 /// A scheme that cannot exist.

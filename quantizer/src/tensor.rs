@@ -2,17 +2,50 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::scheme::{Granularity, Scheme, Symmetry};
+use crate::scheme::{Granularity, SUPER_COLUMNS, ScaleDtype, Scheme, Symmetry};
 
 /// Codes and the grid they lie on, unpacked and in natural column order.
 ///
-/// The value of the weight at `[row, column]` is `scale * (code - zero_point)`, where the group is `column / columns_per_scale`.
+/// The value of the weight at `[row, column]` is `scale * (level(code) - zero_point)`, or `scale * level(code) + minimum` where minimums are
+/// stored; the group is `column / columns_per_scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedTensor {
     scheme: Scheme,
     codes: Array2<u8>,
     scales: Array2<f32>,
-    zero_points: Option<Array2<u8>>,
+    offsets: Offsets,
+    /// The parts of scales and minimums that are products.
+    parts: Option<(ScaleParts, Option<ScaleParts>)>,
+}
+
+/// Where the codes of a group lie, besides the scale. Arrays have the scheme's [`Granularity::scale_shape`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Offsets {
+    /// Symmetric: where the scheme says.
+    None,
+    /// The code of zero.
+    ZeroPoints(Array2<u8>),
+    /// The value of level 0.
+    Minimums(Array2<f32>),
+}
+
+/// Numbers whose products scales are, or minimums before their sign.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScaleParts {
+    /// `[out_features, numbers for each row]`; one for a whole matrix is repeated for each row.
+    pub coarse: Array2<f32>,
+    /// `[out_features, groups]`.
+    pub fine: Array2<f32>,
+}
+
+impl ScaleParts {
+    /// The products, `[out_features, groups]`.
+    fn products(&self, groups_together: usize) -> Array2<f32> {
+        Array2::from_shape_fn(self.fine.dim(), |(row, group)| {
+            let last = self.coarse.ncols() - 1;
+            self.coarse[[row, (group / groups_together).min(last)]] * self.fine[[row, group]]
+        })
+    }
 }
 
 impl QuantizedTensor {
@@ -28,6 +61,20 @@ impl QuantizedTensor {
         scales: Array2<f32>,
         zero_points: Option<Array2<u8>>,
     ) -> Result<Self, TensorError> {
+        Self::with_offsets(scheme, codes, scales, zero_points.map_or(Offsets::None, Offsets::ZeroPoints))
+    }
+
+    /// As [`QuantizedTensor::new`], with offsets of any kind. Scales that are products get their parts by
+    /// [`QuantizedTensor::in_parts`].
+    ///
+    /// # Errors
+    /// As [`QuantizedTensor::new`], and minimums that the scale type cannot hold.
+    pub fn with_offsets(
+        scheme: Scheme,
+        codes: Array2<u8>,
+        scales: Array2<f32>,
+        offsets: Offsets,
+    ) -> Result<Self, TensorError> {
         let (out_features, in_features) = codes.dim();
         let expected = scheme.granularity.scale_shape(out_features, in_features);
         let columns = scheme.granularity.columns_per_scale(in_features);
@@ -37,28 +84,78 @@ impl QuantizedTensor {
         if scales.dim() != expected {
             return Err(TensorError::Shape { what: "scales", expected, found: scales.dim() });
         }
-        let max_code = scheme.bits.max_code();
+        let max_code = scheme.max_code();
         if let Some(&code) = codes.iter().find(|&&code| code > max_code) {
             return Err(TensorError::CodeOutOfRange { what: "code", found: code, max_code });
         }
         if let Some(&scale) = scales.iter().find(|&&scale| !scheme.scale_dtype.holds(scale)) {
             return Err(TensorError::ScaleNotRepresentable { found: scale });
         }
-        match (scheme.symmetry, &zero_points) {
-            (Symmetry::Symmetric, None) => {}
-            (Symmetry::Asymmetric, Some(zeros)) => {
-                if zeros.dim() != expected {
-                    return Err(TensorError::Shape { what: "zero points", expected, found: zeros.dim() });
-                }
+        let of_shape = |what, found| {
+            if found == expected { Ok(()) } else { Err(TensorError::Shape { what, expected, found }) }
+        };
+        match (scheme.symmetry, &offsets) {
+            (Symmetry::Symmetric, Offsets::None) => {}
+            (Symmetry::Asymmetric, Offsets::ZeroPoints(zeros)) => {
+                of_shape("zero points", zeros.dim())?;
                 if let Some(&zero) = zeros.iter().find(|&&zero| zero > max_code) {
                     return Err(TensorError::CodeOutOfRange { what: "zero point", found: zero, max_code });
                 }
             }
-            (symmetry, zeros) => {
-                return Err(TensorError::ZeroPoints { symmetry, present: zeros.is_some() });
+            (Symmetry::Minimum, Offsets::Minimums(minimums)) => {
+                of_shape("minimums", minimums.dim())?;
+                let held = |minimum: f32| {
+                    minimum.is_finite() && scheme.scale_dtype.round_minimum(minimum) == minimum
+                };
+                if let Some(&minimum) = minimums.iter().find(|&&minimum| !held(minimum)) {
+                    return Err(TensorError::ScaleNotRepresentable { found: minimum });
+                }
+            }
+            (symmetry, offsets) => {
+                return Err(TensorError::ZeroPoints { symmetry, present: *offsets != Offsets::None });
             }
         }
-        Ok(Self { scheme, codes, scales, zero_points })
+        Ok(Self { scheme, codes, scales, offsets, parts: None })
+    }
+
+    /// Says what the scales are products of, and the minimums.
+    ///
+    /// # Errors
+    /// A scheme whose scales are no products, or parts whose products are not the scales and minimums.
+    pub fn in_parts(mut self, scales: ScaleParts, minimums: Option<ScaleParts>) -> Result<Self, TensorError> {
+        if !self.scheme.scale_dtype.is_product() {
+            return Err(TensorError::NoProducts);
+        }
+        let columns = self.scheme.granularity.columns_per_scale(self.in_features());
+        let (together, numbers) = match self.scheme.scale_dtype {
+            ScaleDtype::Integers { .. } => {
+                ((SUPER_COLUMNS / columns.max(1)).max(1), self.in_features().div_ceil(SUPER_COLUMNS))
+            }
+            _ => (1, 1),
+        };
+        let check = |what, parts: &ScaleParts, products: &Array2<f32>, sign: f32| {
+            let coarse = (products.nrows(), numbers);
+            for (expected, found) in [(products.dim(), parts.fine.dim()), (coarse, parts.coarse.dim())] {
+                if expected != found {
+                    return Err(TensorError::Shape { what, expected, found });
+                }
+            }
+            let found = parts.products(together);
+            match found.iter().zip(products).find(|(found, expected)| sign * **found != **expected) {
+                None => Ok(()),
+                Some((_, &found)) => Err(TensorError::ScaleNotRepresentable { found }),
+            }
+        };
+        check("parts of the scales", &scales, &self.scales, 1.0)?;
+        match (&self.offsets, &minimums) {
+            (Offsets::Minimums(products), Some(parts)) => {
+                check("parts of the minimums", parts, products, -1.0)?;
+            }
+            (Offsets::Minimums(_), None) | (_, Some(_)) => return Err(TensorError::NoProducts),
+            (_, None) => {}
+        }
+        self.parts = Some((scales, minimums));
+        Ok(self)
     }
 
     /// The grid's description.
@@ -82,7 +179,31 @@ impl QuantizedTensor {
     /// Zero points of an asymmetric grid, in the shape of the scales.
     #[must_use]
     pub fn zero_points(&self) -> Option<ArrayView2<'_, u8>> {
-        self.zero_points.as_ref().map(|zeros| zeros.view())
+        match &self.offsets {
+            Offsets::ZeroPoints(zeros) => Some(zeros.view()),
+            Offsets::None | Offsets::Minimums(_) => None,
+        }
+    }
+
+    /// The values of level 0, in the shape of the scales, where they are stored.
+    #[must_use]
+    pub fn minimums(&self) -> Option<ArrayView2<'_, f32>> {
+        match &self.offsets {
+            Offsets::Minimums(minimums) => Some(minimums.view()),
+            Offsets::None | Offsets::ZeroPoints(_) => None,
+        }
+    }
+
+    /// What the scales are products of.
+    #[must_use]
+    pub fn scale_parts(&self) -> Option<&ScaleParts> {
+        self.parts.as_ref().map(|(scales, _)| scales)
+    }
+
+    /// What the minimums are products of, before their sign.
+    #[must_use]
+    pub fn minimum_parts(&self) -> Option<&ScaleParts> {
+        self.parts.as_ref().and_then(|(_, minimums)| minimums.as_ref())
     }
 
     /// Rows.
@@ -103,15 +224,15 @@ impl QuantizedTensor {
         spread(self.scales.view(), self.out_features())
     }
 
-    /// Zero points spread like [`QuantizedTensor::scales_by_row`]; on a symmetric grid `2^(bits-1)` everywhere.
+    /// Zero points spread like [`QuantizedTensor::scales_by_row`]; elsewhere the middle of the grid, 0 where levels are a table's or minimums
+    /// are stored.
     #[must_use]
     pub fn zero_points_by_row(&self) -> Array2<u8> {
-        match &self.zero_points {
-            Some(zeros) => spread(zeros.view(), self.out_features()),
-            None => Array2::from_elem(
-                (self.out_features(), self.scales.ncols()),
-                self.scheme.bits.symmetric_zero(),
-            ),
+        let rows = self.out_features();
+        match &self.offsets {
+            Offsets::ZeroPoints(zeros) => spread(zeros.view(), rows),
+            Offsets::None => Array2::from_elem((rows, self.scales.ncols()), self.scheme.middle() as u8),
+            Offsets::Minimums(_) => Array2::zeros((rows, self.scales.ncols())),
         }
     }
 
@@ -119,11 +240,17 @@ impl QuantizedTensor {
     #[must_use]
     pub fn dequantize(&self) -> Array2<f32> {
         let columns = self.scheme.granularity.columns_per_scale(self.in_features());
+        let levels = self.scheme.kernel_levels();
         let scales = self.scales_by_row();
-        let zeros = self.zero_points_by_row();
+        let zeros = self.zero_points_by_row().mapv(f32::from);
+        let minimums = self.minimums().map(|minimums| spread(minimums, self.out_features()));
         Array2::from_shape_fn(self.codes.dim(), |(row, column)| {
-            let group = column / columns;
-            scales[[row, group]] * (f32::from(self.codes[[row, column]]) - f32::from(zeros[[row, group]]))
+            let group = [row, column / columns];
+            let level = levels.level(self.codes[[row, column]]);
+            match &minimums {
+                None => scales[group] * (level - zeros[group]),
+                Some(minimums) => scales[group] * level + minimums[group],
+            }
         })
     }
 }
@@ -173,12 +300,15 @@ pub enum TensorError {
         /// The value.
         found: f32,
     },
-    /// Zero points where there must be none, or none where there must be some.
-    #[error("a grid that is {symmetry:?} has zero points: {present}")]
+    /// Parts of scales that are no products, or none of minimums that are.
+    #[error("scales and minimums are both products, or neither is")]
+    NoProducts,
+    /// Offsets where there must be none, or none where there must be some.
+    #[error("a grid that is {symmetry:?} has offsets: {present}")]
     ZeroPoints {
         /// The scheme's symmetry.
         symmetry: Symmetry,
-        /// Whether they were given.
+        /// Whether any were given.
         present: bool,
     },
 }

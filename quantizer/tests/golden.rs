@@ -3,6 +3,7 @@
 mod support;
 
 use ndarray::Array2;
+use quantizer::levels::Levels;
 use quantizer::order::Order;
 use quantizer::scheme::{BitWidth, ScaleDtype, Scheme, Symmetry};
 use quantizer::settings::Range;
@@ -21,6 +22,7 @@ fn codes_and_losses_agree_with_the_textbook() {
         for group_size in [16, 64] {
             let scheme = Scheme {
                 bits: BitWidth::new(bits).unwrap(),
+                levels: Levels::Uniform,
                 granularity: groups(group_size),
                 symmetry: Symmetry::Symmetric,
                 scale_dtype: ScaleDtype::F16,

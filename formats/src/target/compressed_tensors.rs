@@ -17,13 +17,17 @@ use std::collections::BTreeMap;
 use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
 use ndarray::Array2;
+use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::packed_parts::{PackedParts, StoredLinear};
-use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups};
+use super::{
+    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
+    lower_groups,
+};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -105,6 +109,7 @@ impl TargetFormat for CompressedTensors {
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
+        demand_whole_codes(ID, plan)?;
         demand_fused_alike(ID, plan)?;
         let mut notes: BTreeMap<String, usize> = BTreeMap::new();
         let mut rest = plan;
@@ -215,7 +220,8 @@ fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {
     match scale_dtype {
         ScaleDtype::F16 => Dtype::F16,
         ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 => Dtype::Bf16,
-        ScaleDtype::F32 => Dtype::F32,
+        // What is no single number is refused before it gets here.
+        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::Integers { .. } | ScaleDtype::E4m3 => Dtype::F32,
     }
 }
 
@@ -330,12 +336,11 @@ impl Stored {
             let problem = "gives columns groups out of order (`actorder`), which is not read";
             return Err(stored.fail("weight_g_idx", problem));
         }
-        let zero_points = match scheme.symmetry {
-            Symmetry::Symmetric => Array2::from_elem((groups, outputs), scheme.bits.symmetric_zero()),
-            Symmetry::Asymmetric => {
-                let packed = stored.streams("weight_zero_point", groups, outputs, true)?;
-                unpack_rows(packed.t(), scheme.bits.get(), outputs)
-            }
+        let zero_points = if scheme.symmetry == Symmetry::Asymmetric {
+            let packed = stored.streams("weight_zero_point", groups, outputs, true)?;
+            unpack_rows(packed.t(), scheme.bits.get(), outputs)
+        } else {
+            Array2::from_elem((groups, outputs), scheme.bits.symmetric_zero())
         };
         Ok(PackedParts { scheme, words, layout: CodeLayout::OutputMajor, scales, zero_points })
     }
@@ -406,5 +411,5 @@ fn scheme(weights: &Value) -> Result<Scheme, String> {
     };
     let symmetric = get("symmetric").and_then(Value::as_bool).unwrap_or(true);
     let symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
-    Ok(Scheme { bits, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
+    Ok(Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
 }

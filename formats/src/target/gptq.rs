@@ -15,6 +15,7 @@
 
 use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
+use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use regex::Regex;
@@ -22,7 +23,10 @@ use serde_json::{Map, Value, json};
 
 use super::loaders::singly_excluded;
 use super::packed_parts::{PackedParts, StoredLinear};
-use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups};
+use super::{
+    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
+    lower_groups,
+};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -116,6 +120,7 @@ impl TargetFormat for Gptq {
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
+        demand_whole_codes(ID, plan)?;
         demand_fused_alike(ID, plan)?;
         let notes = lower_groups(ID, plan.iter_mut())?;
         let mut symmetry = None;
@@ -474,5 +479,5 @@ fn scheme(config: &Value, base: Option<Scheme>) -> Result<Scheme, String> {
         (None, Some(base)) => base.symmetry,
         (None, None) => Symmetry::Symmetric,
     };
-    Ok(Scheme { bits, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
+    Ok(Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
 }

@@ -48,7 +48,7 @@ impl LoaderRule {
     pub fn check(&self, plan: &[PlannedLinear]) -> LoaderVerdict {
         let refusal = self.refusal(plan);
         let any = |holds: fn(Scheme) -> bool| plan.iter().filter_map(|planned| planned.scheme).any(holds);
-        let asymmetric = any(|scheme| scheme.symmetry == Symmetry::Asymmetric);
+        let asymmetric = any(|scheme| scheme.symmetry != Symmetry::Symmetric);
         let whole_rows = any(|scheme| !matches!(scheme.granularity, Granularity::PerGroup(_)));
         let remarks = [
             self.remark,
@@ -71,7 +71,7 @@ impl LoaderRule {
             let bits = scheme.bits.get();
             let (kind, widths) = match scheme.symmetry {
                 Symmetry::Symmetric => ("symmetric", self.symmetric_bits),
-                Symmetry::Asymmetric => ("asymmetric", self.asymmetric_bits),
+                Symmetry::Asymmetric | Symmetry::Minimum => ("asymmetric", self.asymmetric_bits),
             };
             if !widths.contains(&bits) {
                 return Some(format!("loads no {kind} {bits}-bit codes"));

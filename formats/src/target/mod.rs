@@ -10,7 +10,8 @@ mod packed_parts;
 
 use kernels::PackedMatrix;
 use model::linear::Linear;
-use quantizer::scheme::{Granularity, GroupSize, ScaleDtype, Scheme};
+use quantizer::levels::Levels;
+use quantizer::scheme::{Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
@@ -124,6 +125,25 @@ pub fn open(config: &Value) -> Result<Box<dyn StoredFormat>, FormatsError> {
             format!("`quantization_config` names the method {method}, known are {}", known.join(", "));
         Err(FormatsError::malformed("config.json".as_ref(), problem))
     })
+}
+
+/// For formats of uniform codes, one number a scale and whole zero points.
+fn demand_whole_codes(format: &'static str, plan: &[PlannedLinear]) -> Result<(), FormatsError> {
+    let holds = |scheme: &Scheme| {
+        scheme.levels == Levels::Uniform
+            && scheme.symmetry != Symmetry::Minimum
+            && !scheme.scale_dtype.is_product()
+            && scheme.scale_dtype != ScaleDtype::E8m0
+    };
+    match plan.iter().find(|planned| planned.scheme.is_some_and(|scheme| !holds(&scheme))) {
+        None => Ok(()),
+        Some(planned) => Err(FormatsError::Unsupported {
+            format,
+            linear: planned.linear.name.clone(),
+            problem: "its grid is not of equal steps with whole zero points".to_owned(),
+            remedy: "choose a format that has such grids",
+        }),
+    }
 }
 
 /// Linears that a runtime fuses must be quantized alike.

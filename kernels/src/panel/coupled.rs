@@ -10,7 +10,7 @@ use faer::{Accum, Par};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::RowGrid;
-use super::rule::{Group, Rule, Uniform};
+use super::rule::{Codebook, Group, Levels, Rule, Uniform};
 use crate::arch::lanes::{Lanes, Task, Unit};
 use crate::dense::{mat, mat_mut};
 use crate::product::product_nn;
@@ -54,8 +54,17 @@ impl Coupled<'_, '_> {
                         continue;
                     }
                     line.load(self.grid, row, slopes.row(row), codes.row(row), &curvature);
-                    let rule = Uniform::new(self.grid.max_code);
-                    let found = unit.run(Descent { line: &mut line, inner: self.inner, weight, rule });
+                    let (rows_line, inner) = (&mut line, self.inner);
+                    let found = match self.grid.levels {
+                        Levels::Uniform { max_code } => {
+                            let rule = Uniform::new(max_code);
+                            unit.run(Descent { line: rows_line, inner, weight, rule })
+                        }
+                        Levels::Codebook(levels) => {
+                            let rule = Codebook { levels };
+                            unit.run(Descent { line: rows_line, inner, weight, rule })
+                        }
+                    };
                     if found == 0 {
                         continue;
                     }
@@ -88,10 +97,10 @@ impl Coupled<'_, '_> {
 
     /// `A D H`, `[rows, n]`.
     fn slopes(&self, codes: ArrayView2<'_, u8>) -> ndarray::Array2<f32> {
-        let RowGrid { scales, zero_points, group_of, .. } = *self.grid;
+        let RowGrid { scales, zero_points, group_of, levels } = *self.grid;
         let errors = ndarray::Array2::from_shape_fn(self.weights.dim(), |(row, column)| {
             let group = [row, group_of[column] as usize];
-            scales[group] * (f32::from(codes[[row, column]]) - zero_points[group])
+            scales[group] * (levels.level(codes[[row, column]]) - zero_points[group])
                 - self.weights[[row, column]]
         });
         let mut images = ndarray::Array2::zeros(self.weights.dim());

@@ -9,6 +9,9 @@ use super::*;
 use crate::factor::cholesky_upper;
 use crate::sample::{Sample, in_pools};
 
+/// Levels of uneven steps.
+const TABLE: [f32; 11] = [-7.0, -5.0, -3.5, -2.0, -1.0, -0.25, 0.0, 0.75, 2.0, 4.0, 8.0];
+
 /// A matrix to round, in processing order, with a grid.
 struct Problem {
     weights: Array2<f32>,
@@ -16,7 +19,7 @@ struct Problem {
     scales: Array2<f32>,
     zero_points: Array2<f32>,
     group_of: Vec<u32>,
-    max_code: u8,
+    levels: Levels<'static>,
 }
 
 impl Problem {
@@ -29,7 +32,15 @@ impl Problem {
         let scales = sample.matrix(rows, groups).mapv(|x| (0.2 + 0.1 * x.abs()) * x.signum());
         let zero_points = sample.matrix(rows, groups).mapv(|x| (7.5 + x).round());
         let group_of = (0..n).map(|k| ((k * 7) % n / 32) as u32).collect();
-        Self { weights, hessian, scales, zero_points, group_of, max_code: 15 }
+        let levels = Levels::Uniform { max_code: 15 };
+        Self { weights, hessian, scales, zero_points, group_of, levels }
+    }
+
+    /// The same on the levels of a table, zero at 0.
+    fn on_codebook(rows: usize, n: usize) -> Self {
+        let problem = Self::new(rows, n);
+        let zero_points = Array2::zeros(problem.zero_points.dim());
+        Self { zero_points, levels: Levels::Codebook(&TABLE), ..problem }
     }
 
     fn grid(&self) -> RowGrid<'_> {
@@ -37,7 +48,7 @@ impl Problem {
             scales: self.scales.view(),
             zero_points: self.zero_points.view(),
             group_of: &self.group_of,
-            max_code: self.max_code,
+            levels: self.levels,
         }
     }
 
@@ -73,12 +84,18 @@ impl Problem {
     }
 
     fn nearest(&self, row: usize, k: usize, target: f64) -> u8 {
-        let steps = (target / self.scale(row, k) + self.zero_point(row, k)).round_ties_even();
-        steps.clamp(0.0, f64::from(self.max_code)) as u8
+        let steps = target / self.scale(row, k) + self.zero_point(row, k);
+        match self.levels {
+            Levels::Uniform { max_code } => steps.round_ties_even().clamp(0.0, f64::from(max_code)) as u8,
+            Levels::Codebook(levels) => {
+                let distance = |&code: &usize| (f64::from(levels[code]) - steps).abs();
+                (0..levels.len()).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap() as u8
+            }
+        }
     }
 
     fn value(&self, row: usize, k: usize, code: u8) -> f64 {
-        self.scale(row, k) * (f64::from(code) - self.zero_point(row, k))
+        self.scale(row, k) * (f64::from(self.levels.level(code)) - self.zero_point(row, k))
     }
 
     fn nearest_codes(&self) -> Array2<u8> {
@@ -161,6 +178,13 @@ fn total(losses: &[f64]) -> f64 {
 
 const AWKWARD: [(usize, usize); 7] = [(1, 1), (3, 7), (17, 33), (49, 172), (100, 129), (50, 576), (7, 1000)];
 
+/// Awkward shapes on both kinds of grid.
+fn awkward() -> impl Iterator<Item = (Problem, usize, usize)> {
+    AWKWARD.into_iter().flat_map(|(rows, n)| {
+        [Problem::new(rows, n), Problem::on_codebook(rows, n)].map(|problem| (problem, rows, n))
+    })
+}
+
 #[test]
 fn rounding_gives_the_codes_of_textbook_gptq() {
     for (rows, n) in [(5, 7), (12, 64), (20, 172), (9, 300)] {
@@ -177,8 +201,7 @@ fn rounding_gives_the_codes_of_textbook_gptq() {
 
 #[test]
 fn the_returned_loss_is_the_quadratic_form_of_the_error() {
-    for (rows, n) in AWKWARD {
-        let problem = Problem::new(rows, n);
+    for (problem, rows, n) in awkward() {
         let (codes, loss) = problem.round();
         for (row, (found, expected)) in loss.iter().zip(problem.loss(&codes)).enumerate() {
             assert!((found - expected).abs() <= 1e-4 * expected, "[{rows}, {n}] {row}: {found} {expected}");
@@ -188,8 +211,7 @@ fn the_returned_loss_is_the_quadratic_form_of_the_error() {
 
 #[test]
 fn rounding_is_the_same_to_the_bit_on_every_vector_unit() {
-    for (rows, n) in AWKWARD {
-        let problem = Problem::new(rows, n);
+    for (problem, rows, n) in awkward() {
         let expected = problem.round_on(Unit::all()[0]);
         for unit in Unit::all() {
             assert_eq!(problem.round_on(unit), expected, "[{rows}, {n}] on {unit:?}");
@@ -199,8 +221,7 @@ fn rounding_is_the_same_to_the_bit_on_every_vector_unit() {
 
 #[test]
 fn descent_is_the_same_to_the_bit_on_every_vector_unit() {
-    for (rows, n) in AWKWARD {
-        let problem = Problem::new(rows, n);
+    for (problem, rows, n) in awkward() {
         let start = problem.nearest_codes();
         let expected = problem.descend_on(Unit::all()[0], &start, 3);
         for unit in Unit::all() {
@@ -257,7 +278,7 @@ fn halves_go_to_the_even_code() {
         scales: ndarray::array![[1.0]],
         zero_points: ndarray::array![[0.0]],
         group_of: vec![0; 7],
-        max_code: 15,
+        levels: Levels::Uniform { max_code: 15 },
     };
     for unit in Unit::all() {
         assert_eq!(problem.round_on(unit).0, ndarray::array![[0, 2, 2, 4, 0, 14, 15]], "{unit:?}");
@@ -304,8 +325,7 @@ fn rounding_with_feedback_beats_round_to_nearest() {
 
 #[test]
 fn descent_never_raises_a_loss_and_lowers_the_total() {
-    for (rows, n) in AWKWARD {
-        let problem = Problem::new(rows, n);
+    for (problem, rows, n) in awkward() {
         for start in [problem.nearest_codes(), problem.round().0] {
             let mut before = problem.loss(&start);
             let mut codes = start;
@@ -353,7 +373,7 @@ fn descent_ends_where_no_single_step_lowers_the_loss() {
         let slopes = problem.hessian.dot(&errors);
         let loss = errors.dot(&slopes);
         for (k, &code) in codes.iter().enumerate() {
-            for other in [code.saturating_sub(1), (code + 1).min(problem.max_code)] {
+            for other in [code.saturating_sub(1), (code + 1).min(problem.levels.max_code())] {
                 let change = problem.value(row, k, code) - problem.value(row, k, other);
                 let rise = change * (2.0 * slopes[k] + change * problem.hessian[[k, k]]);
                 assert!(rise >= -1e-4 * loss, "{row} {k}: {rise} of {loss}");

@@ -124,7 +124,7 @@ fn refit_scales(
         let Solved { grid, codes } = candidate.solved;
         let fitted = grid.errors(target.select(Axis(0), &chosen).view(), codes.view());
         for (place, &row) in chosen.iter().enumerate() {
-            solved.grid.set_row(row, &grid.scales().row(place).to_vec());
+            solved.grid.take_row(row, &grid, place);
             errors.row_mut(row).assign(&fitted.row(place));
         }
     }

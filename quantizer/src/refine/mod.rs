@@ -146,7 +146,7 @@ impl Candidate {
             if other.losses[row] < self.losses[row] {
                 self.losses[row] = other.losses[row];
                 self.solved.codes.row_mut(row).assign(&other.solved.codes.row(row));
-                self.solved.grid.take_row(row, &other.solved.grid);
+                self.solved.grid.take_row(row, &other.solved.grid, row);
             }
         }
     }

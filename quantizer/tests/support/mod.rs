@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use ndarray::{Array2, ArrayView2};
+use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::{Hessian, HessianAccumulator, QuantizedTensor};
 
@@ -63,14 +64,15 @@ pub(crate) fn hessian(seed: u64, columns: usize) -> Hessian {
 }
 
 pub(crate) fn scheme(bits: u8, granularity: Granularity, symmetry: Symmetry) -> Scheme {
-    Scheme { bits: BitWidth::new(bits).unwrap(), granularity, symmetry, scale_dtype: ScaleDtype::F16AndBf16 }
+    let bits = BitWidth::new(bits).unwrap();
+    Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: ScaleDtype::F16AndBf16 }
 }
 
 pub(crate) fn groups(size: usize) -> Granularity {
     Granularity::PerGroup(GroupSize::new(size).unwrap())
 }
 
-/// Widths, granularities and symmetries for matrices of 64 columns.
+/// Widths, granularities and symmetries for matrices of 64 columns, and every other kind of grid.
 pub(crate) fn schemes() -> Vec<Scheme> {
     let mut schemes = Vec::new();
     for bits in [2, 3, 4, 8] {
@@ -80,7 +82,34 @@ pub(crate) fn schemes() -> Vec<Scheme> {
             }
         }
     }
+    schemes.extend(other_grids());
     schemes
+}
+
+/// Tables, stored minimums, and scales that are powers of two or products.
+pub(crate) fn other_grids() -> Vec<Scheme> {
+    let grid = |bits, levels, size, symmetry, scale_dtype| Scheme {
+        levels,
+        scale_dtype,
+        ..scheme(bits, groups(size), symmetry)
+    };
+    let integers = |least, most| ScaleDtype::Integers { least, most };
+    let (uniform, middle, minimum) = (Levels::Uniform, Symmetry::Symmetric, Symmetry::Minimum);
+    vec![
+        grid(4, Levels::Nf4, 64, middle, ScaleDtype::F32),
+        grid(4, Levels::Fp4, 64, middle, ScaleDtype::F32),
+        grid(4, Levels::Iq4, 32, middle, ScaleDtype::F16),
+        grid(4, Levels::Iq4, 32, middle, integers(-32, 31)),
+        grid(4, Levels::E2m1, 32, middle, ScaleDtype::E8m0),
+        grid(4, Levels::E2m1, 16, middle, ScaleDtype::E4m3),
+        Scheme { granularity: Granularity::PerChannel, ..grid(8, Levels::E4m3, 16, middle, ScaleDtype::F32) },
+        grid(4, uniform, 32, minimum, ScaleDtype::F16),
+        grid(3, uniform, 32, minimum, ScaleDtype::Bf16),
+        grid(2, uniform, 16, minimum, integers(1, 15)),
+        grid(4, uniform, 32, minimum, integers(1, 63)),
+        grid(3, uniform, 16, middle, integers(-32, 31)),
+        grid(6, uniform, 16, middle, integers(-128, 127)),
+    ]
 }
 
 /// `d H dᵀ` of each row, in double precision, the plain way.

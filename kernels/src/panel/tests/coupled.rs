@@ -10,8 +10,13 @@ struct Coupled {
 
 impl Coupled {
     fn new(rows: usize, n: usize) -> Self {
+        Self::of(Problem::new(rows, n))
+    }
+
+    fn of(problem: Problem) -> Self {
+        let (rows, n) = problem.weights.dim();
         let outer = Sample::new((rows * 77 + n) as u64).hessian(rows);
-        Self { problem: Problem::new(rows, n), outer }
+        Self { problem, outer }
     }
 
     fn descend_on(&self, unit: Unit, start: &Array2<u8>, sweeps: usize) -> (Array2<u8>, u64) {
@@ -44,8 +49,8 @@ impl Coupled {
 
 #[test]
 fn it_is_the_same_to_the_bit_on_every_vector_unit() {
-    for (rows, n) in AWKWARD {
-        let coupled = Coupled::new(rows, n);
+    for (problem, rows, n) in awkward() {
+        let coupled = Coupled::of(problem);
         let start = coupled.problem.nearest_codes();
         let expected = coupled.descend_on(Unit::all()[0], &start, 3);
         for unit in Unit::all() {
@@ -64,8 +69,8 @@ fn it_does_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn it_lowers_the_loss_of_the_best_rows() {
-    for (rows, n) in AWKWARD {
-        let coupled = Coupled::new(rows, n);
+    for (problem, rows, n) in awkward() {
+        let coupled = Coupled::of(problem);
         let alone = coupled.problem.descend_on(Unit::widest(), &coupled.problem.round().0, 8).0;
         let (together, changes) = coupled.descend_on(Unit::widest(), &alone, 4);
         let (before, after) = (coupled.loss(&alone), coupled.loss(&together));
@@ -94,7 +99,7 @@ fn it_ends_where_no_single_step_lowers_the_loss() {
     let slopes = coupled.outer.dot(&errors).dot(&coupled.problem.hessian);
     let loss = (&slopes * &errors).sum();
     for ((row, k), &code) in codes.indexed_iter() {
-        for other in [code.saturating_sub(1), (code + 1).min(coupled.problem.max_code)] {
+        for other in [code.saturating_sub(1), (code + 1).min(coupled.problem.levels.max_code())] {
             let problem = &coupled.problem;
             let change = problem.value(row, k, code) - problem.value(row, k, other);
             let curvature = coupled.outer[[row, row]] * problem.hessian[[k, k]];
