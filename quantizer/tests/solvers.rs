@@ -280,7 +280,7 @@ fn awkward_weights_and_inputs_are_solved() {
                 assert!(!solution.report.loss.is_nan(), "{name} {solver} {scheme:?}: {:?}", solution.report);
                 let row = solution.tensor.dequantize();
                 // A table without a zero has the least that it can do.
-                let least = if scheme.levels == Levels::Iq4 { 1e-3 } else { 0.0 };
+                let least = if scheme.levels == Levels::Iq4 { 1e-2 } else { 0.0 };
                 assert!(
                     row.row(0).iter().all(|&w| w.abs() <= least),
                     "{name} {solver} {scheme:?}: {}",
