@@ -114,7 +114,7 @@ pub struct WindowRequest {
 }
 
 /// Parts of a scheme that the command line sets over the recipe's.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// Width of a code.
     pub bits: Option<BitWidth>,

@@ -9,10 +9,10 @@ use formats::{Dtype, side_files};
 use model::Model;
 use model::linear::{Linear, LinearId};
 use quantizer::levels::Levels;
-use quantizer::scheme::{BitWidth, Scheme};
+use quantizer::scheme::{BitWidth, Scheme, Symmetry};
 
 use crate::error::Error;
-use crate::job::QuantizeJob;
+use crate::job::{Overrides, QuantizeJob};
 use crate::recipe::Treatment;
 use crate::report::{Kept, RuntimeRow};
 use crate::stored::StoredModel;
@@ -66,13 +66,17 @@ impl Plan {
                     Some(pattern) => Some(format!("excluded by `{pattern}`")),
                     None => treatment.keep.then(|| format!("kept by recipe {}", job.recipe.name)),
                 };
-                let scheme = Scheme {
+                let asked = Scheme {
                     bits: treatment.bits,
                     levels: Levels::Uniform,
                     granularity: treatment.granularity,
                     symmetry: treatment.symmetry,
                     scale_dtype: format.scale_dtype(runtime),
                 };
+                let scheme = format.grid(linear, source.model.layers.len(), asked);
+                if reason.is_none() {
+                    demand_asked(format, linear, &treatment.asked, scheme)?;
+                }
                 let scheme = reason.is_none().then_some(scheme);
                 kept.extend(reason.map(|reason| Kept { name: linear.name.clone(), reason }));
                 linears.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });
@@ -206,6 +210,32 @@ impl Plan {
         let packed = self.quantized().flat_map(|(linear, scheme)| self.format.layout(linear, scheme));
         self.carried.iter().cloned().chain(packed).collect()
     }
+}
+
+/// What somebody asked for must not be dropped because the format leaves no choice.
+fn demand_asked(
+    format: &dyn TargetFormat,
+    linear: &Linear,
+    asked: &Overrides,
+    has: Scheme,
+) -> Result<(), Error> {
+    let bits = asked.bits.filter(|&bits| bits != has.bits);
+    let granularity = asked.granularity.filter(|&granularity| granularity != has.granularity);
+    let symmetry = asked.symmetry.filter(|&symmetry| symmetry != has.symmetry);
+    let (flag, problem) = match (bits, granularity, symmetry) {
+        (Some(bits), ..) => {
+            ("--bits", format!("gives `{}` {} bit, not {}", linear.name, has.bits.get(), bits.get()))
+        }
+        (_, Some(_), _) => {
+            let columns = has.granularity.columns_per_scale(linear.in_features);
+            ("--group-size", format!("lets {columns} columns of `{}` share a scale", linear.name))
+        }
+        (.., Some(Symmetry::Symmetric)) => ("--symmetric", "has no zero points in the middle".to_owned()),
+        (.., Some(_)) => ("--asymmetric", "has no whole zero points".to_owned()),
+        _ => return Ok(()),
+    };
+    let problem = format!("the format {} leaves no choice: it {problem}", format.id());
+    Err(Error::Argument { flag, problem })
 }
 
 /// An adapter's rank is at most the smaller side of every weight.

@@ -51,6 +51,9 @@ pub struct Treatment {
     pub granularity: Granularity,
     /// Where zero lies.
     pub symmetry: Symmetry,
+    /// Which of the three somebody asked for, as against what is there by default.
+    #[serde(skip)]
+    pub asked: Overrides,
     /// Name of the solver.
     pub solver: &'static str,
     /// Its settings.
@@ -135,6 +138,11 @@ impl Recipe {
         base.bits = overrides.bits.unwrap_or(base.bits);
         base.granularity = overrides.granularity.unwrap_or(base.granularity);
         base.symmetry = overrides.symmetry.unwrap_or(base.symmetry);
+        base.asked = Overrides {
+            bits: overrides.bits.or(base.asked.bits),
+            granularity: overrides.granularity.or(base.asked.granularity),
+            symmetry: overrides.symmetry.or(base.asked.symmetry),
+        };
         Ok(recipe)
     }
 
@@ -229,6 +237,7 @@ impl Treatment {
             bits: BitWidth::new(4).expect("4 is a width"),
             granularity: Granularity::PerGroup(GroupSize::new(128).expect("128 is a group size")),
             symmetry: Symmetry::Symmetric,
+            asked: Overrides::default(),
             solver: recipe.solver,
             settings: recipe.settings.clone(),
             keep: false,
@@ -252,6 +261,11 @@ impl Change {
             bits: self.bits.unwrap_or(to.bits),
             granularity: self.granularity.unwrap_or(to.granularity),
             symmetry: self.symmetry.unwrap_or(to.symmetry),
+            asked: Overrides {
+                bits: self.bits.or(to.asked.bits),
+                granularity: self.granularity.or(to.asked.granularity),
+                symmetry: self.symmetry.or(to.asked.symmetry),
+            },
             solver: self.solver.unwrap_or(to.solver),
             settings,
             keep: self.keep.unwrap_or(to.keep),

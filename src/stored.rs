@@ -185,7 +185,14 @@ impl StoredModel {
         let shape = (linear.out_features, linear.in_features);
         let weights = match (&self.format, self.scheme(linear)) {
             (Some(format), Some(scheme)) => {
-                LinearWeights::Packed(format.packed(linear, scheme, &self.checkpoint)?)
+                match format.packed(linear, scheme, &self.checkpoint)? {
+                    Some(packed) => LinearWeights::Packed(packed),
+                    // The kernels have no such grid.
+                    None => {
+                        let tensor = format.decode(linear, scheme, &self.checkpoint)?;
+                        LinearWeights::Dense(tensor.dequantize())
+                    }
+                }
             }
             _ => LinearWeights::Dense(self.checkpoint.read_matrix(&linear.weight_name(), shape)?),
         };

@@ -170,7 +170,7 @@ fn round_trip(format: &dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
     assert_eq!(decoded.codes(), solution.codes());
     assert_eq!(decoded.scales_by_row(), solution.scales_by_row());
     assert_eq!(decoded.zero_points_by_row(), solution.zero_points_by_row());
-    let packed = stored.packed(linear, scheme, &checkpoint).unwrap();
+    let packed = stored.packed(linear, scheme, &checkpoint).unwrap().unwrap();
     assert_eq!(packed.dequantize(), solution.dequantize(), "{what}");
     assert_eq!(packed.unpack_codes(), solution.codes(), "{what}");
 }

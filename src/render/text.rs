@@ -124,9 +124,13 @@ pub fn evaluate(report: &EvaluateReport) -> String {
 #[must_use]
 pub fn verification(found: &Verification) -> String {
     if found.problems.is_empty() {
+        let kernel = match found.multiplied {
+            0 => "no packed kernel has such a grid".to_owned(),
+            _ => format!("kernel against f64: {:.1e} of the largest output", found.kernel_error),
+        };
         format!(
-            "verified: {} files by SHA-256, {} linears decoded and equal to what was solved, {} other tensors equal; kernel against f64: {:.1e} of the largest output",
-            found.files, found.linears, found.tensors, found.kernel_error
+            "verified: {} files by SHA-256, {} linears decoded and equal to what was solved, {} other tensors equal; {kernel}",
+            found.files, found.linears, found.tensors
         )
     } else {
         let mut out = format!("VERIFICATION FAILED, {} problems:", found.problems.len());

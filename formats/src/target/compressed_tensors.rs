@@ -379,9 +379,9 @@ impl StoredFormat for Stored {
         linear: &Linear,
         scheme: Scheme,
         checkpoint: &Checkpoint,
-    ) -> Result<PackedMatrix, FormatsError> {
+    ) -> Result<Option<PackedMatrix>, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        Self::parts(&stored)?.packed(&stored)
+        Self::parts(&stored)?.packed(&stored).map(Some)
     }
 }
 

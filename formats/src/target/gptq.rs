@@ -443,9 +443,9 @@ impl StoredFormat for Stored {
         linear: &Linear,
         scheme: Scheme,
         checkpoint: &Checkpoint,
-    ) -> Result<PackedMatrix, FormatsError> {
+    ) -> Result<Option<PackedMatrix>, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        self.parts(&stored)?.packed(&stored)
+        self.parts(&stored)?.packed(&stored).map(Some)
     }
 }
 

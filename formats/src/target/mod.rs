@@ -46,6 +46,11 @@ pub trait TargetFormat: Sync {
     /// The scales it can store for a model that runs in `runtime`.
     fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype;
 
+    /// The grid of a linear in a model of `layers` layers, where the recipe asks for `asked`: a format that leaves no choice has its own.
+    fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
+        asked
+    }
+
     /// Changes the schemes of a plan to what the format can hold, or says why it cannot; returns a note for each change.
     ///
     /// # Errors
@@ -101,7 +106,7 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError>;
 
-    /// The words as they are, ready to multiply with.
+    /// The words as they are, ready to multiply with; none where the kernels have no such grid.
     ///
     /// # Errors
     /// As [`StoredFormat::decode`].
@@ -110,7 +115,7 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
         linear: &Linear,
         scheme: Scheme,
         checkpoint: &Checkpoint,
-    ) -> Result<PackedMatrix, FormatsError>;
+    ) -> Result<Option<PackedMatrix>, FormatsError>;
 }
 
 /// Opens the format that a config.json names in `quantization_config`.
