@@ -37,6 +37,7 @@
 pub mod accumulator;
 pub mod adapter;
 pub mod allocate;
+pub mod express;
 pub mod grid;
 pub mod guard;
 pub mod hessian;
