@@ -1,4 +1,6 @@
-//! Rotary positions as data: which frequencies a model rotates with. The arithmetic is in `calibration`.
+//! Rotary positions as data: which frequencies a model rotates with. The rotation itself is in `calibration`.
+
+mod frequencies;
 
 use serde_json::{Map, Value};
 

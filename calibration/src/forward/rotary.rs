@@ -1,12 +1,10 @@
 //! Rotary positions (RoFormer, arXiv 2104.09864): pairs of features turned by angles that grow with the position.
 //!
-//! Feature `i` and `i + dim/2` of a head form a pair; its angle is `position * frequency[i]`. The stretches of [`RopeScaling`] change the
-//! frequencies and may scale cosine and sine.
+//! Feature `i` and `i + dim/2` of a head form a pair; its angle is `position * frequency[i]` ([`Rope::frequencies`]).
 
 use std::borrow::Cow;
-use std::f64::consts::{PI, TAU};
 
-use model::rope::{Rope, RopeScaling};
+use model::rope::Rope;
 use ndarray::Array2;
 
 /// The angles of a model.
@@ -33,7 +31,7 @@ struct Table {
 impl Rotary {
     /// For sequences of at most `longest` tokens.
     pub(crate) fn new(rope: &Rope, longest: usize) -> Self {
-        let (short, long) = match changes_beyond(&rope.scaling) {
+        let (short, long) = match rope.changes_beyond() {
             Some(context) if longest > context => {
                 (Table::new(rope, context), Some(Table::new(rope, longest)))
             }
@@ -85,9 +83,9 @@ impl Rotary {
     }
 
     fn table(&self, tokens: usize) -> Cow<'_, Table> {
-        match (&self.long, &self.rope.scaling) {
-            (Some(long), _) if tokens == self.longest => Cow::Borrowed(long),
-            (Some(_), scaling) if changes_beyond(scaling).is_some_and(|context| tokens > context) => {
+        match &self.long {
+            Some(long) if tokens == self.longest => Cow::Borrowed(long),
+            Some(_) if self.rope.changes_beyond().is_some_and(|context| tokens > context) => {
                 Cow::Owned(Table::new(&self.rope, tokens))
             }
             _ => Cow::Borrowed(&self.short),
@@ -98,7 +96,7 @@ impl Rotary {
 impl Table {
     /// Positions 0 to `tokens - 1` of a sequence of that length.
     fn new(rope: &Rope, tokens: usize) -> Self {
-        let (frequencies, factor) = frequencies(rope, tokens);
+        let (frequencies, factor) = rope.frequencies(tokens);
         // Angles in f32 like the reference implementations: a position times a frequency, both f32.
         let angle = |position: usize, pair: usize| position as f32 * frequencies[pair] as f32;
         let table = |turn: fn(f64) -> f64| {
@@ -110,108 +108,9 @@ impl Table {
     }
 }
 
-/// The length beyond which frequencies depend on the length.
-fn changes_beyond(scaling: &RopeScaling) -> Option<usize> {
-    match scaling {
-        RopeScaling::Dynamic { original_context, .. } | RopeScaling::LongRope { original_context, .. } => {
-            Some(*original_context)
-        }
-        RopeScaling::Default
-        | RopeScaling::Linear { .. }
-        | RopeScaling::Llama3 { .. }
-        | RopeScaling::Yarn { .. } => None,
-    }
-}
-
-/// Frequencies of all pairs, and the factor on cosine and sine.
-fn frequencies(rope: &Rope, tokens: usize) -> (Vec<f64>, f64) {
-    let series = |theta: f64| -> Vec<f64> {
-        (0..rope.dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / rope.dim as f64)).collect()
-    };
-    let plain = series(rope.theta);
-    match &rope.scaling {
-        RopeScaling::Default => (plain, 1.0),
-        RopeScaling::Linear { factor } => (plain.into_iter().map(|f| f / factor).collect(), 1.0),
-        RopeScaling::Dynamic { factor, original_context } => {
-            let stretch = tokens.max(*original_context) as f64 / *original_context as f64;
-            let dim = rope.dim as f64;
-            let base = (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0).max(1.0));
-            (series(rope.theta * base), 1.0)
-        }
-        RopeScaling::Llama3 {
-            factor,
-            low_frequency_factor: low,
-            high_frequency_factor: high,
-            original_context,
-        } => {
-            let original = *original_context as f64;
-            let stretch = |f: f64| {
-                let wavelength = TAU / f;
-                if wavelength < original / high {
-                    f
-                } else if wavelength > original / low {
-                    f / factor
-                } else {
-                    let smooth = (original / wavelength - low) / (high - low);
-                    (1.0 - smooth) * f / factor + smooth * f
-                }
-            };
-            (plain.into_iter().map(stretch).collect(), 1.0)
-        }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, attention_factor, original_context } => {
-            let ramp = yarn_ramp(rope, *original_context, *beta_fast, *beta_slow, *truncate);
-            let mixed = plain.iter().zip(ramp).map(|(f, ramp)| f / factor * ramp + f * (1.0 - ramp));
-            (mixed.collect(), *attention_factor)
-        }
-        RopeScaling::LongRope { short_factor, long_factor, attention_factor, original_context } => {
-            let divisors = if tokens > *original_context { long_factor } else { short_factor };
-            (plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect(), *attention_factor)
-        }
-    }
-}
-
-/// For each pair how far it is interpolated, 0 to 1 (arXiv 2309.00071, section 3.2).
-fn yarn_ramp(rope: &Rope, original_context: usize, fast: f64, slow: f64, truncate: bool) -> Vec<f64> {
-    let dim = rope.dim as f64;
-    let pair_with = |rotations: f64| {
-        dim * (original_context as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln())
-    };
-    let (mut low, mut high) = (pair_with(fast), pair_with(slow));
-    if truncate {
-        (low, high) = (low.floor(), high.ceil());
-    }
-    (low, high) = (low.max(0.0), high.min(dim - 1.0));
-    if low == high {
-        high += 0.001;
-    }
-    (0..rope.dim / 2).map(|pair| ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn llama3_frequencies_meet_the_reference() {
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_frequency_factor: 1.0,
-            high_frequency_factor: 4.0,
-            original_context: 8192,
-        };
-        let (found, factor) = frequencies(&Rope { theta: 5e5, dim: 128, scaling }, 100);
-        assert_eq!(factor, 1.0);
-        for (pair, expected) in [
-            (0, 1.0),
-            (28, 3.211446e-3),
-            (30, 1.3718936e-3),
-            (32, 5.248462e-4),
-            (36, 7.784655e-5),
-            (63, 3.068926e-7),
-        ] {
-            assert!((found[pair] / expected - 1.0).abs() < 1e-6, "{pair}: {} {expected}", found[pair]);
-        }
-    }
 
     fn goldens() -> Vec<serde_json::Value> {
         serde_json::from_str(include_str!("../../tests/data/rope.json")).unwrap()
@@ -232,7 +131,7 @@ mod tests {
                 assert!((found - expected).abs() < tolerance, "{}: {found} {expected}", golden["config"]);
             };
             let length = golden["length"].as_u64().unwrap() as usize;
-            let (found, factor) = frequencies(&rope, length);
+            let (found, factor) = rope.frequencies(length);
             close(factor, golden["factor"].as_f64().unwrap(), 1e-6);
             for (found, expected) in found.iter().zip(numbers("frequencies")) {
                 close(found / expected, 1.0, 1e-6);
