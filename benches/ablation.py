@@ -15,11 +15,12 @@ import tempfile
 
 # Each row is a recipe file; rows that begin with a plus sign add to the row above.
 PLAIN = {"order": "natural", "range": "min_max", "refits": 0, "sweeps": 0, "alpha": 0.0, "beta": 0.0,
-         "coupled_sweeps": 0}
+         "coupled_sweeps": 0, "guard": False}
 LEVERS = [
     ("rounding to nearest", "rtn", {}),
     ("GPTQ, natural order, full range", "gptq", PLAIN),
     ("+ activation order, static groups", "gptq", {"order": "activation"}),
+    ("+ damping chosen by held-out windows", "gptq", {"guard": True}),
     ("+ signed range search by diag(H)", "gptq", {"range": "diagonal"}),
     ("+ scale refit, solved again", "gptq", {"refits": 3}),
     ("+ coordinate descent", "gptq", {"sweeps": 4}),

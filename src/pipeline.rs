@@ -5,6 +5,7 @@ use model::linear::Linear;
 use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
 use quantizer::adapter::best_adapter;
+use quantizer::guard::Unsolved;
 use quantizer::loss::total_loss;
 use quantizer::output::OutputHessian;
 use quantizer::prepared::Rung;
@@ -132,8 +133,12 @@ fn observe(
     let stage: &Stage = &layer.stages[place];
     let solved: Vec<_> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
     let settings: Vec<_> = solved.iter().map(|&linear| (linear, plan.treatment(linear))).collect();
-    let dense = solved.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
-    StageStatistics::gather(stage, &settings, &dense, streams.windows(), |see| {
+    let unsolved = solved.iter().filter_map(|linear| {
+        let scheme = plan.scheme(linear)?;
+        Some(dense(weights, linear).map(|weight| Unsolved { weight, scheme }))
+    });
+    let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
+    StageStatistics::gather(stage, &settings, &unsolved, streams.windows(), |see| {
         streams.see_stage_input(layer, place, weights, gradients.token_roots(layer, place), see)
     })
 }
@@ -149,9 +154,12 @@ fn solve(
     let treatment = plan.treatment(linear);
     let hessian = seen.prepared(&treatment.settings);
     let problem = Problem { weight: dense(weights, linear)?, hessian, output, scheme };
-    solver(treatment)?
-        .solve(&problem, &treatment.settings)
-        .map_err(|source| Error::Solve { linear: linear.name.clone(), source })
+    let fail = |source| Error::Solve { linear: linear.name.clone(), source };
+    let solution = solver(treatment)?.solve(&problem, &treatment.settings).map_err(fail)?;
+    match seen.held_out(&treatment.settings).filter(|_| hessian.is_some()) {
+        None => Ok(solution),
+        Some(held_out) => held_out.judge(&problem, solution, &treatment.settings).map_err(fail),
+    }
 }
 
 /// Writes the best correction of what the solution lacks; returns the relative loss that is left with it. Nothing else sees it: the output
@@ -218,6 +226,14 @@ impl Outcome {
             progress.warn(&note);
             self.notes.push(note);
         }
+        if report.held_out.is_some_and(|found| found.fell_back) {
+            let note = format!(
+                "`{}`: on held-out windows the solution was worse than rounding to nearest, which stands instead",
+                linear.name
+            );
+            progress.warn(&note);
+            self.notes.push(note);
+        }
         let (granularity, group_size) = match scheme.granularity {
             Granularity::PerTensor => ("tensor", None),
             Granularity::PerChannel => ("channel", None),
@@ -232,8 +248,10 @@ impl Outcome {
             symmetric: scheme.symmetry == Symmetry::Symmetric,
             solver: treatment.solver.to_owned(),
             relative_loss: report.relative_loss,
+            relative_loss_unrefined: report.relative_loss_unrefined,
             coupled_loss: report.coupled.map(|coupled| coupled.after),
             loss: report.loss,
+            held_out: report.held_out,
             adapted_relative_loss,
             damping: damping.map_or(0.0, |found| found.damping),
             made_up_for: damping.and_then(|found| found.made_up_for),

@@ -2,6 +2,7 @@
 
 use calibration::transforms::Transform;
 use quantizer::Shares;
+use quantizer::guard::held_out::HeldOutLoss;
 use serde::Serialize;
 
 use crate::job::{Budget, WindowRequest};
@@ -212,11 +213,15 @@ pub struct LinearRow {
     pub solver: String,
     /// tr((W-Q) H (W-Q)ᵀ) / tr(W H Wᵀ) on the calibration inputs.
     pub relative_loss: f64,
+    /// The same before any refinement, that is of plain GPTQ.
+    pub relative_loss_unrefined: f64,
     /// What its errors weigh in the model's metric, `tr(A D H Dᵀ)` with `A` and `H` damped, against the target that was solved for: to compare
     /// linears, not to add up. None where it was solved row by row.
     pub coupled_loss: Option<f64>,
     /// tr((W-Q) H (W-Q)ᵀ), H averaged over tokens.
     pub loss: f64,
+    /// Errors on held-out windows, this solution's and those of rounding to nearest, both less the same constant.
+    pub held_out: Option<HeldOutLoss>,
     /// The relative loss that is left with the adapter.
     pub adapted_relative_loss: Option<f64>,
     /// λ over the mean diagonal of H that the factorization needed.

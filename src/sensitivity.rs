@@ -177,8 +177,9 @@ fn weigh_stage(
         stage.linears.iter().filter(|linear| options.linears.contains(&linear.id)).collect();
     let treatments: Vec<Treatment> = linears.iter().map(|linear| plain(plan.treatment(linear))).collect();
     let weights = linears.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
+    // No window is held out here, so there is nobody to tell the schemes.
     let pairs: Vec<(&Linear, &Treatment)> = linears.iter().copied().zip(&treatments).collect();
-    let seen = StageStatistics::gather(stage, &pairs, &weights, windows, visit)?;
+    let seen = StageStatistics::gather(stage, &pairs, &[], windows, visit)?;
     let mut damages = Vec::with_capacity(options.widths.len());
     for width in &options.widths {
         let mut projected: Vec<Vec<f64>> = Vec::new();
@@ -202,11 +203,11 @@ fn weigh_stage(
     Ok(damages)
 }
 
-/// The treatment without refinements, and without errors of earlier layers, of which there are none here.
+/// The treatment without refinements and guard, and without errors of earlier layers, of which there are none here.
 fn plain(treatment: &Treatment) -> Treatment {
     let mut plain = treatment.clone();
     let settings = &mut plain.settings;
     (settings.refits, settings.sweeps, settings.coupled_sweeps) = (0, 0, 0);
-    (settings.alpha, settings.beta) = (0.0, 0.0);
+    (settings.alpha, settings.beta, settings.guard) = (0.0, 0.0, false);
     plain
 }

@@ -2,9 +2,10 @@
 
 use model::Stage;
 use model::linear::Linear;
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2};
 use quantizer::accumulator::{CrossMomentAccumulator, HessianAccumulator};
-use quantizer::guard::{self, Shares, Statistics};
+use quantizer::guard::held_out::HeldOut;
+use quantizer::guard::{self, Statistics, Unsolved, Verdict};
 use quantizer::hessian::{Hessian, HessianError, Shortfall};
 use quantizer::prepared::PreparedHessian;
 use quantizer::settings::SolverSettings;
@@ -13,9 +14,11 @@ use crate::error::Error;
 use crate::recipe::Treatment;
 use crate::streams::{See, Seen};
 
-/// Prepared Hessians by settings.
+/// Prepared Hessians by settings, and what held-out windows judge solutions by.
+#[derive(Default)]
 pub(crate) struct StageStatistics {
     prepared: Vec<(SolverSettings, PreparedHessian)>,
+    held_out: Option<HeldOut>,
 }
 
 impl StageStatistics {
@@ -23,13 +26,13 @@ impl StageStatistics {
     pub(crate) fn gather(
         stage: &Stage,
         linears: &[(&Linear, &Treatment)],
-        weights: &[ArrayView2<'_, f32>],
+        unsolved: &[Unsolved<'_>],
         windows: usize,
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let wanted = wanted(linears);
         let Some((first, _)) = linears.first().filter(|_| !wanted.is_empty()) else {
-            return Ok(Self { prepared: Vec::new() });
+            return Ok(Self::default());
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
@@ -41,7 +44,8 @@ impl StageStatistics {
                 .then(|| CrossMomentAccumulator::new(first.out_features, first.in_features)),
         };
         let mut fitted = accumulators();
-        let mut held = (any(SolverSettings::propagates) && windows > 1).then(accumulators);
+        let guarded = any(|settings| settings.guard);
+        let mut held = ((guarded || any(SolverSettings::propagates)) && windows > 1).then(accumulators);
         let period = windows.min(HELD_OUT);
         let mut seen_windows = 0;
         visit(&mut |seen| {
@@ -54,13 +58,11 @@ impl StageStatistics {
         })?;
         let fitted = fitted.finish().map_err(fail)?;
         let held = held.map(Accumulators::finish).transpose().map_err(fail)?;
-        let shares: Vec<Option<Shares>> = wanted
+        let verdicts: Vec<Option<Verdict>> = wanted
             .iter()
-            .map(|settings| {
-                let held = held.as_ref().filter(|_| settings.propagates())?;
-                Some(guard::shares(&fitted, held, weights, settings))
-            })
+            .map(|settings| Some(guard::decide(&fitted, held.as_ref()?, unsolved, settings)))
             .collect();
+        let held_out = held.as_ref().filter(|_| guarded).map(HeldOut::new);
         let Statistics { hessian, shortfall } = match held {
             Some(held) => fitted.merge(held),
             None => fitted,
@@ -68,14 +70,14 @@ impl StageStatistics {
         let mut prepared = Vec::with_capacity(wanted.len());
         // Preparing consumes the matrices, which are large: copies are made only where settings differ.
         let last = wanted.len() - 1;
-        for (settings, shares) in wanted.iter().zip(&shares).take(last) {
-            let lacking = shares.map(|shares| (shortfall.clone(), shares));
-            let ready = hessian.clone().prepare(settings, lacking).map_err(fail)?;
-            prepared.push(((*settings).clone(), ready));
+        for (&settings, &verdict) in wanted.iter().zip(&verdicts).take(last) {
+            let ready =
+                prepare(hessian.clone(), settings, verdict.map(|verdict| (shortfall.clone(), verdict)));
+            prepared.push((settings.clone(), ready.map_err(fail)?));
         }
-        let lacking = shares[last].map(|shares| (shortfall, shares));
-        prepared.push((wanted[last].clone(), hessian.prepare(wanted[last], lacking).map_err(fail)?));
-        Ok(Self { prepared })
+        let ready = prepare(hessian, wanted[last], verdicts[last].map(|verdict| (shortfall, verdict)));
+        prepared.push((wanted[last].clone(), ready.map_err(fail)?));
+        Ok(Self { prepared, held_out })
     }
 
     /// What is known from the mean squares of the stage's input alone, `[in_features]`: its Hessian's diagonal.
@@ -91,13 +93,29 @@ impl StageStatistics {
                 .map_err(|source| Error::Statistics { linear: linears[0].0.name.clone(), source })?;
             prepared.push((settings.clone(), ready));
         }
-        Ok(Self { prepared })
+        Ok(Self { prepared, held_out: None })
     }
 
     /// The Hessian prepared for these settings; none for solvers that need no data.
     pub(crate) fn prepared(&self, settings: &SolverSettings) -> Option<&PreparedHessian> {
         self.prepared.iter().find(|(known, _)| known == settings).map(|(_, prepared)| prepared)
     }
+
+    /// What held-out windows judge solutions with these settings by.
+    pub(crate) fn held_out(&self, settings: &SolverSettings) -> Option<&HeldOut> {
+        self.held_out.as_ref().filter(|_| settings.guard)
+    }
+}
+
+/// With the damping and the shares that held-out windows gave, where there are any.
+fn prepare(
+    hessian: Hessian,
+    settings: &SolverSettings,
+    lacking: Option<(Shortfall, Verdict)>,
+) -> Result<PreparedHessian, HessianError> {
+    let damping = lacking.as_ref().map_or(settings.damping, |(_, verdict)| verdict.damping);
+    let settings = SolverSettings { damping, ..settings.clone() };
+    hessian.prepare(&settings, lacking.map(|(shortfall, verdict)| (shortfall, verdict.shares)))
 }
 
 /// The settings of linears whose solver needs data, each once.

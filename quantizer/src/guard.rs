@@ -1,27 +1,30 @@
-//! How much of the earlier layers' error a stage should make up for, by what held-out tokens say.
+//! What held-out windows decide: how much the Hessian is damped, how much of the earlier layers' error is made up for, and whether a solution
+//! stands at all.
 //!
-//! The regression behind error propagation, `e ≈ S x` with `S = (W C) (H + λ'I)⁻¹` for the input's shortfall and `Γ (H + λ'I)⁻¹` for the
-//! residual stream's, is fitted to the calibration tokens. From few tokens, or where the inputs are nearly dependent, it learns their noise,
-//! and a target moved by it is worse than none on any other text. So it is fitted to a part of the tokens, and the others decide: on the
-//! held-out moments `H'`, `C'`, `Γ'` the error that is left for shares `α`, `β` of the two parts `S₁`, `S₂` is a constant less
+//! All three are estimated from calibration tokens, and from few tokens they learn those tokens' noise. So a stage's moments are gathered in two
+//! parts, and what is fitted to one is judged on the other (one fold of cross-validation, Stone 1974, section 3):
 //!
-//! ```text
-//! gain(u) = 2 bᵀu - uᵀA u      u = (α, β)      b_i = <S_i, W C' + Γ'>      A_ij = <S_i H', S_j>
-//! ```
+//! - [`shares`]: the part of a regression that pays;
+//! - [`trial`]: some rows are solved for each damping of a ladder, and the damping with the least loss `tr(D H' Dᵀ)` is taken. `λI` is what a
+//!   prior of small errors, equal in all directions, adds to the moment of the tokens that happened to be seen (shrinkage of a covariance
+//!   matrix: Ledoit and Wolf 2004), and how much of it is needed depends on how many tokens there are;
+//! - [`held_out`]: a solution that is worse than rounding to nearest there gives way to it.
 //!
-//! whose maximum over `0 ≤ u ≤ 1` is closed-form, for each λ' of a ladder. No gain at any: nothing is made up for. The winner, times the
-//! recipe's `alpha` and `beta`, moves targets by a regression on all tokens.
-//!
-//! This is shrinkage by one fold of cross-validation (Stone 1974, section 3); QEP (arXiv 2504.09629) and LoaQ (arXiv 2509.06297) set the
-//! shares by hand. The recipe's factors stay, since what lowers a layer's error most is more than what lowers the model's.
+//! What won is then fitted to all tokens.
+
+pub mod held_out;
+mod shares;
+mod trial;
 
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, Zip};
 
 use crate::hessian::{CrossMoment, Hessian, Shortfall};
-use crate::order::Order;
+use crate::order::Permutation;
+use crate::prepared::{PreparedHessian, Rung};
+use crate::scheme::Scheme;
 use crate::settings::SolverSettings;
-use serde::Serialize;
+pub use shares::Shares;
 
 /// Moments of some tokens.
 #[derive(Clone, Debug)]
@@ -32,18 +35,25 @@ pub struct Statistics {
     pub shortfall: Shortfall,
 }
 
-/// How much is made up for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Shares {
-    /// Of the input's shortfall.
-    pub alpha: f64,
-    /// Of the residual stream's.
-    pub beta: f64,
-    /// λ' over the mean diagonal.
-    pub damping: f64,
+/// A linear that is to be solved.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsolved<'a> {
+    /// `[out_features, in_features]`.
+    pub weight: ArrayView2<'a, f32>,
+    /// What it is to become.
+    pub scheme: Scheme,
 }
 
-/// λ' over the mean diagonal.
+/// What the held-out windows say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// λ over the mean diagonal: what the settings ask for, or more.
+    pub damping: f64,
+    /// How much is made up for.
+    pub shares: Shares,
+}
+
+/// λ and λ' over the mean diagonal, besides the damping that is asked for.
 const LADDER: [f64; 4] = [0.01, 0.05, 0.2, 1.0];
 /// Outputs that have a say; the more, the less the choice depends on single ones.
 const MOST_OUTPUTS: usize = 128;
@@ -63,55 +73,66 @@ impl Statistics {
     }
 }
 
-/// The shares by which a regression on `fitted` lowers the error on `held` most, times those of `settings`; `weights` are the stage's
-/// linears, `[out_features, in_features]` each.
+/// The damping with which rows solved on `fitted` have the least error on `held`, if the settings ask for a guard; and the shares by which a
+/// regression on `fitted` lowers the error there most, times those of the settings. Every λ is tried for both with one factorization; where
+/// nothing is made up for, larger ones are left out once the error rises.
 #[must_use]
-pub fn shares(
+pub fn decide(
     fitted: &Statistics,
     held: &Statistics,
-    weights: &[ArrayView2<'_, f32>],
+    linears: &[Unsolved<'_>],
     settings: &SolverSettings,
-) -> Shares {
-    let rows = sampled_rows(weights);
-    let weight = select(weights, &rows);
-    let parts = |statistics: &Statistics| {
-        let input = statistics.shortfall.input.as_ref().filter(|_| settings.alpha > 0.0);
-        let residual = statistics.shortfall.residual.as_ref().filter(|_| settings.beta > 0.0);
-        [
-            input.map(|cross| product(&weight, &single(cross.matrix()))),
-            residual.map(|c| single(c.matrix()).select(Axis(0), &rows)),
-        ]
-    };
-    let (lacking, held_lacking) = (parts(fitted), parts(held));
-    let Some(held_error) = held_lacking.into_iter().flatten().reduce(|a, b| a + b) else {
-        return Shares::default();
-    };
-    let held_moment = single(held.hessian.matrix());
-
-    let mut best = (0.0, Shares::default());
-    let mut damped = fitted.hessian.clone().damp(LADDER[0]);
-    let order = Order::Natural.permutation(damped.matrix());
-    for damping in LADDER {
+) -> Verdict {
+    let mut verdict = Verdict { damping: settings.damping, shares: Shares::default() };
+    let weights: Vec<_> = linears.iter().map(|linear| linear.weight).collect();
+    let rows = sampled_rows(&weights);
+    let mut damped = fitted.hessian.clone().damp(settings.damping);
+    let order = settings.order.permutation(damped.matrix());
+    let moment = ordered(&single(held.hessian.matrix()).select(Axis(0), order.columns()), &order);
+    let lack = shares::Lack::of(fitted, held, &select(&weights, &rows), &rows, settings)
+        .map(|lack| lack.in_order(&order));
+    let mut samples = if settings.guard { trial::samples(linears, &rows) } else { Vec::new() };
+    let (mut least, mut most_gain) = (f64::INFINITY, 0.0);
+    for damping in ladder(settings) {
+        if lack.is_none() && samples.is_empty() {
+            break;
+        }
         damped.set(damping);
         let Ok(factor) = damped.factor(&order) else { continue };
-        let predicted = lacking.each_ref().map(|part| {
-            let part = part.as_ref()?.mapv(f64::from);
-            Some(single(kernels::factor::solve_right(factor.r(), part).view()))
-        });
-        let images = predicted.each_ref().map(|part| part.as_ref().map(|part| product(part, &held_moment)));
-        let b = predicted.each_ref().map(|part| part.as_ref().map_or(0.0, |part| inner(part, &held_error)));
-        let a = [(0, 0), (0, 1), (1, 1)].map(|(i, j)| match (&images[i], &predicted[j]) {
-            (Some(image), Some(part)) => inner(image, part),
-            _ => 0.0,
-        });
-        let u = boxed_maximum(a, b, [1.0, 1.0]);
-        let gain = gain(a, b, u);
-        if gain > best.0 {
-            let [alpha, beta] = [settings.alpha * u[0], settings.beta * u[1]];
-            best = (gain, Shares { alpha, beta, damping });
+        if let Some(lack) = lack.as_ref().filter(|_| LADDER.contains(&damping)) {
+            let (gain, u) = lack.best_shares(&factor, &moment);
+            if gain > most_gain {
+                most_gain = gain;
+                let [alpha, beta] = [settings.alpha * u[0], settings.beta * u[1]];
+                verdict.shares = Shares { alpha, beta, damping };
+            }
+        }
+        if !samples.is_empty() && damping >= settings.damping {
+            let hessian = PreparedHessian::of_factor(&damped, order.clone(), &factor, Rung::AsAsked);
+            let loss = trial::held_out_loss(&samples, &hessian, &moment, settings);
+            if loss < least {
+                (least, verdict.damping) = (loss, damping);
+            } else {
+                samples.clear();
+            }
         }
     }
-    best.1
+    verdict
+}
+
+/// Columns in processing order.
+fn ordered(matrix: &Array2<f32>, order: &Permutation) -> Array2<f32> {
+    matrix.select(Axis(1), order.columns())
+}
+
+/// Every λ to try, ascending.
+fn ladder(settings: &SolverSettings) -> Vec<f64> {
+    let mut ladder = LADDER.to_vec();
+    if settings.guard && !ladder.contains(&settings.damping) {
+        ladder.push(settings.damping);
+        ladder.sort_by(f64::total_cmp);
+    }
+    ladder
 }
 
 /// Evenly spread rows of all weights, numbered through.
@@ -127,29 +148,6 @@ fn select(weights: &[ArrayView2<'_, f32>], rows: &[usize]) -> Array2<f32> {
     let sampled: Vec<_> =
         numbered.filter(|(row, _)| rows.binary_search(row).is_ok()).map(|(_, row)| row).collect();
     ndarray::stack(Axis(0), &sampled).expect("linears of a stage share their input")
-}
-
-fn gain(a: [f64; 3], b: [f64; 2], u: [f64; 2]) -> f64 {
-    2.0 * (b[0] * u[0] + b[1] * u[1]) - (a[0] * u[0] * u[0] + 2.0 * a[1] * u[0] * u[1] + a[2] * u[1] * u[1])
-}
-
-/// The maximum of [`gain`] in a box: inside, or on one of its sides.
-fn boxed_maximum(a: [f64; 3], b: [f64; 2], most: [f64; 2]) -> [f64; 2] {
-    let alone = |diagonal: f64, slope: f64, most: f64| {
-        if diagonal > 0.0 { (slope / diagonal).clamp(0.0, most) } else { 0.0 }
-    };
-    let given_beta = |beta: f64| [alone(a[0], b[0] - a[1] * beta, most[0]), beta];
-    let given_alpha = |alpha: f64| [alpha, alone(a[2], b[1] - a[1] * alpha, most[1])];
-    let mut candidates = vec![given_beta(0.0), given_beta(most[1]), given_alpha(0.0), given_alpha(most[0])];
-    let determinant = a[0] * a[2] - a[1] * a[1];
-    if determinant > 0.0 {
-        let u = [(b[0] * a[2] - b[1] * a[1]) / determinant, (b[1] * a[0] - b[0] * a[1]) / determinant];
-        if (0.0..=most[0]).contains(&u[0]) && (0.0..=most[1]).contains(&u[1]) {
-            candidates.push(u);
-        }
-    }
-    let better = |x: &[f64; 2], y: &[f64; 2]| gain(a, b, *x).total_cmp(&gain(a, b, *y));
-    candidates.into_iter().max_by(better).unwrap_or_default()
 }
 
 fn product(a: &Array2<f32>, b: &Array2<f32>) -> Array2<f32> {
@@ -186,26 +184,5 @@ mod tests {
         assert_eq!(rows.len(), MOST_OUTPUTS);
         assert_eq!(select(&[top, bottom], &rows), whole.select(Axis(0), &rows));
         assert_eq!(sampled_rows(&[top]).len(), 123);
-    }
-
-    #[test]
-    fn the_maximum_in_a_box_is_found_inside_and_on_its_sides() {
-        let grid = |most: f64| (0..=40).map(move |k| most * f64::from(k) / 40.0);
-        for (a, b) in [
-            ([2.0, 0.3, 1.0], [1.0, 0.5]),
-            ([2.0, 0.3, 1.0], [9.0, 0.5]),
-            ([1.0, 0.9, 1.0], [1.0, 1.1]),
-            ([1.0, -0.9, 1.0], [-0.1, 0.2]),
-            ([1.0, 0.0, 0.0], [0.4, 0.0]),
-            ([1.0, 0.2, 1.0], [-1.0, -2.0]),
-        ] {
-            let most = [1.0, 0.75];
-            let u = boxed_maximum(a, b, most);
-            let searched = grid(most[0])
-                .flat_map(|x| grid(most[1]).map(move |y| [x, y]))
-                .map(|u| gain(a, b, u))
-                .fold(f64::NEG_INFINITY, f64::max);
-            assert!(gain(a, b, u) >= searched - 1e-12, "{a:?} {b:?}: {u:?}");
-        }
     }
 }

@@ -91,8 +91,9 @@ impl Hessian {
     #[must_use]
     pub fn damp(self, damping: f64) -> Damped {
         let mean = self.mean_diagonal();
+        let dead = self.dead_inputs();
         let live = self.matrix.diag().mapv(|x| if x == 0.0 { mean } else { x });
-        let mut damped = Damped { matrix: self.matrix, live, mean, damping };
+        let mut damped = Damped { matrix: self.matrix, live, dead, mean, damping };
         damped.set(damping);
         damped
     }
@@ -105,6 +106,7 @@ pub struct Damped {
     matrix: Array2<f64>,
     /// The diagonal before damping, dead inputs replaced.
     live: Array1<f64>,
+    dead: Vec<usize>,
     mean: f64,
     damping: f64,
 }
@@ -114,6 +116,18 @@ impl Damped {
     #[must_use]
     pub fn matrix(&self) -> ArrayView2<'_, f64> {
         self.matrix.view()
+    }
+
+    /// Inputs that were never active, ascending.
+    #[must_use]
+    pub fn dead_inputs(&self) -> &[usize] {
+        &self.dead
+    }
+
+    /// The mean diagonal over the inputs that were active, which stands for the others' too.
+    #[must_use]
+    pub fn mean_diagonal(&self) -> f64 {
+        self.mean
     }
 
     /// λ over the mean diagonal.

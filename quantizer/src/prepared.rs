@@ -86,44 +86,49 @@ impl Hessian {
         }
         let input = input.filter(|_| shares.alpha > 0.0);
         let residual = residual.filter(|_| shares.beta > 0.0);
-        let dead = self.dead_inputs();
-        let mean_diagonal = self.mean_diagonal();
         let mut damped = self.damp(settings.damping);
         let order = settings.order.permutation(damped.matrix());
         let (factor, rung) = climb(&mut damped, &order);
-        let (damping, lambda) = (damped.damping(), damped.lambda());
-        let single = to_single(damped.matrix());
-        let pivots = pivots(&factor, &order);
-        let feedback = FeedbackFactor::new(factor.r());
-        let r = to_single(factor.r().view());
-        let (mut propagation, mut correction, mut made_up_for) = (None, None, None);
+        let mut ready = PreparedHessian::of_factor(&damped, order, &factor, rung);
         if input.is_some() || residual.is_some() {
-            let regression = if shares.damping <= damping || rung == Rung::Diagonal {
-                factor
-            } else {
-                drop(factor);
-                damped.set(shares.damping);
-                climb(&mut damped, &order).0
-            };
-            made_up_for = Some(Shares { damping: damped.damping(), ..shares });
+            // A regression wants as much damping as held-out windows gave it, but no less than its factor needs.
+            let (found, wanted) = (damped.damping(), shares.damping);
+            let regression =
+                if wanted == found || rung == Rung::Diagonal || (rung == Rung::Raised && wanted < found) {
+                    factor
+                } else {
+                    drop(factor);
+                    damped.set(wanted);
+                    climb(&mut damped, &ready.order).0
+                };
+            ready.damping.made_up_for = Some(Shares { damping: damped.damping(), ..shares });
             drop(damped);
-            propagation = input.map(|cross| regress(cross, &regression, &order, shares.alpha));
-            correction = residual.map(|cross| regress(cross, &regression, &order, shares.beta));
+            ready.propagation = input.map(|cross| regress(cross, &regression, &ready.order, shares.alpha));
+            ready.correction = residual.map(|cross| regress(cross, &regression, &ready.order, shares.beta));
         }
-        let report = DampingReport { damping, rung, made_up_for, dead_inputs: dead.len() };
-        Ok(PreparedHessian {
+        Ok(ready)
+    }
+}
+
+impl PreparedHessian {
+    /// With the factor of `damped` in `order`, and nothing made up for.
+    pub(crate) fn of_factor(damped: &Damped, order: Permutation, factor: &Factor, rung: Rung) -> Self {
+        let dead = damped.dead_inputs().to_vec();
+        let report =
+            DampingReport { damping: damped.damping(), rung, made_up_for: None, dead_inputs: dead.len() };
+        Self {
+            feedback: FeedbackFactor::new(factor.r()),
+            r: to_single(factor.r().view()),
+            damped: to_single(damped.matrix()),
+            pivots: pivots(factor, &order),
             order,
-            feedback,
-            r,
-            damped: single,
-            pivots,
-            propagation,
-            correction,
+            propagation: None,
+            correction: None,
             dead,
-            lambda,
-            mean_diagonal,
+            lambda: damped.lambda(),
+            mean_diagonal: damped.mean_diagonal(),
             damping: report,
-        })
+        }
     }
 }
 

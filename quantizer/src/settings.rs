@@ -8,8 +8,10 @@ use crate::order::Order;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SolverSettings {
-    /// λ over the mean diagonal of the Hessian; raised tenfold, up to 1, until the factorization succeeds.
+    /// λ over the mean diagonal of the Hessian; raised tenfold, up to 1, until the factorization succeeds, and by the guard.
     pub damping: f64,
+    /// Whether held-out windows may raise the damping, and a linear that is worse there than rounded to nearest is rounded to nearest.
+    pub guard: bool,
     /// Processing order of the columns.
     pub order: Order,
     /// How scales are chosen.
@@ -123,6 +125,7 @@ pub static BUILT_IN: &[BuiltIn] = &[
 
 const RTN: SolverSettings = SolverSettings {
     damping: 0.01,
+    guard: false,
     order: Order::Natural,
     range: Range::MinMax,
     range_candidates: 33,
@@ -134,7 +137,8 @@ const RTN: SolverSettings = SolverSettings {
     beta: 0.0,
 };
 
-const GPTQ: SolverSettings = SolverSettings { order: Order::Activation, range: Range::Diagonal, ..RTN };
+const GPTQ: SolverSettings =
+    SolverSettings { guard: true, order: Order::Activation, range: Range::Diagonal, ..RTN };
 
 const DEFAULT: SolverSettings =
     SolverSettings { refits: 3, sweeps: 4, coupled_sweeps: 4, alpha: 0.6, beta: 0.6, ..GPTQ };

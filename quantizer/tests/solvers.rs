@@ -3,7 +3,7 @@
 mod support;
 
 use ndarray::{Array2, Axis, concatenate};
-use quantizer::guard::{self, Statistics};
+use quantizer::guard::{self, Statistics, Unsolved};
 use quantizer::levels::Levels;
 use quantizer::order::Order;
 use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
@@ -411,15 +411,20 @@ fn held_out_tokens_tell_an_error_that_can_be_made_up_for_from_noise() {
         Statistics { hessian: support::hessian_of(x.view()), shortfall }
     };
     let settings = SolverSettings { alpha: 1.0, beta: 1.0, ..built_in("default") };
+    let scheme = scheme(4, groups(32), Symmetry::Symmetric);
+    let unsolved = [Unsolved { weight: weight.view(), scheme }];
+    let decided = |fitted: &Statistics, held: &Statistics, settings: &SolverSettings| {
+        guard::decide(fitted, held, &unsolved, settings).shares.alpha
+    };
     let alpha = |tokens: usize, known: f32, noise: f32| {
         let (fitted, held) = (statistics(6, tokens, known, noise), statistics(7, tokens / 2, known, noise));
-        guard::shares(&fitted, &held, &[weight.view()], &settings).alpha
+        decided(&fitted, &held, &settings)
     };
     let (clear, nothing) = (alpha(2000, 1.0, 0.01), alpha(80, 0.0, 0.1));
     assert!(clear > 0.9 && nothing < 0.1, "{clear} {nothing}");
     let half = SolverSettings { alpha: 0.5, ..settings.clone() };
     let (fitted, held) = (statistics(6, 2000, 1.0, 0.01), statistics(7, 1000, 1.0, 0.01));
-    assert_eq!(guard::shares(&fitted, &held, &[weight.view()], &half).alpha, 0.5 * clear);
+    assert_eq!(decided(&fitted, &held, &half), 0.5 * clear);
 }
 
 #[test]

@@ -309,3 +309,31 @@ fn the_slow_recipe_writes_text_of_its_own_and_weighs_outputs() {
     let (_, report) = quantize(folder.path(), &demo(), &["--bits", "3", "--recipe", "gptq"]);
     assert!(report["own_text"].is_null() && expected(&report).is_empty());
 }
+
+#[test]
+fn no_linear_is_worse_than_nearest_rounding_on_held_out_windows_or_than_plain_gptq_on_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    fs::write(&recipe, "base = 'default'\n[settings]\ncoupled_sweeps = 0\n").unwrap();
+    for (recipe, bits, samples, context) in
+        [("gptq", "2", "2", "4"), (text(&recipe), "3", "6", "96"), ("default", "8", "3", "32")]
+    {
+        let shape = ["--samples", samples, "--context", context, "--no-evaluate"];
+        let flags = ["--bits", bits, "--recipe", recipe];
+        let (_, report) = quantize(folder.path(), &demo(), &[&shape[..], &flags].concat());
+        let mut dampings = Vec::new();
+        for linear in report["linears"].as_array().unwrap() {
+            let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{linear}"));
+            let held_out = &linear["held_out"];
+            assert!(number(&held_out["solved"]) <= number(&held_out["nearest"]), "{recipe} {linear}");
+            let fell_back = held_out["fell_back"].as_bool().unwrap();
+            let (refined, plain) =
+                (number(&linear["relative_loss"]), number(&linear["relative_loss_unrefined"]));
+            // Coupled descent trades a linear's own loss for the model's.
+            assert!(recipe == "default" || fell_back || refined <= plain * 1.0001, "{recipe} {linear}");
+            dampings.push(number(&linear["damping"]));
+        }
+        assert_eq!(dampings.len(), 5 * 7);
+        assert!(dampings.iter().any(|&damping| damping > 0.01), "few tokens raised no damping: {dampings:?}");
+    }
+}

@@ -6,6 +6,9 @@ pub mod rtn;
 use ndarray::{ArrayView2, CowArray, Ix2};
 use serde::Serialize;
 
+#[cfg(doc)]
+use crate::guard::held_out::HeldOut;
+use crate::guard::held_out::HeldOutLoss;
 use crate::output::OutputHessian;
 use crate::prepared::{DampingReport, PreparedHessian};
 use crate::refine::CoupledLoss;
@@ -113,6 +116,8 @@ pub struct SolveReport {
     pub relative_loss_unrefined: f64,
     /// Before and after coupled descent, in its own metric; `None` where there was none.
     pub coupled: Option<CoupledLoss>,
+    /// On held-out windows, where there are some and the settings ask for a guard; put here by [`HeldOut::judge`].
+    pub held_out: Option<HeldOutLoss>,
     /// How the factorization went; `None` without a Hessian.
     #[serde(flatten)]
     pub damping: Option<DampingReport>,
@@ -132,6 +137,7 @@ impl SolveReport {
             relative_loss: relative(loss),
             relative_loss_unrefined: relative(unrefined_loss),
             coupled: None,
+            held_out: None,
             damping: hessian.map(PreparedHessian::damping),
         }
     }
