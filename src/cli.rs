@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
+use calibration::sampling::Sampling;
+
 use crate::error::Error;
+use crate::generate::GenerateJob;
 use crate::job::{Budget, Calibration, EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
 use crate::recipe::Recipe;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
@@ -32,6 +35,9 @@ pub enum Command {
         after_help = "Example:\n  quantc evaluate demo/model-4bit --reference demo/model --evaluate-on demo/evaluation.txt"
     )]
     Evaluate(EvaluateArgs),
+    /// Let a model write: the answer to a prompt, or a conversation when no prompt is given
+    #[command(after_help = "Example:\n  quantc generate demo/model-4bit --prompt 'the old house'")]
+    Generate(GenerateArgs),
     /// Reopen an output, decode every tensor, and compare it with what was solved (exit code 3 if it differs)
     #[command(after_help = "Example:\n  quantc verify demo/model-4bit")]
     Verify(DirectoryArgs),
@@ -180,6 +186,40 @@ pub struct EvaluateArgs {
     common: RunArgs,
 }
 
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// An original checkpoint or an output of `quantize`
+    directory: PathBuf,
+    /// What to answer, or to go on with [default: standard input; one prompt a line when it is a terminal]
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Tokens of an answer, at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 256)]
+    tokens: usize,
+    /// Tokens of the whole conversation, at most the model's context
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    context: usize,
+    /// Divides the logits before a token is drawn; 0 takes the likeliest
+    #[arg(long, value_name = "T", default_value_t = 0.7, allow_hyphen_values = true)]
+    temperature: f32,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_hyphen_values = true)]
+    top_p: f32,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Go on with the prompt as it is, even if the model has a chat template
+    #[arg(long)]
+    raw: bool,
+    /// What the model is told before the first question
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Threads to use [default: all processors]; results do not depend on it
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
 /// Arguments of `verify` and `inspect`.
 #[derive(Debug, Args)]
 pub struct DirectoryArgs {
@@ -274,6 +314,38 @@ impl EvaluateArgs {
             text,
             windows,
             export_logits: self.export_logits,
+        })
+    }
+}
+
+impl GenerateArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A temperature or share that no number of tokens could be drawn with.
+    pub fn job(&self) -> Result<GenerateJob, Error> {
+        let (temperature, top_p) = (self.temperature, self.top_p);
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            let problem = format!("expected a number from 0 up, found {temperature}");
+            return Err(argument("--temperature", &problem));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(argument("--top-p", &format!("expected a share above 0, at most 1, found {top_p}")));
+        }
+        if self.context < 2 {
+            return Err(argument(
+                "--context",
+                &format!("expected at least 2 tokens, found {}", self.context),
+            ));
+        }
+        Ok(GenerateJob {
+            model: self.directory.clone(),
+            tokens: self.tokens,
+            context: self.context,
+            sampling: Sampling { temperature, top_p },
+            seed: self.seed,
+            raw: self.raw,
+            system: self.system.clone(),
         })
     }
 }

@@ -38,6 +38,7 @@ mod corpora;
 pub mod error;
 mod evaluate;
 pub mod export;
+pub mod generate;
 mod gradients;
 mod importance;
 pub mod inspect;

@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use quantc::cli::{Cli, Command, RunArgs};
 use quantc::error::Error;
 use quantc::export::ExportFile;
+use quantc::generate::Speaker;
 use quantc::progress::Terminal;
 use quantc::render::text;
 use serde::Serialize;
@@ -52,6 +53,11 @@ fn run(command: Command) -> Result<(), Error> {
             print(&text::evaluate(&report))?;
             export_json(export, &report)
         }
+        Command::Generate(arguments) => {
+            set_threads(arguments.threads)?;
+            let job = arguments.job()?;
+            quantc::generate::generate(&job, &mut Speaker::new(arguments.prompt)?)
+        }
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;
             let found = quantc::verify::verify(&arguments.directory, &Terminal::default())?;
@@ -74,13 +80,18 @@ const MOST_THREADS: usize = 1024;
 
 /// Sets the number of threads and opens the file that the JSON goes to: better now than after the work.
 fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
-    if run.threads == Some(0) {
+    set_threads(run.threads)?;
+    run.export_json.as_deref().map(|path| ExportFile::create("--export-json", path)).transpose()
+}
+
+fn set_threads(threads: Option<usize>) -> Result<(), Error> {
+    if threads == Some(0) {
         return Err(Error::Argument {
             flag: "--threads",
             problem: "expected at least 1, found 0".to_owned(),
         });
     }
-    if let Some(threads) = run.threads {
+    if let Some(threads) = threads {
         if threads > MOST_THREADS {
             let problem = format!("expected at most {MOST_THREADS}, found {threads}");
             return Err(Error::Argument { flag: "--threads", problem });
@@ -88,7 +99,7 @@ fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build_global().map_err(|e| Error::Internal(e.to_string()))?;
     }
-    run.export_json.as_deref().map(|path| ExportFile::create("--export-json", path)).transpose()
+    Ok(())
 }
 
 fn export_json(file: Option<ExportFile>, report: &impl Serialize) -> Result<(), Error> {

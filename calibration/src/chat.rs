@@ -23,11 +23,12 @@ pub(crate) struct SpecialTokens {
     pub(crate) padding: Option<String>,
 }
 
-/// Renders `messages`, a list of objects with `role` and `content`.
+/// Renders `messages`, a list of objects with `role` and `content`; with `answer`, up to where the model's answer begins.
 pub(crate) fn render(
     template: &str,
     messages: &serde_json::Value,
     special: &SpecialTokens,
+    answer: bool,
 ) -> Result<String, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -50,7 +51,7 @@ pub(crate) fn render(
             pad_token => special.padding.as_ref().map_or(Value::UNDEFINED, Value::from),
             tools => (),
             documents => (),
-            add_generation_prompt => false,
+            add_generation_prompt => answer,
         },
     )
 }
@@ -168,7 +169,8 @@ mod tests {
         let special =
             SpecialTokens { begin: "<s>".to_owned(), end: "</s>".to_owned(), ..SpecialTokens::default() };
         for golden in goldens {
-            let found = render(golden["template"].as_str().unwrap(), &golden["messages"], &special).unwrap();
+            let found =
+                render(golden["template"].as_str().unwrap(), &golden["messages"], &special, false).unwrap();
             assert_eq!(found, golden["expected"].as_str().unwrap(), "{}", golden["name"]);
         }
     }
@@ -178,12 +180,12 @@ mod tests {
         let none = SpecialTokens::default();
         let messages = serde_json::json!([{"role": "tool", "content": ""}]);
         let refusing = "{{ raise_exception('no role ' + messages[0].role) }}";
-        let error = render(refusing, &messages, &none).unwrap_err().to_string();
+        let error = render(refusing, &messages, &none, false).unwrap_err().to_string();
         assert!(error.contains("no role tool"), "{error}");
         let endless =
             "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}";
-        assert!(render(endless, &messages, &none).is_err());
-        assert!(render("{% for %}", &messages, &none).is_err());
+        assert!(render(endless, &messages, &none, false).is_err());
+        assert!(render("{% for %}", &messages, &none, false).is_err());
     }
 
     #[test]

@@ -10,31 +10,27 @@
 //! by itself. Logits are not truncated (no top-k, no top-p): rare tokens belong to the distribution.
 //!
 //! All sequences of a batch advance together, one token at a time, with their keys and values kept. A batch is as large as `CACHE_BYTES`
-//! allow. A step needs all layers: they and the head stay in memory where they take no more than `HELD_BYTES` in f32, and are read again for
+//! allow. A step needs all layers: they and the head stay in memory where they fit (`held.rs`), and are read again for
 //! every step of every batch otherwise. The result depends on none of that in principle, and on the batch in the last bits of a product; threads
 //! change nothing.
 
-use std::borrow::Cow;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use kernels::elementwise;
 use kernels::random::SplitMix;
-use model::{Layer, Model};
-use ndarray::{Array1, Array2, ArrayView2, s};
+use model::Model;
 use rayon::prelude::*;
 
 use crate::error::CalibrationError;
 use crate::forward::{Forward, LayerCache, WindowState};
-use crate::weights::{LayerWeights, LinearOperator, WeightSource};
+use crate::held::HeldWeights;
+use crate::sampling::{draw, likeliest};
+use crate::weights::WeightSource;
 
 /// Tokens taken without drawing after an arbitrary first one.
 pub const LIKELIEST: usize = 4;
 /// Bytes that the keys and values of one batch may take.
 const CACHE_BYTES: usize = 2 << 30;
-/// Bytes of f32 weights that are kept in memory between steps.
-const HELD_BYTES: usize = 4 << 30;
-/// Numbers of a slice of the head that is read at a time where it is not kept.
-const HEAD_SLICE: usize = 1 << 22;
 
 /// How sequences begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +75,7 @@ pub fn sample(
 ) -> Result<Vec<Vec<u32>>, CalibrationError> {
     check(model, request)?;
     let forward = Forward::new(model, request.tokens);
-    let weights = Weights::open(model, source)?;
+    let weights = HeldWeights::open(model, source)?;
     let mut seeds = SplitMix::new(request.seed);
     let mut writers: Vec<Writer> =
         (0..request.sequences).map(|_| Writer::start(request, seeds.bits())).collect();
@@ -153,7 +149,7 @@ impl Writer {
 /// Writes a batch to its end.
 fn write(
     forward: &Forward<'_>,
-    weights: &Weights<'_>,
+    weights: &HeldWeights<'_>,
     request: &Request,
     batch: &mut [Writer],
     step: &mut dyn FnMut() -> ControlFlow<()>,
@@ -184,99 +180,4 @@ fn write(
         }
     }
     Ok(())
-}
-
-/// The largest logit's token, the first of equals.
-fn likeliest(logits: &[f32]) -> u32 {
-    let highest = elementwise::max(logits);
-    logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32
-}
-
-/// The token whose stretch of the cumulative distribution holds `point`, which is from 0 to 1; `logits` become probabilities, not normalized.
-fn draw(logits: &mut [f32], point: f64) -> u32 {
-    let highest = elementwise::max(logits);
-    elementwise::exponentiate(logits, highest);
-    let total: f64 = logits.iter().map(|&share| f64::from(share)).sum();
-    let mut left = point * total;
-    for (token, &share) in logits.iter().enumerate() {
-        left -= f64::from(share);
-        if left < 0.0 {
-            return token as u32;
-        }
-    }
-    // Rounding left a little: the last token that can be drawn.
-    logits.iter().rposition(|&share| share > 0.0).unwrap_or(0) as u32
-}
-
-/// The weights of every step.
-struct Weights<'s> {
-    source: &'s dyn WeightSource,
-    final_norm: Array1<f32>,
-    vocabulary: usize,
-    hidden: usize,
-    held: Option<(Vec<LayerWeights>, LinearOperator)>,
-}
-
-impl<'s> Weights<'s> {
-    fn open(model: &Model, source: &'s dyn WeightSource) -> Result<Self, CalibrationError> {
-        let numbers = &model.hyperparameters;
-        let (vocabulary, hidden) = (numbers.vocabulary, numbers.hidden_size);
-        let linears: usize = model.linears().map(|linear| linear.out_features * linear.in_features).sum();
-        let held = if 4 * (linears + vocabulary * hidden) <= HELD_BYTES {
-            let layers = model.layers.iter().map(|layer| source.layer(layer));
-            let layers = layers.collect::<Result<_, _>>().map_err(CalibrationError::Source)?;
-            Some((layers, source.head_rows(0..vocabulary).map_err(CalibrationError::Source)?))
-        } else {
-            None
-        };
-        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
-        Ok(Self { source, final_norm, vocabulary, hidden, held })
-    }
-
-    fn layer(&self, layer: &Layer) -> Result<Cow<'_, LayerWeights>, CalibrationError> {
-        match &self.held {
-            Some((layers, _)) => Ok(Cow::Borrowed(&layers[layer.index])),
-            None => self.source.layer(layer).map(Cow::Owned).map_err(CalibrationError::Source),
-        }
-    }
-
-    /// `[sequences, vocabulary]` for the residual streams `[sequences, hidden]`.
-    fn logits(
-        &self,
-        forward: &Forward<'_>,
-        hidden: ArrayView2<'_, f32>,
-    ) -> Result<Array2<f32>, CalibrationError> {
-        if let Some((_, head)) = &self.held {
-            return Ok(forward.logits(&self.final_norm, head, hidden));
-        }
-        let slice = (HEAD_SLICE / self.hidden).clamp(1, self.vocabulary);
-        let mut logits = Array2::zeros((hidden.nrows(), self.vocabulary));
-        for first in (0..self.vocabulary).step_by(slice) {
-            let rows: Range<usize> = first..(first + slice).min(self.vocabulary);
-            let head = self.source.head_rows(rows.clone()).map_err(CalibrationError::Source)?;
-            logits.slice_mut(s![.., rows]).assign(&forward.logits(&self.final_norm, &head, hidden));
-        }
-        Ok(logits)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn draws_follow_the_distribution() {
-        let logits = [0.0_f32, 1.0, -2.0, f32::ln(4.0)];
-        let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
-        let mut counts = [0.0; 4];
-        let mut random = SplitMix::new(3);
-        for _ in 0..20_000 {
-            counts[draw(&mut logits.clone(), random.unit()) as usize] += 1.0 / 20_000.0;
-        }
-        for (count, logit) in counts.iter().zip(logits) {
-            assert!((count - f64::from(logit).exp() / total).abs() < 0.015, "{counts:?}");
-        }
-        assert_eq!(draw(&mut [0.0, 0.0, -200.0], 1.0), 1);
-        assert_eq!(likeliest(&[1.0, 3.0, 3.0]), 1);
-    }
 }

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{
+    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    Tokenizer,
+};
 
 use crate::chat::{self, SpecialTokens};
 use crate::error::CalibrationError;
@@ -83,12 +86,42 @@ impl TextTokenizer {
     /// # Errors
     /// A model without a chat template, or a template that refuses the messages.
     pub fn render_chat(&self, messages: &Value) -> Result<String, CalibrationError> {
+        self.render(messages, false)
+    }
+
+    /// The same up to where the model's answer begins.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::render_chat`].
+    pub fn render_question(&self, messages: &Value) -> Result<String, CalibrationError> {
+        self.render(messages, true)
+    }
+
+    /// Whether there is a chat template.
+    #[must_use]
+    pub fn has_chat(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    fn render(&self, messages: &Value, answer: bool) -> Result<String, CalibrationError> {
         let failed = |problem: String| CalibrationError::Chat { path: self.path.clone(), problem };
         match &self.chat_template {
             None => Err(failed("the model has no chat template, which `messages` need".to_owned())),
-            Some(template) => chat::render(template, messages, &self.special)
+            Some(template) => chat::render(template, messages, &self.special, answer)
                 .map_err(|error| failed(format!("chat template: {error:#}"))),
         }
+    }
+
+    /// The token that ends what somebody says or a text, if the model names one.
+    #[must_use]
+    pub fn end(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(&self.special.end)
+    }
+
+    /// Text from tokens as they come.
+    #[must_use]
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { stream: self.tokenizer.decode_stream(true) }
     }
 
     /// Tokens below `vocabulary` that stand for text: all but the special ones.
@@ -110,6 +143,33 @@ impl TextTokenizer {
 
     fn problem(&self, problem: &dyn std::fmt::Display) -> CalibrationError {
         CalibrationError::Tokenizer { path: self.path.clone(), problem: problem.to_string() }
+    }
+}
+
+/// Text from tokens as they come: a character may need several.
+#[expect(missing_debug_implementations, reason = "the tokenizer's stream has none")]
+pub struct TextStream<'t> {
+    stream: DecodeStream<
+        't,
+        ModelWrapper,
+        NormalizerWrapper,
+        PreTokenizerWrapper,
+        PostProcessorWrapper,
+        DecoderWrapper,
+    >,
+}
+
+impl TextStream<'_> {
+    /// What the next token adds; nothing where it ends in the middle of a character, or is a special one.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn push(&mut self, token: u32) -> Result<String, CalibrationError> {
+        let text = self.stream.step(token);
+        text.map(Option::unwrap_or_default).map_err(|e| CalibrationError::Tokenizer {
+            path: PathBuf::from("tokenizer.json"),
+            problem: e.to_string(),
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 mod adapter;
 mod bad_input;
 mod budget;
+mod generating;
 mod imatrix;
 mod listing;
 mod measuring;

@@ -1,4 +1,5 @@
-//! The forward pass one token at a time, for many sequences in step: the keys and values of earlier tokens are kept, not computed again.
+//! The forward pass one token at a time, for many sequences in step, or a run of tokens of one sequence: the keys and values of earlier
+//! tokens are kept, not computed again.
 //!
 //! Every linear is applied to the newest token of all sequences at once, so that a step over many sequences is a product of matrices. The
 //! angles of rotary positions are those of a sequence of the length that the [`Forward`] was made for: where they depend on the length, what
@@ -10,7 +11,7 @@ use model::linear::Role;
 use ndarray::{Array2, Array3, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
-use super::attention::attend_tile;
+use super::attention::{QUERY_TILE, attend_tile};
 use super::{Forward, WindowState};
 use crate::weights::LayerWeights;
 
@@ -60,6 +61,69 @@ impl Forward<'_> {
                 self.advance(layer, place, weights, state);
             }
         }
+    }
+
+    /// One layer for a run of tokens of a single sequence: `state` holds those from position `first` on, and `cache` all earlier ones, to
+    /// which these are added.
+    ///
+    /// # Panics
+    /// When the cache is for several sequences, or the run goes beyond its end or that of the sequences that this pass is for.
+    pub fn advance_layer_run(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        first: usize,
+        state: &mut WindowState,
+        cache: &mut LayerCache,
+    ) {
+        assert_eq!(cache.keys.len_of(Axis(0)), 1, "sequences of the cache");
+        for (place, stage) in layer.stages.iter().enumerate() {
+            if stage.input == StageInput::AttentionInput {
+                let input = self.normed(state, &weights.attention_norm);
+                state.waiting = Some(self.attend_run(layer, weights, first, input.view(), cache));
+            } else {
+                self.advance(layer, place, weights, state);
+            }
+        }
+    }
+
+    fn attend_run(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        first: usize,
+        input: ArrayView2<'_, f32>,
+        cache: &mut LayerCache,
+    ) -> Array2<f32> {
+        let heads = self.heads(layer);
+        let mut query = weights.linear(Role::Query).apply(input);
+        let mut key = weights.linear(Role::Key).apply(input);
+        let value = weights.linear(Role::Value).apply(input);
+        self.norm_heads(weights, &mut query, &mut key);
+        for rows in [&mut query, &mut key] {
+            self.rotary().rotate_from(first, rows, heads.dim);
+        }
+        let positions = first..first + input.nrows();
+        cache.keys.slice_mut(s![0, positions.clone(), ..]).assign(&key);
+        cache.values.slice_mut(s![0, positions, ..]).assign(&value);
+        let mut out = Array2::zeros(query.dim());
+        let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
+        let by_head = out.axis_chunks_iter_mut(Axis(1), heads.dim).into_par_iter().enumerate();
+        by_head.for_each(|(head, mut out)| {
+            let shared = head * heads.key_value_count / heads.count;
+            for (tile, out) in out.axis_chunks_iter_mut(Axis(0), QUERY_TILE).enumerate() {
+                let start = tile * QUERY_TILE;
+                attend_tile(
+                    &heads,
+                    first + start,
+                    query.slice(s![start..start + out.nrows(), columns(head)]),
+                    cache.keys.slice(s![0, .., columns(shared)]),
+                    cache.values.slice(s![0, .., columns(shared)]),
+                    out,
+                );
+            }
+        });
+        out
     }
 
     fn attend_token(

@@ -51,6 +51,11 @@ impl Rotary {
         self.turn(x, head_dim, 1.0, &self.table(self.longest), |_| position);
     }
 
+    /// Turns every head of row `t` of `x` to position `first + t` of a sequence of the longest length.
+    pub(crate) fn rotate_from(&self, first: usize, x: &mut Array2<f32>, head_dim: usize) {
+        self.turn(x, head_dim, 1.0, &self.table(self.longest), |row| first + row);
+    }
+
     /// The transpose of [`Rotary::rotate`], with which gradients go back: the same angles the other way. It is not the inverse where a
     /// stretch scales cosine and sine.
     pub(crate) fn rotate_back(&self, gradient: &mut Array2<f32>, head_dim: usize) {

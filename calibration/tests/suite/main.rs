@@ -5,5 +5,6 @@ mod corpus;
 mod evaluation;
 mod forward;
 mod generation;
+mod session;
 mod tiny;
 mod transforms;

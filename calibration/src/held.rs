@@ -1,0 +1,68 @@
+//! Weights that are needed again for every token: in memory where they fit, read again otherwise.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use model::{Layer, Model};
+use ndarray::{Array1, Array2, ArrayView2, s};
+
+use crate::error::CalibrationError;
+use crate::forward::Forward;
+use crate::weights::{LayerWeights, LinearOperator, WeightSource};
+
+/// Bytes of f32 weights that are kept in memory between steps.
+const HELD_BYTES: usize = 4 << 30;
+/// Numbers of a slice of the head that is read at a time where it is not kept.
+const HEAD_SLICE: usize = 1 << 22;
+
+/// The weights of a model that is run again and again.
+pub(crate) struct HeldWeights<'s> {
+    pub(crate) source: &'s dyn WeightSource,
+    final_norm: Array1<f32>,
+    vocabulary: usize,
+    hidden: usize,
+    held: Option<(Vec<LayerWeights>, LinearOperator)>,
+}
+
+impl<'s> HeldWeights<'s> {
+    pub(crate) fn open(model: &Model, source: &'s dyn WeightSource) -> Result<Self, CalibrationError> {
+        let numbers = &model.hyperparameters;
+        let (vocabulary, hidden) = (numbers.vocabulary, numbers.hidden_size);
+        let linears: usize = model.linears().map(|linear| linear.out_features * linear.in_features).sum();
+        let held = if 4 * (linears + vocabulary * hidden) <= HELD_BYTES {
+            let layers = model.layers.iter().map(|layer| source.layer(layer));
+            let layers = layers.collect::<Result<_, _>>().map_err(CalibrationError::Source)?;
+            Some((layers, source.head_rows(0..vocabulary).map_err(CalibrationError::Source)?))
+        } else {
+            None
+        };
+        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
+        Ok(Self { source, final_norm, vocabulary, hidden, held })
+    }
+
+    pub(crate) fn layer(&self, layer: &Layer) -> Result<Cow<'_, LayerWeights>, CalibrationError> {
+        match &self.held {
+            Some((layers, _)) => Ok(Cow::Borrowed(&layers[layer.index])),
+            None => self.source.layer(layer).map(Cow::Owned).map_err(CalibrationError::Source),
+        }
+    }
+
+    /// `[sequences, vocabulary]` for the residual streams `[sequences, hidden]`.
+    pub(crate) fn logits(
+        &self,
+        forward: &Forward<'_>,
+        hidden: ArrayView2<'_, f32>,
+    ) -> Result<Array2<f32>, CalibrationError> {
+        if let Some((_, head)) = &self.held {
+            return Ok(forward.logits(&self.final_norm, head, hidden));
+        }
+        let slice = (HEAD_SLICE / self.hidden).clamp(1, self.vocabulary);
+        let mut logits = Array2::zeros((hidden.nrows(), self.vocabulary));
+        for first in (0..self.vocabulary).step_by(slice) {
+            let rows: Range<usize> = first..(first + slice).min(self.vocabulary);
+            let head = self.source.head_rows(rows.clone()).map_err(CalibrationError::Source)?;
+            logits.slice_mut(s![.., rows]).assign(&forward.logits(&self.final_norm, &head, hidden));
+        }
+        Ok(logits)
+    }
+}

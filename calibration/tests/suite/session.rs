@@ -1,0 +1,41 @@
+//! A sequence that grows against the whole one.
+
+use crate::tiny::{InMemory, TINY};
+use calibration::CalibrationError;
+use calibration::evaluation::visit_logits;
+use calibration::session::Session;
+use ndarray::s;
+
+#[test]
+fn a_sequence_that_grows_in_any_steps_gives_the_logits_of_the_whole_one() {
+    for name in TINY {
+        let source = InMemory::open(name);
+        let window: Vec<u32> = (0..150).map(|i| (i * i * 3 + i) % 64).collect();
+        let mut expected = Vec::new();
+        visit_logits(&source.model, &source, std::slice::from_ref(&window), &mut |seen| {
+            expected.push(seen.to_owned())
+        })
+        .unwrap();
+        let mut session = Session::open(&source.model, &source, 150).unwrap();
+        let mut first = 0;
+        let check = |session: &mut Session<'_>, range: std::ops::Range<usize>| {
+            let found = session.feed(&window[range.clone()]).unwrap();
+            let difference = &found - &expected[0].slice(s![range.end - 1, ..]);
+            let worst = difference.iter().fold(0.0_f32, |worst, d| worst.max(d.abs()));
+            assert!(worst < 2e-5, "{name}, up to {}: {worst}", range.end);
+        };
+        for step in [70, 1, 1, 3, 65, 10] {
+            check(&mut session, first..first + step);
+            first += step;
+        }
+        assert_eq!((session.position(), session.room()), (150, 0));
+        assert!(matches!(session.feed(&[1]), Err(CalibrationError::Shape { .. })));
+        // What is forgotten may come again, or something else.
+        session.rewind(40);
+        session.feed(&[9, 9, 9]).unwrap();
+        session.rewind(40);
+        check(&mut session, 40..90);
+        session.rewind(1000);
+        assert_eq!(session.position(), 90);
+    }
+}
