@@ -13,7 +13,7 @@ fn a_sequence_that_grows_in_any_steps_gives_the_logits_of_the_whole_one() {
         let window: Vec<u32> = (0..150).map(|i| (i * i * 3 + i) % 64).collect();
         let mut expected = Vec::new();
         visit_logits(&source.model, &source, std::slice::from_ref(&window), &mut |seen| {
-            expected.push(seen.to_owned())
+            expected.push(seen.to_owned());
         })
         .unwrap();
         let mut session = Session::open(&source.model, &source, 150).unwrap();
