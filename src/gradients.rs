@@ -269,7 +269,7 @@ fn pass(
 }
 
 /// The head in slices of the vocabulary.
-fn head(model: &Model, source: &dyn WeightSource) -> Result<Vec<LinearOperator>, Error> {
+pub(crate) fn head(model: &Model, source: &dyn WeightSource) -> Result<Vec<LinearOperator>, Error> {
     let numbers = &model.hyperparameters;
     let slice = (HEAD_SLICE / numbers.hidden_size).clamp(1, numbers.vocabulary);
     (0..numbers.vocabulary)

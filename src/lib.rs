@@ -54,6 +54,7 @@ pub mod record;
 pub mod render;
 pub mod report;
 pub mod resources;
+pub mod scales;
 mod sensitivity;
 mod statistics;
 mod stored;

@@ -11,6 +11,7 @@ use quantizer::output::OutputHessian;
 use quantizer::prepared::Rung;
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 use quantizer::solver::{Problem, Solution, Solver};
+use quantizer::tensor::QuantizedTensor;
 
 use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
 
@@ -23,6 +24,7 @@ use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
+use crate::scales::{self, LearnedScales, Solved};
 use crate::statistics::StageStatistics;
 use crate::streams::Streams;
 
@@ -35,6 +37,8 @@ pub(crate) struct Outcome {
     pub(crate) records: Vec<(String, LinearRecord)>,
     /// Downgrades that happened while solving.
     pub(crate) notes: Vec<String>,
+    /// What came of letting scales learn.
+    pub(crate) learned: Option<LearnedScales>,
 }
 
 /// What solvers know inputs by.
@@ -51,6 +55,8 @@ pub(crate) struct Outputs<'o> {
     pub(crate) writer: &'o mut SafetensorsWriter,
     pub(crate) adapters: Option<&'o mut AdapterWriter>,
     pub(crate) importance: Option<&'o mut ImportanceGatherer>,
+    /// Passes in which scales learn; nothing is written before they have.
+    pub(crate) scale_passes: usize,
 }
 
 /// Quantizes every layer of `model`, whose weights `source` gives, and puts its packed tensors into the writer.
@@ -62,7 +68,7 @@ pub(crate) fn quantize_layers(
     outputs: Outputs<'_>,
     progress: &dyn Progress,
 ) -> Result<Outcome, Error> {
-    let Outputs { writer, mut adapters, mut importance } = outputs;
+    let Outputs { writer, mut adapters, mut importance, scale_passes } = outputs;
     let mut outcome = Outcome::default();
     let (mut gradients, mut streams) = match inputs {
         Inputs::Windows(windows) => (
@@ -72,6 +78,7 @@ pub(crate) fn quantize_layers(
         // Without text there is no gradient either.
         Inputs::MeanSquares(_) => (Gradients::default(), None),
     };
+    let mut waiting = Vec::new();
     progress.phase("quantizing", model.layers.len());
     for layer in &model.layers {
         let mut weights = source.layer(layer).map_err(Error::from_source)?;
@@ -98,9 +105,6 @@ pub(crate) fn quantize_layers(
                 go_on(progress)?;
                 let output = gradients.take_output_hessian(linear);
                 let solution = solve(plan, linear, scheme, &weights, &seen, output.as_ref())?;
-                for tensor in plan.format.encode(linear, &solution.tensor) {
-                    writer.put(&tensor)?;
-                }
                 let left = match &mut adapters {
                     None => None,
                     Some(adapters) => Some(recover(plan, linear, &solution, &weights, &seen, adapters)?),
@@ -108,6 +112,11 @@ pub(crate) fn quantize_layers(
                 outcome.add(plan, linear, &solution, left, progress);
                 if let Some(operator) = weights.linears.get_mut(&linear.id.role) {
                     operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
+                }
+                if scale_passes > 0 {
+                    waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
+                } else {
+                    outcome.write(plan, linear, &solution.tensor, writer)?;
                 }
             }
             // Nothing is behind the last stage that its output would be seen by.
@@ -118,6 +127,13 @@ pub(crate) fn quantize_layers(
         progress.step(&outcome.last_loss());
     }
     progress.finish();
+    drop((streams, gradients));
+    if let Inputs::Windows(windows) = inputs {
+        outcome.learned = scales::learn(model, source, windows, scale_passes, &mut waiting, progress)?;
+    }
+    for solved in &waiting {
+        outcome.write(plan, &solved.linear, &solved.tensor, writer)?;
+    }
     Ok(outcome)
 }
 
@@ -258,8 +274,22 @@ impl Outcome {
             rung: damping.map_or("no data", |found| name(found.rung)).to_owned(),
             dead_inputs: damping.map_or(0, |found| found.dead_inputs),
         });
-        let record = LinearRecord { scheme, digest: solution_digest(&solution.tensor) };
+    }
+
+    /// Writes what stands, and its digest to the record.
+    fn write(
+        &mut self,
+        plan: &Plan,
+        linear: &Linear,
+        tensor: &QuantizedTensor,
+        writer: &mut SafetensorsWriter,
+    ) -> Result<(), Error> {
+        for part in plan.format.encode(linear, tensor) {
+            writer.put(&part)?;
+        }
+        let record = LinearRecord { scheme: tensor.scheme(), digest: solution_digest(tensor) };
         self.records.push((linear.name.clone(), record));
+        Ok(())
     }
 
     fn last_loss(&self) -> String {

@@ -119,6 +119,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
             job.recipe.name
         ));
     }
+    if job.adapter_rank.is_some() && job.recipe.scale_passes() > 0 {
+        notes.push("scales do not learn beside an adapter, which corrects what the solver left".to_owned());
+    }
     if windows.len() == 1 && plan.propagates_errors() {
         notes.push(
             "one calibration window leaves none to hold out: no error of earlier layers is made up for"
@@ -159,7 +162,12 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let mut adapters = adapters.transpose()?;
     let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
     let inputs = known.as_ref().map_or(Inputs::Windows(&windows), Inputs::MeanSquares);
-    let outputs = Outputs { writer: &mut writer, adapters: adapters.as_mut(), importance: gathered.as_mut() };
+    let outputs = Outputs {
+        writer: &mut writer,
+        adapters: adapters.as_mut(),
+        importance: gathered.as_mut(),
+        scale_passes: if job.adapter_rank.is_none() { job.recipe.scale_passes() } else { 0 },
+    };
     let outcome = pipeline::quantize_layers(model, weights, &plan, inputs, outputs, progress)?;
     drop(windows);
     let adapter = adapters.map(AdapterWriter::finish).transpose()?;
@@ -216,6 +224,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
         imatrix: known.map(|known| known.summary).filter(|_| plan.solves_with_data()),
         allocation,
         adapter,
+        learned_scales: outcome.learned,
         linears: outcome.rows,
         kept: plan.kept,
         unknown_tensors: plan.unknown_tensors,

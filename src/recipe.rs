@@ -9,6 +9,7 @@
 //! group_size = 64            # or "channel", "tensor"
 //! transforms = ["rotate-values"]   # changes of the weights before they are rounded; `quantc list transforms`
 //! own_text = 3               # windows that the model writes beside each window of the calibration text
+//! scale_passes = 3           # passes over text in which scales learn from the original, once all codes stand
 //! [settings]                 # of the solver
 //! damping = 0.05
 //!
@@ -39,6 +40,7 @@ pub struct Recipe {
     base: Treatment,
     transforms: Vec<Transform>,
     own_text: usize,
+    scale_passes: usize,
     rules: Vec<Rule>,
 }
 
@@ -83,6 +85,7 @@ struct File {
     #[serde(default)]
     transforms: Vec<Transform>,
     own_text: Option<usize>,
+    scale_passes: Option<usize>,
     #[serde(default)]
     rule: Vec<FileRule>,
 }
@@ -130,6 +133,7 @@ impl Recipe {
                 base: Treatment::of(known),
                 transforms: Vec::new(),
                 own_text: own_text(known),
+                scale_passes: scale_passes(known),
                 rules: Vec::new(),
             },
             None => Self::from_file(Path::new(name_or_path))?,
@@ -162,8 +166,9 @@ impl Recipe {
         let fail = |problem: String| Error::Recipe { path: shown.to_owned(), problem };
         let file: File = toml::from_str(text).map_err(|e| fail(e.to_string()))?;
         let base_name = file.base.as_deref().unwrap_or("default");
-        let own_base = built_in(base_name).map_or(0, own_text);
         let base = built_in(base_name).ok_or_else(|| fail(format!("unknown base recipe `{base_name}`")))?;
+        let own_text = file.own_text.unwrap_or(own_text(base));
+        let scale_passes = file.scale_passes.unwrap_or(scale_passes(base));
         let whole = Change {
             solver: file.solver.as_deref().map(solver_named).transpose().map_err(fail)?,
             bits: file.bits,
@@ -184,11 +189,12 @@ impl Recipe {
             rule.change.apply(&base).map_err(|problem| fail(format!("rule {}: {problem}", index + 1)))?;
             rules.push(rule);
         }
-        let own_text = file.own_text.unwrap_or(own_base);
-        if own_text > MOST_OWN_TEXT {
-            return Err(fail(format!("own_text is {own_text}, expected at most {MOST_OWN_TEXT}")));
+        for (key, found) in [("own_text", own_text), ("scale_passes", scale_passes)] {
+            if found > MOST_TIMES {
+                return Err(fail(format!("{key} is {found}, expected at most {MOST_TIMES}")));
+            }
         }
-        Ok(Self { name: shown.to_owned(), base, transforms, own_text, rules })
+        Ok(Self { name: shown.to_owned(), base, transforms, own_text, scale_passes, rules })
     }
 
     /// What `linear` gets.
@@ -222,6 +228,12 @@ impl Recipe {
     #[must_use]
     pub fn own_text(&self) -> usize {
         self.own_text
+    }
+
+    /// Passes over some calibration windows in which scales learn from the original.
+    #[must_use]
+    pub fn scale_passes(&self) -> usize {
+        self.scale_passes
     }
 
     /// What a linear gets that no rule matches.
@@ -329,8 +341,13 @@ fn own_text(recipe: &BuiltIn) -> usize {
     if recipe.name == "max" { 3 } else { 0 }
 }
 
-/// Text costs time and memory by the window.
-const MOST_OWN_TEXT: usize = 64;
+/// Passes in which a built-in recipe's scales learn, see [`Recipe::scale_passes`].
+fn scale_passes(recipe: &BuiltIn) -> usize {
+    if recipe.name == "max" { 3 } else { 0 }
+}
+
+/// Both cost time by their number, and text memory.
+const MOST_TIMES: usize = 64;
 
 fn symmetry(symmetric: bool) -> Symmetry {
     if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric }
@@ -396,7 +413,8 @@ mod tests {
             ("[[rule]]\nlayers = '3-1'\nbits = 4", "behind"),
             ("[settings]\ndampening = 0.1", "dampening"),
             ("group_size = 'row'", "row"),
-            ("own_text = 65", "at most 64"),
+            ("own_text = 65", "own_text is 65, expected at most 64"),
+            ("scale_passes = 65", "scale_passes is 65, expected at most 64"),
             ("transforms = ['rotate']", "rotate-residual"),
             ("transforms = ['rotate-values', 'rotate-values']", "twice"),
         ] {

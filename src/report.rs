@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::job::{Budget, WindowRequest};
 use crate::resources::Resources;
+use crate::scales::LearnedScales;
 use crate::verify::Verification;
 
 /// The outcome of `quantize`.
@@ -36,6 +37,9 @@ pub struct Report {
     pub allocation: Option<Allocation>,
     /// The adapter that was written beside.
     pub adapter: Option<AdapterSummary>,
+    /// What came of letting scales learn from the original, where the recipe asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned_scales: Option<LearnedScales>,
     /// One row for each quantized linear, in forward order.
     pub linears: Vec<LinearRow>,
     /// Linears that stay in 16 bit, with the reason.

@@ -77,6 +77,16 @@ pub fn report(report: &Report) -> String {
             ),
         );
     }
+    if let Some(learned) = &report.learned_scales {
+        let stands = if learned.after < learned.before { "" } else { ", so that they stayed as solved" };
+        line(
+            &mut out,
+            format_args!(
+                "scales learned from {} windows: KL divergence on {} others {:.5}, before {:.5}{stands}",
+                learned.windows, learned.held_out, learned.after, learned.before
+            ),
+        );
+    }
     line(&mut out, format_args!("{}", verification(&report.verification)));
     if let Some(evaluation) = &report.evaluation {
         out.push('\n');

@@ -337,3 +337,26 @@ fn no_linear_is_worse_than_nearest_rounding_on_held_out_windows_or_than_plain_gp
         assert!(dampings.iter().any(|&damping| damping > 0.01), "few tokens raised no damping: {dampings:?}");
     }
 }
+
+#[test]
+fn scales_learn_from_the_original_and_what_is_written_is_what_they_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let run = |passes: usize| {
+        fs::write(&recipe, format!("base = 'gptq'\nbits = 2\nscale_passes = {passes}\n")).unwrap();
+        // Verified against the record before it is put in its place.
+        let (output, report) = quantize(folder.path(), &demo(), &["--recipe", text(&recipe)]);
+        (json(&output.join("quantc.json"))["linears"].clone(), report)
+    };
+    let (solved, plain) = run(0);
+    let (learned, report) = run(2);
+    assert!(plain["learned_scales"].is_null());
+    let found = &report["learned_scales"];
+    assert_eq!((found["windows"].as_u64(), found["held_out"].as_u64()), (Some(5), Some(1)));
+    assert!(found["after"].as_f64().unwrap() < found["before"].as_f64().unwrap(), "{found}");
+    let kl = |report: &Value| report["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap();
+    assert!(kl(&report) < kl(&plain), "{} {}", kl(&report), kl(&plain));
+    for (name, linear) in solved.as_object().unwrap() {
+        assert_ne!(linear["digest"], learned[name]["digest"], "{name}");
+    }
+}

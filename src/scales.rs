@@ -1,0 +1,387 @@
+//! Scales that learn from the original, once every code stands.
+//!
+//! The solver sees one linear at a time; what errors do together is seen by the whole model alone. So with the codes fixed the scales `s` of all
+//! linears go down the gradient of the divergence from the original's predictions, over some calibration windows, as in the end-to-end phase
+//! of EfficientQAT (arXiv 2407.11062, section 3.3), which trains step sizes on labels where here the original is the teacher:
+//!
+//! ```text
+//! minimize over s      Σ_windows KL(original || quantized)          ∂/∂s_rg = Σ_{j in g} W̄_rj w_rj / s_rg          W̄ = Ȳᵀ X
+//! ```
+//!
+//! Steps are Adam's (arXiv 1412.6980) on `ln |s|`, so that a scale keeps its sign and moves by a share of itself; they get shorter and shorter. The
+//! forward pass multiplies with scales as they would be stored; the unrounded ones take the steps. Every fourth window is held out: what is
+//! learned stands only if the divergence on those fell. Scales that are products or powers of two, or have minimums beside them, stay.
+//!
+//! One layer is dense at a time. For each weight a code is held until the end, since nothing can be written before; for each token of a batch
+//! the residual streams before all layers, and for each token of all windows the original's last one.
+
+use calibration::CalibrationError;
+use calibration::backward::{Backward, Head, Visit};
+use calibration::forward::{Forward, WindowState};
+use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
+use model::linear::{Linear, Role};
+use model::{Layer, Model};
+use ndarray::{Array1, Array2, ArrayView2};
+use quantizer::scheme::{ScaleDtype, Symmetry};
+use quantizer::tensor::QuantizedTensor;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::gradients::head;
+use crate::progress::{Progress, go_on};
+
+/// Windows that are learned from and judged on, spread evenly over the calibration text.
+const WINDOWS: usize = 128;
+/// Every so many windows one is held out.
+const HELD_OUT: usize = 4;
+/// Windows of a step.
+const BATCH: usize = 8;
+/// Largest share of itself that a scale moves in the first step.
+const RATE: f32 = 2e-3;
+/// Adam's decay of the mean gradient and of the mean square.
+const DECAY: (f32, f32) = (0.9, 0.99);
+
+/// A linear with its solution.
+pub(crate) struct Solved {
+    pub(crate) linear: Linear,
+    pub(crate) tensor: QuantizedTensor,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LearnedScales {
+    /// Windows that were learned from.
+    pub windows: usize,
+    /// Windows that judged.
+    pub held_out: usize,
+    /// Divergence from the original on those, nats a token, before.
+    pub before: f64,
+    /// With what was learned; it stands only where this is less.
+    pub after: f64,
+}
+
+/// Lets the scales of `solved` learn for so many passes over the windows; none where too few windows are there to hold one out.
+pub(crate) fn learn(
+    model: &Model,
+    source: &dyn WeightSource,
+    windows: &[Vec<u32>],
+    passes: usize,
+    solved: &mut [Solved],
+    progress: &dyn Progress,
+) -> Result<Option<LearnedScales>, Error> {
+    let count = windows.len().min(WINDOWS);
+    let chosen: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
+    let is_held_out = |index: usize| (index + 1).is_multiple_of(count.min(HELD_OUT));
+    if passes == 0 || count < 2 {
+        return Ok(None);
+    }
+    let tokens = chosen.iter().map(|window| window.len()).max().unwrap_or(0);
+    let school = School {
+        model,
+        source,
+        forward: Forward::new(model, tokens),
+        norm: source.final_norm().map_err(Error::from_source)?,
+        head: head(model, source)?,
+    };
+    let mut lessons = Vec::with_capacity(count);
+    for batch in chosen.chunks(BATCH) {
+        let hidden = school.run(batch, &[], &mut |_| ())?;
+        lessons.extend(batch.iter().zip(hidden).map(|(tokens, teacher)| Lesson { tokens, teacher }));
+    }
+    let (mut learned_from, mut held_out) = (Vec::new(), Vec::new());
+    for (index, lesson) in lessons.into_iter().enumerate() {
+        if is_held_out(index) { held_out.push(lesson) } else { learned_from.push(lesson) }
+    }
+    let before = school.divergence(&held_out, solved)?;
+    let steps = passes * learned_from.len().div_ceil(BATCH);
+    progress.phase("learning scales", steps);
+    let original: Vec<Array2<f32>> = solved.iter().map(|solved| solved.tensor.scales().to_owned()).collect();
+    let mut pupils: Vec<Pupil> = solved.iter().map(Pupil::new).collect();
+    let batches = (0..passes).flat_map(|_| learned_from.chunks(BATCH));
+    for (step, batch) in batches.enumerate() {
+        go_on(progress)?;
+        let gradients = school.gradients(batch, solved)?;
+        let rate = RATE * (steps - step) as f32 / steps as f32;
+        for ((pupil, solved), gradient) in pupils.iter_mut().zip(solved.iter_mut()).zip(&gradients) {
+            if let Some(gradient) = gradient {
+                solved.set_scales(pupil.step(gradient, rate, step + 1))?;
+            }
+        }
+        progress.step("");
+    }
+    progress.finish();
+    let after = school.divergence(&held_out, solved)?;
+    if after.is_nan() || after >= before {
+        for (solved, scales) in solved.iter_mut().zip(original) {
+            solved.set_scales(scales)?;
+        }
+    }
+    Ok(Some(LearnedScales { windows: learned_from.len(), held_out: held_out.len(), before, after }))
+}
+
+/// A window, and the original's residual stream behind the last layer.
+struct Lesson<'w> {
+    tokens: &'w Vec<u32>,
+    teacher: Array2<f32>,
+}
+
+/// The unrounded scales of one linear, and Adam's means; `[rows, groups]` as stored.
+struct Pupil {
+    scales: Array2<f32>,
+    mean: Array2<f32>,
+    square: Array2<f32>,
+}
+
+impl Pupil {
+    fn new(solved: &Solved) -> Self {
+        let scales = solved.tensor.scales().to_owned();
+        let zeros = Array2::zeros(scales.dim());
+        Self { scales, mean: zeros.clone(), square: zeros }
+    }
+
+    /// The scales after step `number`, from 1, down `gradient`, which is that of `ln |s|`.
+    fn step(&mut self, gradient: &Array2<f32>, rate: f32, number: usize) -> Array2<f32> {
+        let exponent = i32::try_from(number).unwrap_or(i32::MAX);
+        let (first, second) = (1.0 - DECAY.0.powi(exponent), 1.0 - DECAY.1.powi(exponent));
+        ndarray::Zip::from(&mut self.scales)
+            .and(&mut self.mean)
+            .and(&mut self.square)
+            .and(gradient)
+            .for_each(|scale, mean, square, &gradient| {
+                *mean += (1.0 - DECAY.0) * (gradient - *mean);
+                *square += (1.0 - DECAY.1) * (gradient * gradient - *square);
+                let direction = (*mean / first) / ((*square / second).sqrt() + f32::MIN_POSITIVE);
+                *scale *= 1.0 - rate * direction;
+            });
+        self.scales.clone()
+    }
+}
+
+impl Solved {
+    /// Whether its scales are single numbers that may take any value.
+    fn learns(&self) -> bool {
+        let scheme = self.tensor.scheme();
+        scheme.symmetry != Symmetry::Minimum
+            && matches!(
+                scheme.scale_dtype,
+                ScaleDtype::F16 | ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 | ScaleDtype::F32
+            )
+    }
+
+    /// The same codes with these scales, rounded to their stored type.
+    fn set_scales(&mut self, scales: Array2<f32>) -> Result<(), Error> {
+        if !self.learns() {
+            return Ok(());
+        }
+        let scheme = self.tensor.scheme();
+        let codes = self.tensor.codes().to_owned();
+        let zero_points = self.tensor.zero_points().map(|zeros| zeros.to_owned());
+        let scales = scales.mapv_into(|scale| scheme.scale_dtype.round(scale));
+        self.tensor = QuantizedTensor::new(scheme, codes, scales, zero_points)
+            .map_err(|problem| Error::Internal(format!("`{}`: {problem}", self.linear.name)))?;
+        Ok(())
+    }
+
+    /// Of `ln |s|`, where the weight's is `gradient`, `[out_features, in_features]`: `Σ W̄ w` over each scale's weights.
+    fn scale_gradient(&self, gradient: ArrayView2<'_, f32>, weight: ArrayView2<'_, f32>) -> Array2<f32> {
+        let mut found = Array2::zeros(self.tensor.scales().dim());
+        let columns = self.tensor.scheme().granularity.columns_per_scale(weight.ncols()).max(1);
+        let last = found.nrows() - 1;
+        for (row, (gradient, weight)) in gradient.rows().into_iter().zip(weight.rows()).enumerate() {
+            for (column, (&gradient, &weight)) in gradient.iter().zip(weight).enumerate() {
+                found[[row.min(last), column / columns]] += gradient * weight;
+            }
+        }
+        found
+    }
+}
+
+/// Where lessons are given.
+struct School<'a> {
+    model: &'a Model,
+    source: &'a dyn WeightSource,
+    forward: Forward<'a>,
+    norm: Array1<f32>,
+    head: Vec<LinearOperator>,
+}
+
+impl School<'_> {
+    /// A layer of the original, or with the solutions of its linears.
+    fn layer(&self, layer: &Layer, solved: &[Solved]) -> Result<LayerWeights, Error> {
+        let mut weights = self.source.layer(layer).map_err(Error::from_source)?;
+        for solved in solved.iter().filter(|solved| solved.linear.id.layer == layer.index) {
+            weights.replace(solved.linear.id.role, solved.tensor.dequantize());
+        }
+        Ok(weights)
+    }
+
+    /// The residual streams behind the last layer; `before` is shown those before each.
+    fn run(
+        &self,
+        windows: &[&Vec<u32>],
+        solved: &[Solved],
+        before: &mut dyn FnMut(Vec<Array2<f32>>),
+    ) -> Result<Vec<Array2<f32>>, Error> {
+        let embed =
+            |tokens: &&Vec<u32>| self.source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
+        let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
+        for layer in &self.model.layers {
+            before(states.iter().map(|state| state.hidden().to_owned()).collect());
+            let weights = self.layer(layer, solved)?;
+            states.par_iter_mut().for_each(|state| self.forward.advance_layer(layer, &weights, state));
+        }
+        match states.iter().position(|state| !state.is_finite()) {
+            None => Ok(states.into_iter().map(|state| state.hidden().to_owned()).collect()),
+            Some(window) => {
+                Err(CalibrationError::NotFinite { window, place: "last layer".to_owned() }.into())
+            }
+        }
+    }
+
+    /// Divergence of each lesson's window, summed over its tokens, and its gradient at the residual stream.
+    fn judge(&self, lessons: &[Lesson<'_>], hidden: &[Array2<f32>]) -> Vec<(f64, Array2<f32>)> {
+        let head = Head { norm: &self.norm, slices: &self.head };
+        let backward = Backward::new(&self.forward);
+        let judged = lessons.par_iter().zip(hidden).map(|(lesson, hidden)| {
+            let loss = backward.kl_divergence(head, hidden.view(), head, lesson.teacher.view());
+            (loss.sum, loss.hidden_gradient)
+        });
+        judged.collect()
+    }
+
+    /// Mean divergence, nats a token.
+    fn divergence(&self, lessons: &[Lesson<'_>], solved: &[Solved]) -> Result<f64, Error> {
+        let (mut sum, mut tokens) = (0.0, 0);
+        for batch in lessons.chunks(BATCH) {
+            let windows: Vec<_> = batch.iter().map(|lesson| lesson.tokens).collect();
+            let hidden = self.run(&windows, solved, &mut |_| ())?;
+            sum += self.judge(batch, &hidden).iter().map(|(sum, _)| sum).sum::<f64>();
+            tokens += windows.iter().map(|window| window.len()).sum::<usize>();
+        }
+        Ok(sum / tokens.max(1) as f64)
+    }
+
+    /// The gradients of all `ln |s|`, in the order of `solved`; none where scales do not learn.
+    fn gradients(
+        &self,
+        lessons: &[Lesson<'_>],
+        solved: &[Solved],
+    ) -> Result<Vec<Option<Array2<f32>>>, Error> {
+        let windows: Vec<_> = lessons.iter().map(|lesson| lesson.tokens).collect();
+        let mut before = Vec::with_capacity(self.model.layers.len());
+        let hidden = self.run(&windows, solved, &mut |states| before.push(states))?;
+        let mut gradients: Vec<Array2<f32>> =
+            self.judge(lessons, &hidden).into_iter().map(|(_, gradient)| gradient).collect();
+        let mut found: Vec<Option<Array2<f32>>> = solved.iter().map(|_| None).collect();
+        let backward = Backward::new(&self.forward);
+        for layer in self.model.layers.iter().rev() {
+            let weights = self.layer(layer, solved)?;
+            let inputs = before.pop().unwrap_or_default();
+            let passed: Vec<_> = inputs
+                .par_iter()
+                .zip(&gradients)
+                .map(|(input, gradient)| {
+                    let mut own: Vec<(Role, Array2<f32>)> = Vec::new();
+                    let mut see = |visit: Visit<'_>| {
+                        if let Visit::Linear(linear) = visit {
+                            own.push((linear.role, linear.weight_gradient()));
+                        }
+                    };
+                    let back = backward.layer_vjp(layer, &weights, input.view(), gradient.view(), &mut see);
+                    let of_scales = self.of_scales(layer, &own, solved);
+                    (back, of_scales)
+                })
+                .collect();
+            gradients = Vec::with_capacity(passed.len());
+            // Windows in order, so that sums do not depend on the threads.
+            for (gradient, of_scales) in passed {
+                gradients.push(gradient);
+                for (index, part) in of_scales {
+                    match &mut found[index] {
+                        Some(sum) => *sum += &part,
+                        empty => *empty = Some(part),
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// By place in `solved`, the scales' gradients of one layer's linears.
+    fn of_scales(
+        &self,
+        layer: &Layer,
+        gradients: &[(Role, Array2<f32>)],
+        solved: &[Solved],
+    ) -> Vec<(usize, Array2<f32>)> {
+        let own = solved.iter().enumerate().filter(|(_, s)| s.linear.id.layer == layer.index && s.learns());
+        own.filter_map(|(index, solved)| {
+            let (_, gradient) = gradients.iter().find(|(role, _)| *role == solved.linear.id.role)?;
+            let weight = solved.tensor.dequantize();
+            Some((index, solved.scale_gradient(gradient.view(), weight.view())))
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::linear::LinearId;
+    use quantizer::levels::Levels;
+    use quantizer::scheme::{BitWidth, Granularity, GroupSize, Scheme};
+
+    fn solved(granularity: Granularity) -> Solved {
+        let scheme = Scheme {
+            bits: BitWidth::new(3).unwrap(),
+            levels: Levels::Uniform,
+            granularity,
+            symmetry: Symmetry::Symmetric,
+            scale_dtype: ScaleDtype::F32,
+        };
+        let codes = Array2::from_shape_fn((3, 32), |(row, column)| ((5 * row + 3 * column) % 8) as u8);
+        let shape = granularity.scale_shape(3, 32);
+        let scales = Array2::from_shape_fn(shape, |(row, group)| 0.5 - 0.2 * (row + 2 * group) as f32);
+        let id = LinearId { layer: 0, role: Role::Up };
+        let linear = Linear { id, name: "up".to_owned(), out_features: 3, in_features: 32, bias: false };
+        Solved { linear, tensor: QuantizedTensor::new(scheme, codes, scales, None).unwrap() }
+    }
+
+    #[test]
+    fn the_gradient_of_a_scale_is_what_a_share_of_it_changes() {
+        let group = Granularity::PerGroup(GroupSize::new(16).unwrap());
+        for granularity in [group, Granularity::PerChannel, Granularity::PerTensor] {
+            let of_weights =
+                Array2::from_shape_fn((3, 32), |(row, column)| (row as f32 - 1.3) * (column as f32).sin());
+            let loss = |solved: &Solved| -> f64 {
+                let weight = solved.tensor.dequantize();
+                weight.iter().zip(&of_weights).map(|(&w, &g)| f64::from(w) * f64::from(g)).sum()
+            };
+            let start = solved(granularity);
+            let gradient = start.scale_gradient(of_weights.view(), start.tensor.dequantize().view());
+            for (place, &expected) in gradient.indexed_iter() {
+                let mut moved = solved(granularity);
+                let mut scales = moved.tensor.scales().to_owned();
+                scales[place] *= 1.01;
+                moved.set_scales(scales).unwrap();
+                let found = (loss(&moved) - loss(&start)) / 0.01;
+                assert!(
+                    (found - f64::from(expected)).abs() < 1e-3,
+                    "{granularity:?} {place:?}: {found} {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn steps_go_down_the_gradient_by_a_share_and_keep_the_sign() {
+        let solved = solved(Granularity::PerChannel);
+        let before = solved.tensor.scales().to_owned();
+        let mut pupil = Pupil::new(&solved);
+        let gradient = ndarray::array![[2.0_f32], [-1e-6], [0.0]];
+        let after = pupil.step(&gradient, 0.1, 1);
+        let expected = ndarray::array![[0.9_f32], [1.1], [1.0]] * &before;
+        assert!(after.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{after} {expected}");
+    }
+}
