@@ -2,6 +2,7 @@
 """What each lever of the recipes is worth: quantizes one model once for each, and prints a Markdown table.
 
 usage: ablation.py QUANTC MODEL CALIBRATION EVALUATION [--bits 4,3] [--group-size 128] [--samples 128] [--context 256] [--windows 64]
+                   [--rows N]
 
 KL is the mean divergence to the original, nats a token, on the evaluation text; processor seconds are those of the phase that solves.
 Needs nothing but Python's standard library.
@@ -72,12 +73,13 @@ def main():
     parser.add_argument("--bits", default="4,3")
     for name, value in (("group-size", 128), ("samples", 128), ("context", 256), ("windows", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--rows", type=int, help="only so many rows from the top, where the others cost too much")
     arguments = parser.parse_args()
     widths = arguments.bits.split(",")
     print("| recipe | " + " | ".join(f"KL, {bits} bit | perplexity | processor s" for bits in widths) + " |")
     print("|---" * (1 + 3 * len(widths)) + "|")
     with tempfile.TemporaryDirectory() as name:
-        for label, recipe in recipes():
+        for label, recipe in list(recipes())[: arguments.rows]:
             cells = []
             for bits in widths:
                 kl, error, perplexity, seconds = measure(arguments, bits, recipe, pathlib.Path(name))
