@@ -4,7 +4,7 @@
 //! included. What a width does to the model is [`crate::sensitivity`]'s to say, the choice [`quantizer::allocate`]'s to make.
 
 use calibration::weights::WeightSource;
-use formats::container::{self, TensorSpec};
+use formats::container::TensorSpec;
 use formats::target::PlannedLinear;
 use model::Model;
 use model::linear::LinearId;
@@ -114,7 +114,7 @@ impl Options {
         let all: u64 = tensors.iter().map(TensorSpec::bytes).sum();
         let others = all - most;
         // Headers of the widest output: offsets of no other have more digits.
-        let headers = container::file_bytes(&tensors, job.max_shard_size) - all;
+        let headers = plan.format.weights_bytes(&tensors, job.max_shard_size) - all;
         let bits = |tensor_bytes: u64| tensor_bytes as f64 * 8.0 / parameters as f64;
         let (tensor_budget, asked, range) = match target {
             Budget::MeanBits(mean) => (

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use calibration::transforms::Transformed;
 use formats::Dtype;
-use formats::container::{SafetensorsWriter, TensorData, TensorSpec};
+use formats::container::{TensorData, TensorSpec};
+use formats::model_writer::ModelWriter;
 
 use crate::error::Error;
 use crate::record::bytes_digest;
@@ -19,7 +20,7 @@ pub(crate) fn carry_over(
     source: &StoredModel,
     transformed: Option<&Transformed<'_>>,
     carried: &[TensorSpec],
-    writer: &mut SafetensorsWriter,
+    writer: &mut dyn ModelWriter,
 ) -> Result<BTreeMap<String, String>, Error> {
     let mut carrier = Carrier { source, writer, digests: BTreeMap::new() };
     let model = transformed.map_or(&source.model, Transformed::model);
@@ -45,14 +46,14 @@ pub(crate) fn carry_over(
 
 struct Carrier<'w> {
     source: &'w StoredModel,
-    writer: &'w mut SafetensorsWriter,
+    writer: &'w mut dyn ModelWriter,
     digests: BTreeMap<String, String>,
 }
 
 impl Carrier<'_> {
     fn put(&mut self, spec: &TensorSpec, bytes: Vec<u8>) -> Result<(), Error> {
         self.digests.insert(spec.name.clone(), bytes_digest(&bytes));
-        Ok(self.writer.put(&TensorData { name: spec.name.clone(), bytes })?)
+        Ok(self.writer.carry(&TensorData { name: spec.name.clone(), bytes })?)
     }
 
     /// Bytes as they are, or narrowed where the output has a narrower type; numbers that the model computes with must be finite.

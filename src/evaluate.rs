@@ -130,12 +130,21 @@ fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<
         });
     }
     let (ours, theirs) = (&measured.model, &reference.model);
-    let same = ours.architecture == theirs.architecture
-        && ours.layers == theirs.layers
-        && ours.hyperparameters.vocabulary == theirs.hyperparameters.vocabulary
-        && ours.hyperparameters.rope == theirs.hyperparameters.rope
-        && ours.hyperparameters.heads == theirs.hyperparameters.heads
-        && ours.hyperparameters.norm_eps.to_bits() == theirs.hyperparameters.norm_eps.to_bits();
+    let (here, there) = (&ours.hyperparameters, &theirs.hyperparameters);
+    // GGUF has single precision, and other ways to say the same.
+    let ((turns, factor), (turns_there, factor_there)) =
+        (here.rope.frequencies(0), there.rope.frequencies(0));
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs();
+    let turns_alike = turns.len() == turns_there.len()
+        && turns.iter().zip(&turns_there).all(|(a, b)| near(*a, *b))
+        && near(factor, factor_there);
+    let same = (ours.architecture == theirs.architecture
+        || ours.architecture.llama_cpp == theirs.architecture.llama_cpp)
+        && ours.linears().eq(theirs.linears())
+        && here.vocabulary == there.vocabulary
+        && turns_alike
+        && here.heads == there.heads
+        && near(here.norm_eps, there.norm_eps);
     if same {
         return Ok(());
     }

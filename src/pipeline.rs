@@ -1,6 +1,6 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
-use formats::container::SafetensorsWriter;
+use formats::model_writer::ModelWriter;
 use model::linear::Linear;
 use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
@@ -52,7 +52,7 @@ pub(crate) enum Inputs<'i> {
 
 /// Where everything goes.
 pub(crate) struct Outputs<'o> {
-    pub(crate) writer: &'o mut SafetensorsWriter,
+    pub(crate) writer: &'o mut dyn ModelWriter,
     pub(crate) adapters: Option<&'o mut AdapterWriter>,
     pub(crate) importance: Option<&'o mut ImportanceGatherer>,
     /// Passes in which scales learn; nothing is written before they have.
@@ -116,7 +116,7 @@ pub(crate) fn quantize_layers(
                 if scale_passes > 0 {
                     waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
                 } else {
-                    outcome.write(plan, linear, &solution.tensor, writer)?;
+                    outcome.write(linear, &solution.tensor, writer)?;
                 }
             }
             // Nothing is behind the last stage that its output would be seen by.
@@ -132,7 +132,7 @@ pub(crate) fn quantize_layers(
         outcome.learned = scales::learn(model, source, windows, scale_passes, &mut waiting, progress)?;
     }
     for solved in &waiting {
-        outcome.write(plan, &solved.linear, &solved.tensor, writer)?;
+        outcome.write(&solved.linear, &solved.tensor, writer)?;
     }
     Ok(outcome)
 }
@@ -279,14 +279,11 @@ impl Outcome {
     /// Writes what stands, and its digest to the record.
     fn write(
         &mut self,
-        plan: &Plan,
         linear: &Linear,
         tensor: &QuantizedTensor,
-        writer: &mut SafetensorsWriter,
+        writer: &mut dyn ModelWriter,
     ) -> Result<(), Error> {
-        for part in plan.format.encode(linear, tensor) {
-            writer.put(&part)?;
-        }
+        writer.put(linear, tensor)?;
         let record = LinearRecord { scheme: tensor.scheme(), digest: solution_digest(tensor) };
         self.records.push((linear.name.clone(), record));
         Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use calibration::transforms::Transform;
 use formats::container::TensorSpec;
+use formats::model_writer::Contents;
 use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Dtype, side_files};
 use model::Model;
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) untie: bool,
     /// The type that runtimes multiply in.
     pub(crate) runtime: Dtype,
+    /// The model as it is written.
+    pub(crate) written: Model,
 }
 
 impl Plan {
@@ -54,6 +57,8 @@ impl Plan {
             let (head, embedding) = (source.model.untied_head(), source.model.embedding());
             notes.push(format!("`{head}` repeats `{embedding}`, to which it is tied; it is carried over, and counts in the size"));
         }
+        let mut written = source.model.clone();
+        written.hyperparameters.tied_head &= !untie;
         let mut linears = Vec::new();
         let mut treatments = BTreeMap::new();
         let mut kept = Vec::new();
@@ -74,17 +79,17 @@ impl Plan {
                     scale_dtype: format.scale_dtype(runtime),
                 };
                 let scheme = format.grid(linear, source.model.layers.len(), asked);
-                if reason.is_none() {
+                if reason.is_none() && format.quantizes() {
                     demand_asked(format, linear, &treatment.asked, scheme)?;
                 }
-                let scheme = reason.is_none().then_some(scheme);
+                let scheme = (reason.is_none() && format.quantizes()).then_some(scheme);
                 kept.extend(reason.map(|reason| Kept { name: linear.name.clone(), reason }));
                 linears.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });
                 treatments.insert(linear.id, treatment);
             }
         }
         demand_rank(job, &linears)?;
-        if linears.iter().all(|planned| planned.scheme.is_none()) {
+        if format.quantizes() && linears.iter().all(|planned| planned.scheme.is_none()) {
             return Err(Error::NotSuitable {
                 path: job.model.clone(),
                 problem: "no linear is left to quantize".to_owned(),
@@ -112,8 +117,16 @@ impl Plan {
             let spec = carried.iter().find(|spec| spec.name == embedding).cloned();
             carried.extend(spec.map(|spec| TensorSpec { name: source.model.untied_head(), ..spec }));
         }
+        let left_out = format.settle_carried(&written, &mut carried)?;
+        if !left_out.is_empty() {
+            notes.push(format!(
+                "left out, since {} has no place for them: {}",
+                format.id(),
+                left_out.join(", ")
+            ));
+        }
         let transforms = job.recipe.transforms().to_vec();
-        Ok(Self {
+        let mut plan = Self {
             format,
             linears,
             treatments,
@@ -125,7 +138,25 @@ impl Plan {
             transforms,
             untie,
             runtime,
-        })
+            written,
+        };
+        let found = format.check(&plan.contents(source, job))?;
+        plan.notes.extend(found);
+        Ok(plan)
+    }
+
+    /// What the output will hold.
+    pub(crate) fn contents<'a>(&'a self, source: &'a StoredModel, job: &QuantizeJob) -> Contents<'a> {
+        Contents {
+            source: &source.path,
+            config: &source.config,
+            model: &self.written,
+            linears: &self.linears,
+            carried: &self.carried,
+            runtime: self.runtime,
+            untied: self.untie,
+            max_shard_bytes: job.max_shard_size,
+        }
     }
 
     /// The same with other widths for some linears.
@@ -221,7 +252,11 @@ fn demand_asked(
 ) -> Result<(), Error> {
     let bits = asked.bits.filter(|&bits| bits != has.bits);
     let granularity = asked.granularity.filter(|&granularity| granularity != has.granularity);
-    let symmetry = asked.symmetry.filter(|&symmetry| symmetry != has.symmetry);
+    // A stored minimum is what some formats have for a zero point.
+    let same = |symmetry| {
+        symmetry == has.symmetry || symmetry == Symmetry::Asymmetric && has.symmetry == Symmetry::Minimum
+    };
+    let symmetry = asked.symmetry.filter(|&symmetry| !same(symmetry));
     let (flag, problem) = match (bits, granularity, symmetry) {
         (Some(bits), ..) => {
             ("--bits", format!("gives `{}` {} bit, not {}", linear.name, has.bits.get(), bits.get()))

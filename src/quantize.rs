@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use calibration::transforms::Transformed;
 use calibration::weights::WeightSource;
 use formats::adapter::DIRECTORY;
-use formats::container::SafetensorsWriter;
 use formats::output::OutputDirectory;
-use formats::side_files;
 
 use crate::adapted::{AdaptedModel, AdapterWriter};
 use crate::budget::Options;
@@ -156,14 +154,14 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     };
 
     let output = OutputDirectory::create(&job.output, job.force)?;
-    let mut writer = SafetensorsWriter::create(output.path(), &plan.tensors(), job.max_shard_size)?;
-    let tensors = carry_over(&source, transformed.as_ref(), &plan.carried, &mut writer)?;
+    let mut writer = plan.format.begin(output.path(), &plan.contents(&source, job))?;
+    let tensors = carry_over(&source, transformed.as_ref(), &plan.carried, writer.as_mut())?;
     let adapters = job.adapter_rank.map(|rank| AdapterWriter::create(output.path(), &plan, rank));
     let mut adapters = adapters.transpose()?;
     let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
     let inputs = known.as_ref().map_or(Inputs::Windows(&windows), Inputs::MeanSquares);
     let outputs = Outputs {
-        writer: &mut writer,
+        writer: writer.as_mut(),
         adapters: adapters.as_mut(),
         importance: gathered.as_mut(),
         scale_passes: if job.adapter_rank.is_none() { job.recipe.scale_passes() } else { 0 },
@@ -173,7 +171,6 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Er
     let adapter = adapters.map(AdapterWriter::finish).transpose()?;
     let tensor_bytes = writer.tensor_bytes();
     writer.finish()?;
-    write_side_files(&source, &plan, output.path())?;
     phases.end("quantizing");
 
     let record = Record {
@@ -286,21 +283,6 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
     })
 }
 
-fn write_side_files(source: &StoredModel, plan: &Plan, output: &Path) -> Result<(), Error> {
-    side_files::copy(&source.path, output)?;
-    let dtype = plan
-        .runtime
-        .torch_name()
-        .ok_or_else(|| Error::Internal(format!("no runtime multiplies in {}", plan.runtime.name())))?;
-    let config =
-        side_files::quantized_config(&source.config, dtype, plan.untie, plan.format.config(&plan.linears));
-    side_files::write_json(&output.join("config.json"), &config)?;
-    for (name, content) in plan.format.side_files(&plan.linears) {
-        side_files::write_json(&output.join(name), &content)?;
-    }
-    Ok(())
-}
-
 fn size(
     source: &StoredModel,
     written: &StoredModel,
@@ -320,7 +302,7 @@ fn size(
         bytes: written.checkpoint.file_bytes()?,
         original_bytes: source.checkpoint.file_bytes()?,
         bits_per_weight: tensor_bytes as f64 * 8.0 / parameters as f64,
-        linear_bits_per_weight: packed as f64 * 8.0 / quantized as f64,
+        linear_bits_per_weight: if quantized == 0 { 0.0 } else { packed as f64 * 8.0 / quantized as f64 },
     })
 }
 

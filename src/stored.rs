@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use calibration::tokenizer::TextTokenizer;
 use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
+use formats::gguf::GgufFile;
 use formats::target::{self, StoredFormat};
 use formats::{Checkpoint, Dtype};
 use model::linear::Linear;
@@ -36,6 +37,9 @@ pub(crate) struct StoredModel {
 impl StoredModel {
     /// Opens a directory and checks every tensor that the description expects.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        if let Some(file) = path.exists().then(|| GgufFile::find(path)).transpose()?.flatten() {
+            return Self::open_gguf(&file);
+        }
         if !path.is_dir() {
             let problem = if path.exists() { "is not a directory" } else { "does not exist" };
             return Err(Error::NotSuitable {
@@ -47,14 +51,25 @@ impl StoredModel {
         let config = read_config(path)?;
         let model =
             Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
-        let format = match config.get("quantization_config").filter(|value| !value.is_null()) {
-            None => None,
-            Some(quantization) => Some(target::open(quantization)?),
-        };
+        let format = target::description(&config).map(target::open).transpose()?;
         let checkpoint = Checkpoint::open(path)?;
         let stored = Self { path: path.to_owned(), config, model, checkpoint, format };
         stored.check_tensors()?;
         stored.check_tied_head()?;
+        Ok(stored)
+    }
+
+    /// Opens a GGUF file, which says itself what model it holds.
+    fn open_gguf(path: &Path) -> Result<Self, Error> {
+        let file = GgufFile::open(path)?;
+        let config = file.config()?;
+        let model =
+            Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
+        let (format, checkpoint) = file.into_parts(&model)?;
+        // What else belongs to the model lies beside the file.
+        let beside = path.parent().unwrap_or(Path::new(".")).to_owned();
+        let stored = Self { path: beside, config, model, checkpoint, format: Some(format) };
+        stored.check_tensors()?;
         Ok(stored)
     }
 
@@ -78,7 +93,8 @@ impl StoredModel {
 
     /// The grid of a linear; none where its weight is dense.
     pub(crate) fn scheme(&self, linear: &Linear) -> Option<Scheme> {
-        if self.checkpoint.contains(&linear.weight_name()) {
+        // Some formats call the codes as the dense weight is called.
+        if self.checkpoint.info(&linear.weight_name()).is_ok_and(|found| found.dtype.is_float()) {
             return None;
         }
         self.format.as_ref().and_then(|format| format.scheme(linear))

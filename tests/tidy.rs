@@ -85,6 +85,9 @@ fn names_of_architectures_formats_and_solvers_stay_in_their_own_files() {
         (root().join("src/cli.rs"), "gptq"),
         (root().join("quantizer/src/settings.rs"), "gptq"),
         (root().join("quantizer/src/settings.rs"), "rtn"),
+        // GGUF calls ways to split text, and a kind of tokenizer, after the models that had them first.
+        (root().join("formats/src/gguf/pretokenizers.rs"), "qwen2"),
+        (root().join("formats/src/gguf/tokenizer.rs"), "llama"),
     ];
     for (crate_name, _) in LEVELS {
         for path in sources(&source_folder(crate_name)) {
@@ -131,6 +134,22 @@ fn files_have_one_idea_and_open_with_what_they_are_for() {
             assert!(stray.is_none(), "{stray:?}: name the idea instead");
         }
     }
+}
+
+/// The table of formats in README.md.
+fn support_matrix() -> String {
+    let rows = formats::target::ALL.iter().map(|format| {
+        let loaders: Vec<&str> = format.loaders().iter().map(|rule| rule.runtime).collect();
+        format!("| `{}` | {} | {} |\n", format.id(), format.summary(), loaders.join("; "))
+    });
+    let head = "| `--to` | what | runtimes whose rules are checked |\n|---|---|---|\n";
+    std::iter::once(head.to_owned()).chain(rows).collect()
+}
+
+#[test]
+fn the_readme_has_the_registry_s_formats() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(readme.contains(&support_matrix()), "expected in README.md:\n{}", support_matrix());
 }
 
 #[test]

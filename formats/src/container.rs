@@ -1,15 +1,14 @@
 //! Safetensors out: every tensor's size is known before the first byte, so headers come first and tensors are written at their places, in
 //! any order, as soon as they are ready.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Dtype, INDEX, MOST_HEADER};
 use crate::error::FormatsError;
-use crate::files::write_at;
+use crate::placed::PlacedFiles;
 
 /// Name, type and shape of a tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,18 +33,11 @@ pub struct TensorData {
 /// Writes a checkpoint of one or several safetensors files.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
-    files: Vec<(PathBuf, File)>,
-    places: BTreeMap<String, Place>,
-    missing: BTreeSet<String>,
+    files: PlacedFiles,
+    /// `format` in the metadata.
+    framework: &'static str,
     index: Option<(PathBuf, Value)>,
     tensor_bytes: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    file: usize,
-    offset: u64,
-    bytes: u64,
 }
 
 impl TensorSpec {
@@ -58,7 +50,7 @@ impl TensorSpec {
 
 impl SafetensorsWriter {
     /// Creates the files in `directory` for `specs`, in that order, each file of at most `max_shard_bytes` of tensors (a larger tensor
-    /// has a file of its own).
+    /// has a file of its own). `framework` is what the metadata says the tensors are for.
     ///
     /// # Errors
     /// The system's, and a name that comes twice.
@@ -66,16 +58,11 @@ impl SafetensorsWriter {
         directory: &Path,
         specs: &[TensorSpec],
         max_shard_bytes: u64,
+        framework: &'static str,
     ) -> Result<Self, FormatsError> {
         let shards = shards(specs, max_shard_bytes);
         let count = shards.len();
-        let mut writer = Self {
-            files: Vec::with_capacity(count),
-            places: BTreeMap::new(),
-            missing: BTreeSet::new(),
-            index: None,
-            tensor_bytes: specs.iter().map(TensorSpec::bytes).sum(),
-        };
+        let mut writer = Self::empty(specs, framework);
         let mut weight_map = BTreeMap::new();
         for (number, shard) in shards.into_iter().enumerate() {
             let name = if count == 1 {
@@ -83,7 +70,7 @@ impl SafetensorsWriter {
             } else {
                 format!("model-{:05}-of-{count:05}.safetensors", number + 1)
             };
-            writer.create_file(&directory.join(&name), number, &shard)?;
+            writer.create_file(&directory.join(&name), &shard)?;
             weight_map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
         }
         if count > 1 {
@@ -98,30 +85,20 @@ impl SafetensorsWriter {
     /// # Errors
     /// As [`SafetensorsWriter::create`].
     pub fn create_one(path: &Path, specs: &[TensorSpec]) -> Result<Self, FormatsError> {
-        let mut writer = Self {
-            files: Vec::with_capacity(1),
-            places: BTreeMap::new(),
-            missing: BTreeSet::new(),
-            index: None,
-            tensor_bytes: specs.iter().map(TensorSpec::bytes).sum(),
-        };
+        let mut writer = Self::empty(specs, "pt");
         for shard in shards(specs, u64::MAX) {
-            writer.create_file(path, 0, &shard)?;
+            writer.create_file(path, &shard)?;
         }
         Ok(writer)
     }
 
-    fn create_file(&mut self, path: &Path, number: usize, shard: &[&TensorSpec]) -> Result<(), FormatsError> {
-        let mut offset = 0;
-        for spec in shard {
-            let place = Place { file: number, offset, bytes: spec.bytes() };
-            if self.places.insert(spec.name.clone(), place).is_some() {
-                return Err(self.misuse(path, &spec.name, "is laid out twice"));
-            }
-            self.missing.insert(spec.name.clone());
-            offset += spec.bytes();
-        }
-        let text = header(shard);
+    fn empty(specs: &[TensorSpec], framework: &'static str) -> Self {
+        let tensor_bytes = specs.iter().map(TensorSpec::bytes).sum();
+        Self { files: PlacedFiles::default(), framework, index: None, tensor_bytes }
+    }
+
+    fn create_file(&mut self, path: &Path, shard: &[&TensorSpec]) -> Result<(), FormatsError> {
+        let text = header(shard, self.framework);
         if text.len() as u64 > MOST_HEADER {
             let problem = format!("{} tensors need a header of {} bytes", shard.len(), text.len());
             return Err(FormatsError::malformed(
@@ -129,18 +106,16 @@ impl SafetensorsWriter {
                 format!("{problem}, expected at most {MOST_HEADER}; use smaller shards"),
             ));
         }
-        let file = File::create_new(path).map_err(FormatsError::io(path))?;
-        let start = 8 + text.len() as u64;
-        file.set_len(start + offset).map_err(FormatsError::io(path))?;
-        write_at(&file, &(text.len() as u64).to_le_bytes(), 0).map_err(FormatsError::io(path))?;
-        write_at(&file, &text, 8).map_err(FormatsError::io(path))?;
-        for spec in shard {
-            if let Some(place) = self.places.get_mut(&spec.name) {
-                place.offset += start;
-            }
-        }
-        self.files.push((path.to_owned(), file));
-        Ok(())
+        let mut start = (text.len() as u64).to_le_bytes().to_vec();
+        start.extend(text);
+        let mut end = start.len() as u64;
+        let tensors = shard.iter().map(|spec| {
+            let offset = end;
+            end += spec.bytes();
+            (spec.name.clone(), offset, spec.bytes())
+        });
+        let length = start.len() as u64 + shard.iter().map(|spec| spec.bytes()).sum::<u64>();
+        self.files.add(path, &start, length, tensors)
     }
 
     /// Length of all tensors, bytes.
@@ -154,18 +129,7 @@ impl SafetensorsWriter {
     /// # Errors
     /// The system's; a tensor that was not laid out, has another length, or comes twice.
     pub fn put(&mut self, tensor: &TensorData) -> Result<(), FormatsError> {
-        let Some(&place) = self.places.get(&tensor.name) else {
-            return Err(self.misuse(Path::new("output"), &tensor.name, "was not laid out"));
-        };
-        let (path, file) = &self.files[place.file];
-        if tensor.bytes.len() as u64 != place.bytes {
-            let problem = format!("has {} bytes, {} were laid out", tensor.bytes.len(), place.bytes);
-            return Err(self.misuse(path, &tensor.name, &problem));
-        }
-        if !self.missing.remove(&tensor.name) {
-            return Err(self.misuse(path, &tensor.name, "comes twice"));
-        }
-        write_at(file, &tensor.bytes, place.offset).map_err(FormatsError::io(path))
+        self.files.put(&tensor.name, &tensor.bytes)
     }
 
     /// Writes the index and makes everything durable.
@@ -173,30 +137,20 @@ impl SafetensorsWriter {
     /// # Errors
     /// The system's, and a tensor that never came.
     pub fn finish(self) -> Result<(), FormatsError> {
-        if let Some(tensor) = self.missing.first() {
-            return Err(self.misuse(Path::new("output"), tensor, "was never written"));
-        }
-        for (path, file) in &self.files {
-            file.sync_all().map_err(FormatsError::io(path))?;
-        }
+        self.files.finish()?;
         if let Some((path, index)) = &self.index {
             let text = format!("{index:#}\n");
             std::fs::write(path, text).map_err(FormatsError::io(path))?;
         }
         Ok(())
     }
-
-    #[allow(clippy::unused_self)]
-    fn misuse(&self, path: &Path, tensor: &str, problem: &str) -> FormatsError {
-        FormatsError::Writer { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.to_owned() }
-    }
 }
 
 /// Length of all files of weights, headers included, that [`SafetensorsWriter::create`] makes for `specs`.
 #[must_use]
-pub fn file_bytes(specs: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+pub fn file_bytes(specs: &[TensorSpec], max_shard_bytes: u64, framework: &str) -> u64 {
     let file = |shard: &Vec<&TensorSpec>| {
-        8 + header(shard).len() as u64 + shard.iter().map(|spec| spec.bytes()).sum::<u64>()
+        8 + header(shard, framework).len() as u64 + shard.iter().map(|spec| spec.bytes()).sum::<u64>()
     };
     shards(specs, max_shard_bytes).iter().map(file).sum()
 }
@@ -221,9 +175,9 @@ fn shards(specs: &[TensorSpec], max_shard_bytes: u64) -> Vec<Vec<&TensorSpec>> {
 }
 
 /// The header of a file of these tensors, padded so that the data begins at a multiple of eight.
-fn header(shard: &[&TensorSpec]) -> Vec<u8> {
+fn header(shard: &[&TensorSpec], framework: &str) -> Vec<u8> {
     let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    header.insert("__metadata__".to_owned(), json!({"format": framework}));
     let mut offset = 0;
     for spec in shard {
         let end = offset + spec.bytes();
@@ -263,7 +217,7 @@ mod tests {
     fn what_is_written_is_read_by_the_reference_reader_and_by_ours() {
         for max_shard in [1, 20, 1 << 30] {
             let folder = tempfile::tempdir().unwrap();
-            let mut writer = SafetensorsWriter::create(folder.path(), &specs(), max_shard).unwrap();
+            let mut writer = SafetensorsWriter::create(folder.path(), &specs(), max_shard, "pt").unwrap();
             let tensors = [data("scalar", 8), data("a", 20), data("empty", 0), data("b", 12)];
             for tensor in &tensors {
                 writer.put(tensor).unwrap();
@@ -274,7 +228,7 @@ mod tests {
                 assert_eq!(checkpoint.read(&tensor.name).unwrap(), tensor.bytes, "{max_shard}");
             }
             assert_eq!(checkpoint.files().count() > 1, max_shard < 100);
-            assert_eq!(checkpoint.file_bytes().unwrap(), file_bytes(&specs(), max_shard));
+            assert_eq!(checkpoint.file_bytes().unwrap(), file_bytes(&specs(), max_shard, "pt"));
             for file in checkpoint.files() {
                 let bytes = std::fs::read(file).unwrap();
                 let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -295,7 +249,7 @@ mod tests {
             specs.push(TensorSpec { name: name.to_owned(), dtype, shape: vec![3] });
         }
         let tensors: Vec<_> = specs.iter().map(|spec| data(&spec.name, spec.bytes() as usize)).collect();
-        let mut writer = SafetensorsWriter::create(folder.path(), &specs, 1 << 30).unwrap();
+        let mut writer = SafetensorsWriter::create(folder.path(), &specs, 1 << 30, "pt").unwrap();
         for tensor in &tensors {
             writer.put(tensor).unwrap();
         }
@@ -312,7 +266,7 @@ mod tests {
     #[test]
     fn a_tensor_that_is_missing_doubled_unknown_or_of_another_length_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = SafetensorsWriter::create(folder.path(), &specs(), 1 << 30).unwrap();
+        let mut writer = SafetensorsWriter::create(folder.path(), &specs(), 1 << 30, "pt").unwrap();
         writer.put(&data("a", 20)).unwrap();
         assert!(writer.put(&data("a", 20)).unwrap_err().to_string().contains("twice"));
         assert!(writer.put(&data("b", 11)).unwrap_err().to_string().contains("11"));

@@ -12,15 +12,14 @@
 
 mod gguf;
 mod legacy;
-mod reader;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use model::linear::{Linear, Role};
+use model::linear::Linear;
 
+use crate::bytes::Reader;
 use crate::error::FormatsError;
-use reader::Reader;
 
 /// Largest file that is read, bytes: hundreds of times what a dense model of 100 billion weights needs.
 const MOST_BYTES: u64 = 4 << 30;
@@ -68,8 +67,11 @@ impl Imatrix {
 
     fn decode(bytes: &[u8]) -> Result<Self, String> {
         let reader = Reader::new(bytes);
-        let found =
-            if bytes.starts_with(gguf::MAGIC) { gguf::decode(reader)? } else { legacy::decode(reader)? };
+        let found = if bytes.starts_with(crate::gguf::MAGIC) {
+            gguf::decode(reader)?
+        } else {
+            legacy::decode(reader)?
+        };
         for (name, entry) in &found.entries {
             let bad = entry.mean_squares.iter().position(|&x| !(x.is_finite() && x >= 0.0));
             if let Some(place) = bad {
@@ -116,19 +118,7 @@ impl Imatrix {
 }
 
 /// What GGUF calls a linear's weight.
-#[must_use]
-pub fn gguf_name(linear: &Linear) -> String {
-    let role = match linear.id.role {
-        Role::Query => "attn_q",
-        Role::Key => "attn_k",
-        Role::Value => "attn_v",
-        Role::Output => "attn_output",
-        Role::Gate => "ffn_gate",
-        Role::Up => "ffn_up",
-        Role::Down => "ffn_down",
-    };
-    format!("blk.{}.{role}.weight", linear.id.layer)
-}
+pub use crate::gguf::names::weight as gguf_name;
 
 #[cfg(test)]
 mod tests;

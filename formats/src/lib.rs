@@ -7,14 +7,18 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod adapter;
+mod bytes;
 pub mod checkpoint;
 pub mod container;
 mod error;
 mod files;
+pub mod gguf;
 pub mod imatrix;
 pub mod json;
+pub mod model_writer;
 pub mod output;
 pub mod packing;
+mod placed;
 pub mod side_files;
 pub mod target;
 

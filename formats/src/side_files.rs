@@ -84,9 +84,14 @@ fn side_files(source: &Path) -> Result<Vec<(String, PathBuf)>, FormatsError> {
 }
 
 /// config.json of the output: the original's keys in their order, `dtype` (and `torch_dtype` where the original has it) set to `dtype`,
-/// `tie_word_embeddings` to false where the head was given a tensor of its own (`untied`), and `quantization_config`.
+/// `tie_word_embeddings` to false where the head was given a tensor of its own (`untied`), and what `quantization` is, under its keys.
 #[must_use]
-pub fn quantized_config(original: &Value, dtype: &str, untied: bool, quantization: Value) -> Value {
+pub fn quantized_config(
+    original: &Value,
+    dtype: &str,
+    untied: bool,
+    (keys, quantization): (&[&str], Value),
+) -> Value {
     let mut config = original.clone();
     if let Some(object) = config.as_object_mut() {
         let old = object.contains_key("torch_dtype");
@@ -99,7 +104,7 @@ pub fn quantized_config(original: &Value, dtype: &str, untied: bool, quantizatio
         if untied {
             object.insert("tie_word_embeddings".to_owned(), false.into());
         }
-        object.insert("quantization_config".to_owned(), quantization);
+        object.extend(keys.iter().map(|key| ((*key).to_owned(), quantization.clone())));
     }
     config
 }

@@ -1,16 +1,18 @@
 //! Every format with every scheme: what it claims comes back exactly, as a solution and as a matrix to multiply with; what it does not
 //! claim is refused with a reason; a single changed bit is seen.
 
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
-use formats::container::SafetensorsWriter;
+use formats::model_writer::Contents;
 use formats::target::{self, PlannedLinear, TargetFormat};
-use formats::{Checkpoint, Dtype, side_files};
+use formats::{Checkpoint, Dtype};
+use model::Model;
 use model::linear::{Linear, LinearId, Role};
 use ndarray::Array2;
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
-use quantizer::tensor::QuantizedTensor;
+use quantizer::tensor::{Offsets, QuantizedTensor};
 use serde_json::{Value, json};
 
 fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
@@ -36,6 +38,10 @@ fn scheme(
 ) -> Scheme {
     let bits = BitWidth::new(bits).unwrap();
     Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: format.scale_dtype(runtime) }
+}
+
+fn planned(linear: &Linear, scheme: Scheme) -> PlannedLinear {
+    PlannedLinear { linear: linear.clone(), fused_group: 0, scheme: Some(scheme) }
 }
 
 fn group(columns: usize) -> Granularity {
@@ -65,44 +71,70 @@ fn solution(linear: &Linear, scheme: Scheme) -> QuantizedTensor {
 }
 
 /// Writes a checkpoint with config.json; the driver's part in small.
-fn write(folder: &Path, format: &dyn TargetFormat, plan: &[PlannedLinear], tensors: &[QuantizedTensor]) {
-    let quantized: Vec<(&Linear, &QuantizedTensor)> = plan
-        .iter()
-        .zip(tensors)
-        .filter(|(planned, _)| planned.scheme.is_some())
-        .map(|(planned, tensor)| (&planned.linear, tensor))
-        .collect();
-    let specs: Vec<_> =
-        quantized.iter().flat_map(|(linear, tensor)| format.layout(linear, tensor.scheme())).collect();
-    let mut writer = SafetensorsWriter::create(folder, &specs, 1 << 16).unwrap();
-    for (linear, tensor) in quantized {
-        for tensor in format.encode(linear, tensor) {
-            writer.put(&tensor).unwrap();
-        }
+fn write(
+    folder: &Path,
+    format: &'static dyn TargetFormat,
+    plan: &[PlannedLinear],
+    tensors: &[QuantizedTensor],
+) {
+    let source = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "llama", "torch_dtype": "float16", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "vocab_size": 8, "max_position_embeddings": 8
+    });
+    let contents = Contents {
+        source: source.path(),
+        config: &config,
+        model: &Model::resolve(&config).unwrap(),
+        linears: plan,
+        carried: &[],
+        runtime: Dtype::Bf16,
+        untied: false,
+        max_shard_bytes: 1 << 16,
+    };
+    let mut writer = format.begin(folder, &contents).unwrap();
+    for (planned, tensor) in plan.iter().zip(tensors).filter(|(planned, _)| planned.scheme.is_some()) {
+        writer.put(&planned.linear, tensor).unwrap();
     }
     writer.finish().unwrap();
-    let config = side_files::quantized_config(
-        &json!({"model_type": "llama", "torch_dtype": "float16"}),
-        "bfloat16",
-        false,
-        format.config(plan),
-    );
-    side_files::write_json(&folder.join("config.json"), &config).unwrap();
+}
+
+/// Formats that keep the checkpoint's names in safetensors; GGUF has tests of its own.
+fn checkpoints() -> impl Iterator<Item = &'static dyn TargetFormat> {
+    target::ALL.iter().copied().filter(|format| !format.id().starts_with("gguf"))
 }
 
 fn quantization(folder: &Path) -> Value {
     formats::json::read(folder, "config.json").unwrap()["quantization_config"].clone()
 }
 
-fn claimed(format: &dyn TargetFormat, bits: u8, shape: (usize, usize)) -> bool {
+fn claimed(format: &dyn TargetFormat, scheme: Scheme, shape: (usize, usize)) -> bool {
+    let bits = scheme.bits.get();
     match format.id() {
-        "gptq" => {
+        "gptq" | "gptq-v2" => {
             let whole_words = |features: usize| (features * usize::from(bits)).is_multiple_of(32);
             [2, 3, 4, 8].contains(&bits) && whole_words(shape.0) && whole_words(shape.1)
         }
+        "awq" => bits == 4 && shape.0.is_multiple_of(8),
         "compressed-tensors" => true,
+        "mlx" => {
+            let group = match scheme.granularity {
+                Granularity::PerGroup(size) => lowered(size.get(), shape.1),
+                Granularity::PerChannel | Granularity::PerTensor => None,
+            };
+            bits != 7 && scheme.symmetry == Symmetry::Symmetric && [32, 64, 128].map(Some).contains(&group)
+        }
         other => panic!("say what `{other}` claims"),
     }
+}
+
+/// The largest size that divides the width, of `asked` and what halving leaves of it, and of the powers of two below.
+fn lowered(asked: usize, width: usize) -> Option<usize> {
+    let halves = |size: usize| asked.is_multiple_of(size) && (asked / size).is_power_of_two();
+    (16..=asked)
+        .rev()
+        .filter(|&size| size.is_power_of_two() || halves(size))
+        .find(|size| width.is_multiple_of(*size))
 }
 
 #[test]
@@ -110,14 +142,14 @@ fn what_a_format_claims_comes_back_exactly_and_the_rest_is_refused_with_a_reason
     let granularities =
         [group(16), group(48), group(64), group(1024), Granularity::PerChannel, Granularity::PerTensor];
     let mut written = 0;
-    for format in target::ALL {
+    for format in checkpoints() {
         for shape in [(64, 192), (32, 1024), (33, 96), (40, 80), (1, 16), (3, 7)] {
             for bits in 2..=8 {
                 for (number, granularity) in granularities.into_iter().enumerate() {
                     for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
                         let runtime = if number % 2 == 0 { Dtype::F16 } else { Dtype::Bf16 };
-                        let scheme = scheme(*format, bits, granularity, symmetry, runtime);
-                        written += usize::from(holds_or_refuses(*format, shape, scheme));
+                        let scheme = scheme(format, bits, granularity, symmetry, runtime);
+                        written += usize::from(holds_or_refuses(format, shape, scheme));
                     }
                 }
             }
@@ -127,12 +159,12 @@ fn what_a_format_claims_comes_back_exactly_and_the_rest_is_refused_with_a_reason
 }
 
 /// Whether the format took the scheme, after it was seen to be right either way.
-fn holds_or_refuses(format: &dyn TargetFormat, shape: (usize, usize), scheme: Scheme) -> bool {
+fn holds_or_refuses(format: &'static dyn TargetFormat, shape: (usize, usize), scheme: Scheme) -> bool {
     let what = format!("{} {scheme:?} {shape:?}", format.id());
     let linear = linear(3, Role::Down, shape);
     let mut plan = vec![PlannedLinear { linear, fused_group: 0, scheme: Some(scheme) }];
     let grouped = matches!(scheme.granularity, Granularity::PerGroup(_));
-    let possible = claimed(format, scheme.bits.get(), shape) && (!grouped || shape.1.is_multiple_of(16));
+    let possible = claimed(format, scheme, shape) && (!grouped || shape.1.is_multiple_of(16));
     match format.settle(&mut plan) {
         Err(error) => {
             assert!(!possible, "{what} refused: {error}");
@@ -147,7 +179,7 @@ fn holds_or_refuses(format: &dyn TargetFormat, shape: (usize, usize), scheme: Sc
     }
 }
 
-fn round_trip(format: &dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
+fn round_trip(format: &'static dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
     let folder = tempfile::tempdir().unwrap();
     let (linear, scheme) = (&plan[0].linear, plan[0].scheme.unwrap());
     let solution = solution(linear, scheme);
@@ -157,7 +189,12 @@ fn round_trip(format: &dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
     write(folder.path(), format, plan, std::slice::from_ref(&solution));
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let stored = target::open(&quantization(folder.path())).unwrap();
-    assert_eq!(stored.id(), format.id());
+    // Of two formats that write the same, reading names one.
+    let config = quantization(folder.path());
+    assert!(
+        stored.id() == format.id() || format.open(&config).is_some_and(|opened| opened.is_ok()),
+        "{what}"
+    );
     for name in stored.tensors(linear, scheme) {
         assert!(checkpoint.contains(&name), "{what} {name}");
     }
@@ -165,11 +202,13 @@ fn round_trip(format: &dyn TargetFormat, plan: &[PlannedLinear], what: &str) {
     let decoded = stored.decode(linear, scheme, &checkpoint).unwrap();
     assert_eq!(decoded, solution, "{what}");
     let read = stored.scheme(linear).unwrap();
-    assert_eq!((read.bits, read.symmetry, read.scale_dtype), (scheme.bits, scheme.symmetry, ScaleDtype::F32));
+    assert_eq!((read.bits, read.scale_dtype), (scheme.bits, ScaleDtype::F32));
+    // A format that always stores zero points or minimums holds symmetric grids too.
+    assert!(read.symmetry == scheme.symmetry || read.symmetry != Symmetry::Symmetric, "{what}");
     let decoded = stored.decode(linear, read, &checkpoint).unwrap();
     assert_eq!(decoded.codes(), solution.codes());
     assert_eq!(decoded.scales_by_row(), solution.scales_by_row());
-    assert_eq!(decoded.zero_points_by_row(), solution.zero_points_by_row());
+    assert_eq!(decoded.dequantize(), solution.dequantize());
     let packed = stored.packed(linear, scheme, &checkpoint).unwrap().unwrap();
     assert_eq!(packed.dequantize(), solution.dequantize(), "{what}");
     assert_eq!(packed.unpack_codes(), solution.codes(), "{what}");
@@ -202,7 +241,7 @@ fn find(id: &str) -> &'static dyn TargetFormat {
 }
 
 /// Writes a model, reads it again, and expects of every linear what was planned.
-fn expect_model(format: &dyn TargetFormat, plan: &[PlannedLinear]) -> Value {
+fn expect_model(format: &'static dyn TargetFormat, plan: &[PlannedLinear]) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let filler = scheme(format, 4, Granularity::PerChannel, Symmetry::Symmetric, Dtype::F16);
     let tensors: Vec<_> =
@@ -251,22 +290,51 @@ fn one_group_size_for_a_file_is_the_largest_that_divides_every_linear() {
 }
 
 #[test]
+fn minimums_come_back_exactly_where_a_format_has_them() {
+    let format = find("mlx");
+    let linear = linear(0, Role::Up, (24, 192));
+    for bits in [2, 3, 4, 5, 6, 8] {
+        for runtime in [Dtype::F16, Dtype::Bf16] {
+            let asked = scheme(format, bits, group(64), Symmetry::Asymmetric, runtime);
+            let scheme = format.grid(&linear, 1, asked);
+            assert_eq!(scheme.symmetry, Symmetry::Minimum);
+            let mut plan = [planned(&linear, scheme)];
+            format.settle(&mut plan).unwrap();
+            let symmetric = solution(&linear, Scheme { symmetry: Symmetry::Symmetric, ..scheme });
+            let minimums = symmetric.scales().mapv(|scale| scheme.scale_dtype.round_minimum(scale * -1.7));
+            let (codes, scales) = (symmetric.codes().to_owned(), symmetric.scales().to_owned());
+            let expected =
+                QuantizedTensor::with_offsets(scheme, codes, scales, Offsets::Minimums(minimums)).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            write(folder.path(), format, &plan, std::slice::from_ref(&expected));
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let stored = target::open(&quantization(folder.path())).unwrap();
+            assert_eq!(stored.decode(&linear, scheme, &checkpoint).unwrap(), expected, "{bits}");
+            assert!(stored.packed(&linear, scheme, &checkpoint).unwrap().is_none());
+            let refused = Scheme { symmetry: Symmetry::Symmetric, ..scheme };
+            let message = stored.decode(&linear, refused, &checkpoint).unwrap_err().to_string();
+            assert!(message.contains("up_proj.biases"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn linears_left_in_16_bit_and_linears_of_another_width_are_told_to_every_reader() {
-    for format in target::ALL {
-        let mut plan = small_model(*format, 4, group(64));
+    for format in checkpoints() {
+        let mut plan = small_model(format, 4, group(64));
         for planned in &mut plan {
             let LinearId { layer, role } = planned.linear.id;
             match role {
                 Role::Down => planned.scheme = None,
-                Role::Gate | Role::Up if layer != 1 => {
+                Role::Gate | Role::Up if layer != 1 && !format.mixed_widths().is_empty() => {
                     planned.scheme.as_mut().unwrap().bits = BitWidth::new(8).unwrap();
                 }
                 _ => {}
             }
         }
         format.settle(&mut plan).unwrap();
-        let config = expect_model(*format, &plan);
-        if format.id() == "gptq" {
+        let config = expect_model(format, &plan);
+        if format.id().starts_with("gptq") {
             let rules: Vec<&String> = config["dynamic"].as_object().unwrap().keys().collect();
             assert_eq!(
                 rules,
@@ -280,20 +348,24 @@ fn linears_left_in_16_bit_and_linears_of_another_width_are_told_to_every_reader(
             assert_eq!(modules[0], json!(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]));
             assert_eq!(modules[2], json!(["mlp.gate_proj", "mlp.up_proj"]));
         }
-        let transformers =
-            format.loaders().iter().find(|rule| rule.runtime.starts_with("transformers")).unwrap();
-        assert_eq!(transformers.check(&plan).loads, format.id() != "gptq", "{}", format.id());
-        let serving = format.loaders().iter().find(|rule| rule.runtime == "vLLM 0.33").unwrap();
-        assert!(serving.check(&plan).loads);
-        serving.check(&small_model(*format, 3, group(64))).loads.then(|| panic!("vLLM has no 3-bit kernel"));
+        let rule = |runtime: &str| format.loaders().iter().find(|rule| rule.runtime.starts_with(runtime));
+        if let Some(transformers) = rule("transformers") {
+            assert_eq!(transformers.check(&plan).loads, !format.id().starts_with("gptq"), "{}", format.id());
+        }
+        if let Some(serving) = rule("SGLang") {
+            assert!(!serving.check(&small_model(format, 3, group(64))).loads, "marlin has no 3-bit kernel");
+        }
+        if let Some(serving) = format.loaders().iter().find(|rule| rule.runtime == "vLLM 0.33") {
+            assert!(serving.check(&plan).loads);
+        }
     }
 }
 
 #[test]
 fn linears_that_runtimes_fuse_are_quantized_alike_or_refused() {
-    for format in target::ALL {
-        for change in [None, Some(BitWidth::new(8).unwrap())] {
-            let mut plan = small_model(*format, 4, group(64));
+    for format in checkpoints() {
+        for change in [None, (!format.mixed_widths().is_empty()).then(|| BitWidth::new(8).unwrap())] {
+            let mut plan = small_model(format, 4, group(64));
             plan[1].scheme = change.and_then(|bits| plan[1].scheme.map(|scheme| Scheme { bits, ..scheme }));
             let message = format.settle(&mut plan).unwrap_err().to_string();
             assert!(message.contains("k_proj") && message.contains("q_proj"), "{message}");
@@ -303,29 +375,38 @@ fn linears_that_runtimes_fuse_are_quantized_alike_or_refused() {
 
 #[test]
 fn a_single_changed_bit_is_seen() {
-    for format in target::ALL {
-        for (bits, symmetry) in [(4, Symmetry::Symmetric), (3, Symmetry::Asymmetric)] {
+    for format in checkpoints() {
+        let other = if format.mixed_widths().is_empty() { 4 } else { 3 };
+        for (bits, symmetry) in [(4, Symmetry::Symmetric), (other, Symmetry::Asymmetric)] {
             // 37 outputs and 48 inputs of 3 or 4 bits leave bits unused at the end of a stream, where the format allows it.
-            let shape = if format.id() == "gptq" { (32, 32) } else { (37, 48) };
+            let shape = if format.id() == "compressed-tensors" { (37, 48) } else { (32, 32) };
             let linear = linear(0, Role::Output, shape);
-            let scheme = scheme(*format, bits, group(16), symmetry, Dtype::F16);
-            let plan = [PlannedLinear { linear: linear.clone(), fused_group: 0, scheme: Some(scheme) }];
+            let columns = if format.id() == "mlx" { 32 } else { 16 };
+            let scheme = scheme(format, bits, group(columns), symmetry, Dtype::F16);
+            if format.settle(&mut [planned(&linear, scheme)]).is_err() {
+                continue;
+            }
+            let plan = [planned(&linear, scheme)];
             let solution = solution(&linear, scheme);
             let folder = tempfile::tempdir().unwrap();
-            write(folder.path(), *format, &plan, std::slice::from_ref(&solution));
+            write(folder.path(), format, &plan, std::slice::from_ref(&solution));
             let stored = target::open(&quantization(folder.path())).unwrap();
             let path = folder.path().join("model.safetensors");
             let bytes = std::fs::read(&path).unwrap();
             let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let mut file = std::fs::File::options().write(true).open(&path).unwrap();
+            let mut put = |place: usize, byte: u8| {
+                file.seek(SeekFrom::Start(place as u64)).unwrap();
+                file.write_all(&[byte]).unwrap();
+            };
             for bit in 8 * data..8 * bytes.len() {
-                let mut bytes = bytes.clone();
-                bytes[bit / 8] ^= 1 << (bit % 8);
-                std::fs::write(&path, &bytes).unwrap();
-                let checkpoint = Checkpoint::open(folder.path()).unwrap();
+                put(bit / 8, bytes[bit / 8] ^ 1 << (bit % 8));
                 match stored.decode(&linear, scheme, &checkpoint) {
                     Err(error) => assert!(error.to_string().contains("o_proj"), "{error}"),
                     Ok(decoded) => assert!(decoded != solution, "{} bit {bit}", format.id()),
                 }
+                put(bit / 8, bytes[bit / 8]);
             }
         }
     }
@@ -340,9 +421,12 @@ fn files_meet_the_words_of_the_reference_implementations() {
         (4, &[0x7777_7777; 4], &[0x8888_8888; 4]),
         (8, &[0x7F7F_7F7F; 8], &[0x8080_8080; 8]),
     ];
-    let gptq = find("gptq");
     for (bits, first, second) in symmetric {
-        for (symmetry, words) in [(Symmetry::Symmetric, first), (Symmetry::Asymmetric, second)] {
+        for (gptq, symmetry, words) in [
+            (find("gptq"), Symmetry::Symmetric, first),
+            (find("gptq"), Symmetry::Asymmetric, second),
+            (find("gptq-v2"), Symmetry::Symmetric, second),
+        ] {
             let scheme = scheme(gptq, bits, Granularity::PerChannel, symmetry, Dtype::F16);
             let linear = linear(0, Role::Up, (32, 32));
             let zeros = (symmetry == Symmetry::Asymmetric)
@@ -366,6 +450,33 @@ fn files_meet_the_words_of_the_reference_implementations() {
             assert_eq!(data[3].bytes, [0; 128]);
         }
     }
+    // AutoAWQ 0.2.9: eight outputs of one input.
+    let format = find("awq");
+    let scheme_of = scheme(format, 4, Granularity::PerChannel, Symmetry::Asymmetric, Dtype::F16);
+    let ramp = |first: u8| Array2::from_shape_fn((8, 16), |(row, _)| first + row as u8);
+    let zeros = Array2::from_shape_fn((8, 1), |(row, _)| row as u8);
+    let tensor = QuantizedTensor::new(scheme_of, ramp(1), Array2::ones((8, 1)), Some(zeros)).unwrap();
+    let data = format.encode(&linear(0, Role::Up, (8, 16)), &tensor);
+    assert_eq!(data[0].bytes, 0x8642_7531_u32.to_le_bytes().repeat(16));
+    assert_eq!(data[1].bytes, 0x7531_6420_u32.to_le_bytes());
+    let tensor = QuantizedTensor::new(
+        Scheme { symmetry: Symmetry::Symmetric, ..scheme_of },
+        ramp(0),
+        Array2::ones((8, 1)),
+        None,
+    );
+    let data = format.encode(&linear(0, Role::Up, (8, 16)), &tensor.unwrap());
+    assert_eq!(data[1].bytes, [0x88; 4]);
+    // mlx 0.32.4: codes 0 to 15 twice, scale 0.0123 in half, bias -0.0984.
+    let format = find("mlx");
+    let scheme_of = scheme(format, 4, group(32), Symmetry::Symmetric, Dtype::F16);
+    let codes = Array2::from_shape_fn((1, 32), |(_, column)| (column % 16) as u8);
+    let scale = Array2::from_elem((1, 1), ScaleDtype::F16.round(0.0123));
+    let tensor = QuantizedTensor::new(scheme_of, codes, scale, None).unwrap();
+    let data = format.encode(&linear(0, Role::Up, (1, 32)), &tensor);
+    let words = [0x7654_3210_u32, 0xFEDC_BA98, 0x7654_3210, 0xFEDC_BA98];
+    assert_eq!(data[0].bytes, words.map(u32::to_le_bytes).concat());
+    assert_eq!((&data[1].bytes[..], &data[2].bytes[..]), (&[0x4C, 0x22][..], &[0x4C, 0xAE][..]));
     // compressed-tensors 0.20: zero points -8, -7, -3, 0, 1, 5, 7, 2 of eight outputs.
     let format = find("compressed-tensors");
     let scheme = scheme(format, 4, Granularity::PerChannel, Symmetry::Asymmetric, Dtype::Bf16);
@@ -382,16 +493,24 @@ fn files_meet_the_words_of_the_reference_implementations() {
 #[test]
 fn configurations_that_would_be_misread_are_refused() {
     let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false});
+    let awq =
+        json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"});
+    let mlx = json!({"bits": 4, "group_size": 64, "mode": "affine"});
     let weights =
         json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128});
     let compressed = json!({
         "quant_method": "compressed-tensors", "format": "pack-quantized",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": ["lm_head"]
     });
-    assert!(target::open(&gptq).is_ok() && target::open(&compressed).is_ok());
+    assert!(
+        target::open(&gptq).is_ok()
+            && target::open(&awq).is_ok()
+            && target::open(&mlx).is_ok()
+            && target::open(&compressed).is_ok()
+    );
     let group = "/config_groups/group_0";
     let cases: &[(&Value, &str, &str, Value)] = &[
-        (&gptq, "", "quant_method", json!("awq")),
+        (&gptq, "", "quant_method", json!("other")),
         (&gptq, "", "quant_method", json!(null)),
         (&gptq, "", "bits", json!(9)),
         (&gptq, "", "bits", json!("4")),
@@ -404,6 +523,16 @@ fn configurations_that_would_be_misread_are_refused() {
         (&gptq, "", "pack_dtype", json!("int64")),
         (&gptq, "", "dynamic", json!({"+:(": {}})),
         (&gptq, "", "dynamic", json!({"x": {"bits": 1}})),
+        (&mlx, "", "mode", json!("nvfp4")),
+        (&mlx, "", "bits", json!(7)),
+        (&mlx, "", "group_size", json!(null)),
+        (&mlx, "", "model.layers.0.mlp.up_proj", json!({"bits": 4})),
+        (&awq, "", "bits", json!(8)),
+        (&awq, "", "version", json!("gemv")),
+        (&awq, "", "zero_point", json!(false)),
+        (&awq, "", "zero_point", json!(null)),
+        (&awq, "", "group_size", json!(0)),
+        (&awq, "", "modules_to_not_convert", json!([1])),
         (&compressed, "", "format", json!("float-quantized")),
         (&compressed, "", "config_groups", json!(null)),
         (&compressed, "", "config_groups", json!({"group_0": {}})),

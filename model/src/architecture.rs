@@ -20,8 +20,20 @@ pub struct Architecture {
     pub head: &'static str,
     /// Value of `tie_word_embeddings` where config.json has none.
     pub tied_head: bool,
+    /// How llama.cpp runs it; none: not at all.
+    pub llama_cpp: Option<LlamaCpp>,
     /// What a decoder layer is made of.
     pub layer: DecoderLayer,
+}
+
+/// What llama.cpp makes of an architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LlamaCpp {
+    /// Its name there. Several architectures may share one: files of it are read as the first in the registry.
+    pub name: &'static str,
+    /// Whether it rotates neighbouring features of a head, for which the rows of query and key projections change their order, and takes
+    /// factors of the rotation's frequencies from a tensor; otherwise it rotates a head's halves, and takes none.
+    pub rotates_neighbours: bool,
 }
 
 /// A decoder layer: `x += attention(norm(x)); x += mlp(norm(x))`.

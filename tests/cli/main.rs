@@ -4,6 +4,7 @@ mod adapter;
 mod bad_input;
 mod budget;
 mod generating;
+mod gguf;
 mod imatrix;
 mod listing;
 mod measuring;

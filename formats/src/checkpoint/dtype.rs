@@ -12,6 +12,8 @@ pub enum Dtype {
     I8,
     /// Packed codes.
     I32,
+    /// Packed codes.
+    U32,
     /// Shapes.
     I64,
     /// IEEE half.
@@ -25,13 +27,12 @@ pub enum Dtype {
 }
 
 /// Types that are carried but not computed with.
-const OTHERS: [(&str, u16); 12] = [
+const OTHERS: [(&str, u16); 11] = [
     ("BOOL", 8),
     ("F8_E5M2", 8),
     ("F8_E4M3", 8),
     ("I16", 16),
     ("U16", 16),
-    ("U32", 32),
     ("F64", 64),
     ("U64", 64),
     ("F8_E8M0", 8),
@@ -48,6 +49,7 @@ impl Dtype {
             "U8" => Self::U8,
             "I8" => Self::I8,
             "I32" => Self::I32,
+            "U32" => Self::U32,
             "I64" => Self::I64,
             "F16" => Self::F16,
             "BF16" => Self::Bf16,
@@ -66,6 +68,7 @@ impl Dtype {
             Self::U8 => "U8",
             Self::I8 => "I8",
             Self::I32 => "I32",
+            Self::U32 => "U32",
             Self::I64 => "I64",
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
@@ -91,7 +94,7 @@ impl Dtype {
         match self {
             Self::U8 | Self::I8 => 1,
             Self::F16 | Self::Bf16 => 2,
-            Self::I32 | Self::F32 => 4,
+            Self::I32 | Self::U32 | Self::F32 => 4,
             Self::I64 => 8,
             Self::Other(_, bits) => usize::from(bits / 8),
         }

@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) offset: u64,
     /// Its length in bytes.
     pub(super) bytes: u64,
+    /// Heads whose rows are interleaved in the file; none: rows lie in order.
+    pub(super) heads: Option<usize>,
 }
 
 /// The tensors of a file, by name.
@@ -89,7 +91,7 @@ fn check(tensor: &RawTensor, data: u64) -> Result<Entry, String> {
     if data.checked_add(end).is_none() {
         return Err(format!("ends at byte {end}, which no file has"));
     }
-    Ok(Entry { dtype, shape: tensor.shape.clone(), offset: data + begin, bytes: found })
+    Ok(Entry { dtype, shape: tensor.shape.clone(), offset: data + begin, bytes: found, heads: None })
 }
 
 /// Tensors must follow each other without hole or overlap; returns where the last one ends.

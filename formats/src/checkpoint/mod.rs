@@ -3,6 +3,7 @@
 //! Files are read at positions, never mapped: a mapped file that somebody truncates kills the process.
 
 mod dtype;
+mod gguf;
 mod header;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ pub(crate) use header::MOST_HEADER;
 
 use crate::error::FormatsError;
 use crate::files::{self, read_at};
+use crate::gguf::names::stored_row;
 use header::UniqueMap;
 
 const SINGLE: &str = "model.safetensors";
@@ -294,7 +296,11 @@ impl Checkpoint {
                 format!("has {} bytes, expected at least {end}", entry.bytes),
             ));
         }
-        read_at(file, buffer, entry.offset + offset).map_err(|source| match source.kind() {
+        let read = match entry.heads {
+            None => read_at(file, buffer, entry.offset + offset),
+            Some(heads) => read_interleaved(file, entry, heads, offset, buffer),
+        };
+        read.map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => FormatsError::tensor(
                 path,
                 name,
@@ -330,6 +336,29 @@ impl Checkpoint {
         }
         Ok(values)
     }
+}
+
+/// Bytes of a tensor whose heads' rows are interleaved in the file, in their own order, row by row.
+fn read_interleaved(
+    file: &File,
+    entry: &header::Entry,
+    heads: usize,
+    offset: u64,
+    mut buffer: &mut [u8],
+) -> io::Result<()> {
+    let rows = entry.shape[0];
+    let row_bytes = entry.bytes / rows as u64;
+    let mut place = offset;
+    while !buffer.is_empty() {
+        let (row, within) = ((place / row_bytes) as usize, place % row_bytes);
+        let taken = buffer.len().min((row_bytes - within) as usize);
+        let (part, rest) = buffer.split_at_mut(taken);
+        let stored = stored_row(row, rows, heads) as u64;
+        read_at(file, part, entry.offset + stored * row_bytes + within)?;
+        place += taken as u64;
+        buffer = rest;
+    }
+    Ok(())
 }
 
 /// Elements decoded at a time.

@@ -1,7 +1,7 @@
 //! The older form: entries one after the other.
 
-use super::reader::Reader;
 use super::{Entry, Imatrix};
+use crate::bytes::Reader;
 
 pub(super) fn decode(mut reader: Reader<'_>) -> Result<Imatrix, String> {
     let mut found = Imatrix::default();

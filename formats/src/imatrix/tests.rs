@@ -1,5 +1,5 @@
 use super::*;
-use model::linear::LinearId;
+use model::linear::{LinearId, Role};
 
 fn example() -> Imatrix {
     let entry = |count: usize, scale: f32| Entry {

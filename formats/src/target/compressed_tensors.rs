@@ -12,7 +12,7 @@
 //! The library's codes are signed and stored with `2^(bits-1)` added, which makes the stored field our unsigned code; so with zero points.
 //! Widths that do not divide 32 are packed without gaps, as the library does since 2026.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 
 use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
@@ -24,13 +24,15 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::packed_parts::{PackedParts, StoredLinear};
+use super::safetensors::{self, Described};
 use super::{
     LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
-    lower_groups,
+    lower_groups_by_stage,
 };
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
+use crate::model_writer::{Contents, ModelWriter};
 use crate::packing::{pack_rows, to_bytes, unpack_rows, words_for};
 
 const ID: &str = "compressed-tensors";
@@ -47,11 +49,7 @@ static LOADERS: [LoaderRule; 4] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 32,
         out_multiple: 32,
-        mixed_bits: true,
-        single_exclusions: true,
-        remark: "",
-        asymmetric_remark: "",
-        whole_rows_remark: "",
+        ..LoaderRule::ANY
     },
     LoaderRule {
         runtime: "vLLM 0.33 (with its humming package)",
@@ -60,11 +58,8 @@ static LOADERS: [LoaderRule; 4] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 32,
         out_multiple: 32,
-        mixed_bits: true,
-        single_exclusions: true,
         remark: "by its declared rules; not run by us",
-        asymmetric_remark: "",
-        whole_rows_remark: "",
+        ..LoaderRule::ANY
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
@@ -73,24 +68,14 @@ static LOADERS: [LoaderRule; 4] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 128,
         out_multiple: 64,
-        mixed_bits: true,
-        single_exclusions: true,
-        remark: "",
-        asymmetric_remark: "",
-        whole_rows_remark: "",
+        ..LoaderRule::ANY
     },
     LoaderRule {
         runtime: "transformers 5.23 (with compressed-tensors)",
         symmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
         asymmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
-        group_sizes: &[],
-        in_multiple: 1,
-        out_multiple: 1,
-        mixed_bits: true,
-        single_exclusions: true,
-        remark: "",
         asymmetric_remark: "asymmetric codes with CompressedTensorsConfig(dequantize=True)",
-        whole_rows_remark: "",
+        ..LoaderRule::ANY
     },
 ];
 
@@ -111,20 +96,7 @@ impl TargetFormat for CompressedTensors {
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
         demand_whole_codes(ID, plan)?;
         demand_fused_alike(ID, plan)?;
-        let mut notes: BTreeMap<String, usize> = BTreeMap::new();
-        let mut rest = plan;
-        while let Some(first) = rest.first().map(|planned| planned.fused_group) {
-            let count = rest.iter().take_while(|planned| planned.fused_group == first).count();
-            let (group, more) = rest.split_at_mut(count);
-            if let Some(note) = lower_groups(ID, group.iter_mut())? {
-                *notes.entry(note).or_default() += 1;
-            }
-            rest = more;
-        }
-        Ok(notes
-            .into_iter()
-            .map(|(note, count)| if count > 1 { format!("{note} ({count} times)") } else { note })
-            .collect())
+        lower_groups_by_stage(ID, plan)
     }
 
     fn loaders(&self) -> &'static [LoaderRule] {
@@ -174,6 +146,25 @@ impl TargetFormat for CompressedTensors {
         tensors
     }
 
+    fn begin(
+        &'static self,
+        directory: &Path,
+        contents: &Contents<'_>,
+    ) -> Result<Box<dyn ModelWriter>, FormatsError> {
+        safetensors::begin(self, directory, contents)
+    }
+
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+        safetensors::weights_bytes(self, tensors, max_shard_bytes)
+    }
+
+    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+        (config.get("quant_method")? == ID)
+            .then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
+    }
+}
+
+impl Described for CompressedTensors {
     fn config(&self, plan: &[PlannedLinear]) -> Value {
         let mut schemes: Vec<(Scheme, Vec<&str>)> = Vec::new();
         for planned in plan {
@@ -204,15 +195,6 @@ impl TargetFormat for CompressedTensors {
             "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
             "global_compression_ratio": null, "config_groups": groups, "ignore": ignore, "kv_cache_scheme": null
         })
-    }
-
-    fn side_files(&self, _plan: &[PlannedLinear]) -> Vec<(&'static str, Value)> {
-        Vec::new()
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        (config.get("quant_method")? == ID)
-            .then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
     }
 }
 

@@ -43,6 +43,21 @@ pub struct LoaderVerdict {
 }
 
 impl LoaderRule {
+    /// Takes every shape and group size, widths side by side and single exclusions; a rule is what differs.
+    pub(super) const ANY: Self = Self {
+        runtime: "",
+        symmetric_bits: &[],
+        asymmetric_bits: &[],
+        group_sizes: &[],
+        in_multiple: 1,
+        out_multiple: 1,
+        mixed_bits: true,
+        single_exclusions: true,
+        remark: "",
+        asymmetric_remark: "",
+        whole_rows_remark: "",
+    };
+
     /// Applies the rule.
     #[must_use]
     pub fn check(&self, plan: &[PlannedLinear]) -> LoaderVerdict {

@@ -3,12 +3,21 @@
 //! Writing and reading are two traits: a [`TargetFormat`] lays out and encodes solutions; what it wrote, or what another program wrote in
 //! the same format, is opened from config.json as a [`StoredFormat`], which decodes.
 
+mod awq;
 mod compressed_tensors;
+mod gguf;
 mod gptq;
+mod gptq_v2;
 mod loaders;
+mod mlx;
 mod packed_parts;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use kernels::PackedMatrix;
+use model::Model;
 use model::linear::Linear;
 use quantizer::levels::Levels;
 use quantizer::scheme::{Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
@@ -18,11 +27,37 @@ use serde_json::Value;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
+use crate::model_writer::{Contents, ModelWriter};
 
+pub(crate) use gguf::Stored as StoredGguf;
 pub use loaders::{LoaderRule, LoaderVerdict};
 
 /// Every format that is known.
-pub static ALL: &[&dyn TargetFormat] = &[&gptq::Gptq, &compressed_tensors::CompressedTensors];
+pub static ALL: &[&dyn TargetFormat] = &[
+    &gptq::GPTQ,
+    &gptq_v2::GPTQ_V2,
+    &awq::Awq,
+    &compressed_tensors::CompressedTensors,
+    &mlx::Mlx,
+    &gguf::TYPES[0],
+    &gguf::TYPES[1],
+    &gguf::TYPES[2],
+    &gguf::TYPES[3],
+    &gguf::TYPES[4],
+    &gguf::TYPES[5],
+    &gguf::TYPES[6],
+    &gguf::TYPES[7],
+    &gguf::TYPES[8],
+    &gguf::TYPES[9],
+    &gguf::TYPES[10],
+    &gguf::TYPES[11],
+    &gguf::TYPES[12],
+    &gguf::TYPES[13],
+    &gguf::TYPES[14],
+    &gguf::TYPES[15],
+    &gguf::TYPES[16],
+    &gguf::TYPES[17],
+];
 
 /// One linear of a job.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +86,11 @@ pub trait TargetFormat: Sync {
         asked
     }
 
+    /// Whether it stores codes; otherwise every linear is a tensor among others.
+    fn quantizes(&self) -> bool {
+        true
+    }
+
     /// Changes the schemes of a plan to what the format can hold, or says why it cannot; returns a note for each change.
     ///
     /// # Errors
@@ -71,11 +111,39 @@ pub trait TargetFormat: Sync {
     /// The bytes of those tensors.
     fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData>;
 
-    /// `quantization_config` of config.json.
-    fn config(&self, plan: &[PlannedLinear]) -> Value;
+    /// Fails where [`TargetFormat::begin`] would, for a look before hours of work; returns what has to be said about the output.
+    ///
+    /// # Errors
+    /// A model, tokenizer or tensor that the format has no place for.
+    fn check(&self, _contents: &Contents<'_>) -> Result<Vec<String>, FormatsError> {
+        Ok(Vec::new())
+    }
 
-    /// Further files beside config.json: name and content.
-    fn side_files(&self, plan: &[PlannedLinear]) -> Vec<(&'static str, Value)>;
+    /// Changes the types of tensors that are not quantized to those in which they are written, and takes out those that have no place in the
+    /// format and are not missed there; returns their names.
+    ///
+    /// # Errors
+    /// A tensor that the format has no place for and that cannot be left out.
+    fn settle_carried(
+        &self,
+        _model: &Model,
+        _carried: &mut Vec<TensorSpec>,
+    ) -> Result<Vec<String>, FormatsError> {
+        Ok(Vec::new())
+    }
+
+    /// Begins an output in `directory`.
+    ///
+    /// # Errors
+    /// The system's, and what [`TargetFormat::check`] finds.
+    fn begin(
+        &'static self,
+        directory: &Path,
+        contents: &Contents<'_>,
+    ) -> Result<Box<dyn ModelWriter>, FormatsError>;
+
+    /// Length of the files of weights with these tensors.
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64;
 
     /// Opens a checkpoint in this format; none where `quantization_config` is another format's.
     ///
@@ -118,7 +186,15 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
     ) -> Result<Option<PackedMatrix>, FormatsError>;
 }
 
-/// Opens the format that a config.json names in `quantization_config`.
+/// What config.json says about quantization, if anything; where two keys do, the one that counts.
+#[must_use]
+pub fn description(config: &Value) -> Option<&Value> {
+    ["quantization", "quantization_config"]
+        .into_iter()
+        .find_map(|key| config.get(key).filter(|value| !value.is_null()))
+}
+
+/// Opens the format that config.json describes by [`description`].
 ///
 /// # Errors
 /// A format that is not known, or a configuration that cannot be read.
@@ -148,6 +224,26 @@ fn demand_whole_codes(format: &'static str, plan: &[PlannedLinear]) -> Result<()
             problem: "its grid is not of equal steps with whole zero points".to_owned(),
             remedy: "choose a format that has such grids",
         }),
+    }
+}
+
+/// The scheme of most linears; of two that are as common the one that comes first.
+fn most_common(schemes: &[Scheme]) -> Option<Scheme> {
+    let mut counts: Vec<(Scheme, usize)> = Vec::new();
+    for scheme in schemes {
+        match counts.iter_mut().find(|(known, _)| known == scheme) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((*scheme, 1)),
+        }
+    }
+    counts.iter().rev().max_by_key(|(_, count)| count).map(|(scheme, _)| *scheme)
+}
+
+/// A group size as most configurations spell it: -1 for whole rows.
+fn group_size(scheme: Scheme) -> i64 {
+    match scheme.granularity {
+        Granularity::PerGroup(size) => size.get() as i64,
+        Granularity::PerChannel | Granularity::PerTensor => -1,
     }
 }
 
@@ -181,6 +277,21 @@ fn dividing_group(columns: usize, widths: impl Iterator<Item = usize> + Clone) -
         .filter(|&size| widths.clone().all(|width| width.is_multiple_of(size)))
         .filter_map(|size| GroupSize::new(size).ok())
         .max()
+}
+
+/// [`lower_groups`] for each set of linears that share an input; returns a note for each kind of change.
+fn lower_groups_by_stage(
+    format: &'static str,
+    plan: &mut [PlannedLinear],
+) -> Result<Vec<String>, FormatsError> {
+    let mut notes: BTreeMap<String, usize> = BTreeMap::new();
+    for stage in plan.chunk_by_mut(|first, second| first.fused_group == second.fused_group) {
+        if let Some(note) = lower_groups(format, stage.iter_mut())? {
+            *notes.entry(note).or_default() += 1;
+        }
+    }
+    let told = |(note, count)| if count > 1 { format!("{note} ({count} times)") } else { note };
+    Ok(notes.into_iter().map(told).collect())
 }
 
 /// Lowers group sizes to one for each set of linears, so that it divides the width of all of them. Returns a note for each change.

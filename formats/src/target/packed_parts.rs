@@ -3,7 +3,7 @@
 
 use kernels::{CodeLayout, PackedMatrix, PackedShape};
 use model::linear::Linear;
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView2, s};
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 
@@ -45,6 +45,21 @@ impl StoredLinear<'_> {
         FormatsError::tensor(file, &name, problem)
     }
 
+    /// Zero points of a symmetric grid are all the same, also where they are stored.
+    pub(super) fn demand_symmetric(
+        &self,
+        suffix: &str,
+        zero_points: ArrayView2<'_, u8>,
+    ) -> Result<(), FormatsError> {
+        let expected = self.scheme.bits.symmetric_zero();
+        match zero_points.iter().find(|&&zero| zero != expected) {
+            None => Ok(()),
+            Some(zero) => {
+                Err(self.fail(suffix, format!("holds zero point {zero}, a symmetric grid has {expected}")))
+            }
+        }
+    }
+
     /// Columns that share a scale, and how many such groups a row has.
     pub(super) fn groups(&self) -> Result<(usize, usize), FormatsError> {
         let inputs = self.linear.in_features;
@@ -59,7 +74,16 @@ impl StoredLinear<'_> {
 
     /// A tensor of words.
     pub(super) fn words(&self, suffix: &str, shape: [usize; 2]) -> Result<Array2<u32>, FormatsError> {
-        let bytes = self.checkpoint.read_as(&self.name(suffix), Dtype::I32, &shape)?;
+        self.typed_words(suffix, Dtype::I32, shape)
+    }
+
+    fn typed_words(
+        &self,
+        suffix: &str,
+        dtype: Dtype,
+        shape: [usize; 2],
+    ) -> Result<Array2<u32>, FormatsError> {
+        let bytes = self.checkpoint.read_as(&self.name(suffix), dtype, &shape)?;
         Array2::from_shape_vec(shape, from_bytes(&bytes)).map_err(|e| self.fail(suffix, e.to_string()))
     }
 
@@ -75,13 +99,39 @@ impl StoredLinear<'_> {
         let bits = self.scheme.bits.get();
         let length = words_for(codes, bits);
         let words = self.words(suffix, if down { [length, streams] } else { [streams, length] })?;
+        self.demand_padding(suffix, &words, codes, down)?;
+        Ok(words)
+    }
+
+    /// [`StoredLinear::streams`] in rows of words of another type.
+    pub(super) fn typed_streams(
+        &self,
+        suffix: &str,
+        dtype: Dtype,
+        streams: usize,
+        codes: usize,
+    ) -> Result<Array2<u32>, FormatsError> {
+        let words = self.typed_words(suffix, dtype, [streams, words_for(codes, self.scheme.bits.get())])?;
+        self.demand_padding(suffix, &words, codes, false)?;
+        Ok(words)
+    }
+
+    fn demand_padding(
+        &self,
+        suffix: &str,
+        words: &Array2<u32>,
+        codes: usize,
+        down: bool,
+    ) -> Result<(), FormatsError> {
+        let bits = self.scheme.bits.get();
+        let length = words_for(codes, bits);
         let mut last = if down { words.row(length - 1) } else { words.column(length - 1) }.into_iter();
         if let Some(stream) = last.position(|&word| padding(word, codes, bits) != 0) {
             let problem =
                 format!("has bits after the last of {codes} codes of stream {stream}, expected zeros");
             return Err(self.fail(suffix, problem));
         }
-        Ok(words)
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Llama 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783), and the many models that share its shape.
 
 use crate::architecture::{
-    Architecture, Attention, AttentionBias, DecoderLayer, Mlp, Norm, NormKind, Qkv, Window,
+    Architecture, Attention, AttentionBias, DecoderLayer, LlamaCpp, Mlp, Norm, NormKind, Qkv, Window,
 };
 
 /// The shape that the others are described against.
@@ -13,6 +13,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     final_norm: "model.norm",
     head: "lm_head",
     tied_head: false,
+    llama_cpp: Some(LlamaCpp { name: "llama", rotates_neighbours: true }),
     layer: DecoderLayer {
         attention_norm: Norm { name: "input_layernorm", kind: NormKind::Rms },
         attention: Attention {

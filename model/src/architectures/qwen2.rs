@@ -1,12 +1,13 @@
 //! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases on the query, key and value projections.
 
 use super::llama::LLAMA;
-use crate::architecture::{Architecture, Attention, AttentionBias, DecoderLayer, Window};
+use crate::architecture::{Architecture, Attention, AttentionBias, DecoderLayer, LlamaCpp, Window};
 
 /// Llama with biased attention inputs.
 pub(super) const QWEN2: Architecture = Architecture {
     model_type: "qwen2",
     summary: "Qwen2 and Qwen2.5",
+    llama_cpp: Some(LlamaCpp { name: "qwen2", rotates_neighbours: false }),
     layer: DecoderLayer {
         attention: Attention {
             bias: AttentionBias::Inputs,

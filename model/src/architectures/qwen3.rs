@@ -1,12 +1,13 @@
 //! Qwen3, dense (arXiv 2505.09388): Llama with RMS norms on each query and key head.
 
 use super::llama::LLAMA;
-use crate::architecture::{Architecture, Attention, DecoderLayer, HeadNorms, Window};
+use crate::architecture::{Architecture, Attention, DecoderLayer, HeadNorms, LlamaCpp, Window};
 
 /// Llama with normalized heads.
 pub(super) const QWEN3: Architecture = Architecture {
     model_type: "qwen3",
     summary: "Qwen3, dense",
+    llama_cpp: Some(LlamaCpp { name: "qwen3", rotates_neighbours: false }),
     layer: DecoderLayer {
         attention: Attention {
             head_norms: Some(HeadNorms { query: "self_attn.q_norm", key: "self_attn.k_norm" }),

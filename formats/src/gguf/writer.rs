@@ -1,0 +1,99 @@
+//! Writing: the header first, since every tensor's size is known, then tensors at their places in any order.
+
+use std::path::Path;
+
+use super::value::put_text;
+use super::{ALIGNMENT, MAGIC, TensorType, VERSION, Values};
+use crate::error::FormatsError;
+use crate::placed::PlacedFiles;
+
+/// Name, type and shape of a tensor to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GgufSpec {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub tensor_type: TensorType,
+    /// Its shape, rows first.
+    pub shape: Vec<usize>,
+}
+
+/// Writes one file.
+#[derive(Debug)]
+pub struct GgufWriter {
+    files: PlacedFiles,
+    tensor_bytes: u64,
+}
+
+impl GgufSpec {
+    /// Its length.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().map(|&extent| extent as u64).product();
+        elements / self.tensor_type.weights * self.tensor_type.bytes
+    }
+}
+
+impl GgufWriter {
+    /// Creates a file of `values` and of tensors in this order.
+    ///
+    /// # Errors
+    /// The system's, and a name that comes twice.
+    pub fn create(path: &Path, values: &Values, specs: &[GgufSpec]) -> Result<Self, FormatsError> {
+        let header = header(values, specs);
+        let mut end = header.len() as u64;
+        let mut places = Vec::new();
+        for spec in specs {
+            places.push((spec.name.clone(), end, spec.bytes()));
+            end += spec.bytes().next_multiple_of(ALIGNMENT);
+        }
+        let mut files = PlacedFiles::default();
+        files.add(path, &header, end, places.into_iter())?;
+        Ok(Self { files, tensor_bytes: specs.iter().map(GgufSpec::bytes).sum() })
+    }
+
+    /// Length of all tensors, bytes.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensor_bytes
+    }
+
+    /// Writes one tensor at its place.
+    ///
+    /// # Errors
+    /// The system's; a tensor that was not laid out, has another length, or comes twice.
+    pub fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), FormatsError> {
+        self.files.put(name, bytes)
+    }
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// The system's, and a tensor that never came.
+    pub fn finish(self) -> Result<(), FormatsError> {
+        self.files.finish()
+    }
+}
+
+/// Everything before the tensors' bytes, up to the alignment.
+pub(crate) fn header(values: &Values, specs: &[GgufSpec]) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend(VERSION.to_le_bytes());
+    out.extend((specs.len() as u64).to_le_bytes());
+    out.extend((values.len() as u64).to_le_bytes());
+    for (key, value) in values {
+        put_text(&mut out, key);
+        value.write(&mut out);
+    }
+    let mut offset = 0_u64;
+    for spec in specs {
+        put_text(&mut out, &spec.name);
+        out.extend((spec.shape.len() as u32).to_le_bytes());
+        out.extend(spec.shape.iter().rev().flat_map(|&extent| (extent as u64).to_le_bytes()));
+        out.extend(spec.tensor_type.id.to_le_bytes());
+        out.extend(offset.to_le_bytes());
+        offset += spec.bytes().next_multiple_of(ALIGNMENT);
+    }
+    out.resize(out.len().next_multiple_of(ALIGNMENT as usize), 0);
+    out
+}

@@ -1,0 +1,154 @@
+//! GPTQ checkpoints, of either version, as their configuration describes them.
+
+use kernels::{CodeLayout, PackedMatrix};
+use model::linear::Linear;
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::QuantizedTensor;
+use regex::Regex;
+use serde_json::Value;
+
+use super::super::StoredFormat;
+use super::super::packed_parts::{PackedParts, StoredLinear};
+use super::{Version, specs};
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::error::FormatsError;
+use crate::packing::{from_bytes, unpack_rows};
+
+/// A checkpoint in this format, as its configuration describes it.
+#[derive(Debug)]
+pub(super) struct Stored {
+    id: &'static str,
+    base: Scheme,
+    version: Version,
+    rules: Vec<(Regex, Option<Scheme>)>,
+}
+
+impl Stored {
+    pub(super) fn read(id: &'static str, config: &Value) -> Result<Self, FormatsError> {
+        let bad = |problem: String| {
+            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
+        };
+        let named = config.get("checkpoint_format").or_else(|| config.get("format"));
+        let version = match named {
+            None => Version::First,
+            Some(name) => [Version::First, Version::Second]
+                .into_iter()
+                .find(|version| name == version.name())
+                .ok_or_else(|| bad(format!("has the checkpoint format {name}")))?,
+        };
+        if let Some(word) = config.get("pack_dtype").filter(|word| *word != "int32" && !word.is_null()) {
+            return Err(bad(format!("packs codes into {word}, only int32 is read")));
+        }
+        let base = scheme(config, None).map_err(&bad)?;
+        let mut rules = Vec::new();
+        for (key, value) in config.get("dynamic").and_then(Value::as_object).into_iter().flatten() {
+            let (excluded, pattern) = match key.strip_prefix("-:") {
+                Some(pattern) => (true, pattern),
+                None => (false, key.strip_prefix("+:").unwrap_or(key)),
+            };
+            let regex = Regex::new(&format!("^(?:{pattern})"))
+                .map_err(|e| bad(format!("has the rule `{key}`: {e}")))?;
+            let scheme = if excluded { None } else { Some(scheme(value, Some(base)).map_err(&bad)?) };
+            rules.push((regex, scheme));
+        }
+        // Readers take exclusions first.
+        rules.sort_by_key(|(_, scheme)| scheme.is_some());
+        Ok(Self { id, base, version, rules })
+    }
+
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
+    fn parts(&self, stored: &StoredLinear<'_>) -> Result<PackedParts, FormatsError> {
+        let (columns, groups) = stored.groups()?;
+        let scheme = stored.scheme;
+        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
+        let words = stored.streams("qweight", outputs, inputs, true)?;
+        let packed_zeros = stored.streams("qzeros", groups, outputs, false)?;
+        let zero_points = unpack_rows(packed_zeros.view(), scheme.bits.get(), outputs)
+            .mapv(|zero| zero.wrapping_add(self.version.less()) & scheme.bits.max_code());
+        if scheme.symmetry == Symmetry::Symmetric {
+            stored.demand_symmetric("qzeros", zero_points.view())?;
+        }
+        let scales = stored.checkpoint.read_matrix(&stored.name("scales"), (groups, outputs))?;
+        if stored.checkpoint.contains(&stored.name("g_idx")) {
+            let order = stored.checkpoint.read_as(&stored.name("g_idx"), Dtype::I32, &[inputs])?;
+            let order = from_bytes(&order);
+            if order.iter().enumerate().any(|(input, &group)| group as usize != input / columns) {
+                let problem = "gives columns groups out of order (`desc_act`), which is not read";
+                return Err(stored.fail("g_idx", problem));
+            }
+        }
+        Ok(PackedParts { scheme, words, layout: CodeLayout::InputMajor, scales, zero_points })
+    }
+}
+
+impl StoredFormat for Stored {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn scheme(&self, linear: &Linear) -> Option<Scheme> {
+        let rule = self.rules.iter().find(|(pattern, _)| pattern.is_match(&linear.name));
+        rule.map_or(Some(self.base), |(_, scheme)| *scheme)
+    }
+
+    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
+        specs(linear, scheme).into_iter().map(|spec| spec.name).collect()
+    }
+
+    fn decode(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<QuantizedTensor, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        self.parts(&stored)?.decode(&stored)
+    }
+
+    fn packed(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<PackedMatrix>, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        self.parts(&stored)?.packed(&stored).map(Some)
+    }
+}
+
+/// The scheme that an object's keys describe; keys it lacks are those of `base`.
+fn scheme(config: &Value, base: Option<Scheme>) -> Result<Scheme, String> {
+    let get = |key: &str| config.get(key).filter(|value| !value.is_null());
+    let bits = match (get("bits"), base) {
+        (Some(value), _) => value
+            .as_u64()
+            .and_then(|bits| u8::try_from(bits).ok())
+            .and_then(|bits| BitWidth::new(bits).ok())
+            .ok_or_else(|| format!("has {value} bits"))?,
+        (None, Some(base)) => base.bits,
+        (None, None) => return Err("has no `bits`".to_owned()),
+    };
+    let granularity = match (get("group_size"), base) {
+        (Some(value), _) if value == -1 => Granularity::PerChannel,
+        (Some(value), _) => value
+            .as_u64()
+            .and_then(|columns| GroupSize::new(columns as usize).ok())
+            .map(Granularity::PerGroup)
+            .ok_or_else(|| format!("has the group size {value}"))?,
+        (None, Some(base)) => base.granularity,
+        (None, None) => return Err("has no `group_size`".to_owned()),
+    };
+    let symmetry = match (get("sym"), base) {
+        (Some(value), _) => {
+            let symmetric = value.as_bool().ok_or_else(|| format!("has `sym` {value}"))?;
+            if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric }
+        }
+        (None, Some(base)) => base.symmetry,
+        (None, None) => Symmetry::Symmetric,
+    };
+    Ok(Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
+}

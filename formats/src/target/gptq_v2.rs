@@ -1,0 +1,49 @@
+//! GPTQ safetensors of version 2: zero points are stored as they are, so that any of them can be.
+
+use super::LoaderRule;
+use super::gptq::{Gptq, Version};
+
+/// Runtimes that look at `checkpoint_format`. Those that never read the zero points of symmetric grids would do without.
+static LOADERS: [LoaderRule; 4] = [
+    LoaderRule {
+        runtime: "SGLang 0.5.10 (marlin kernel)",
+        symmetric_bits: &[4, 8],
+        group_sizes: &[32, 64, 128],
+        in_multiple: 128,
+        out_multiple: 64,
+        ..LoaderRule::ANY
+    },
+    LoaderRule {
+        runtime: "SGLang 0.5.10 (gptq kernel)",
+        symmetric_bits: &[2, 3, 4, 8],
+        asymmetric_bits: &[2, 3, 4, 8],
+        in_multiple: 32,
+        out_multiple: 32,
+        remark: "with --quantization gptq --dtype float16",
+        ..LoaderRule::ANY
+    },
+    LoaderRule {
+        runtime: "transformers 5.23 (with gptqmodel)",
+        symmetric_bits: &[2, 3, 4, 8],
+        asymmetric_bits: &[2, 3, 4, 8],
+        in_multiple: 32,
+        out_multiple: 32,
+        mixed_bits: false,
+        single_exclusions: false,
+        whole_rows_remark: "whole rows of 4 bits do not run in its CPU kernel",
+        ..LoaderRule::ANY
+    },
+    LoaderRule {
+        runtime: "GPTQModel 7.7",
+        symmetric_bits: &[2, 3, 4, 8],
+        asymmetric_bits: &[2, 3, 4, 8],
+        ..LoaderRule::ANY
+    },
+];
+
+pub(super) static GPTQ_V2: Gptq = Gptq {
+    id: "gptq-v2",
+    summary: "the same with zero points as they are, for GPTQModel, SGLang, transformers",
+    symmetric: Version::Second,
+    loaders: &LOADERS,
+};

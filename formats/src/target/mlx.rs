@@ -1,0 +1,368 @@
+//! MLX safetensors with affine codes, as mlx-lm reads them.
+//!
+//! For a linear `P` with `K` input features, `N` output features and `G` groups:
+//!
+//! | tensor | type | shape | content |
+//! |---|---|---|---|
+//! | `P.weight` | U32 | `[N, K*bits/32]` | codes; each output's stream is contiguous |
+//! | `P.scales` | the model's | `[N, G]` | `w = scale * code + bias` |
+//! | `P.biases` | the model's | `[N, G]` | the value of code 0: a minimum, or of a symmetric grid `-scale * 2^(bits-1)`, which is exact |
+//!
+//! Zero points that are no powers of two would have to be rounded as they are multiplied into the bias, so that what is read would not be
+//! what was solved: an asymmetric grid is one of minimums here. Nothing in a file says which of both it is; it is read as one of minimums,
+//! which holds symmetric solutions too. `quantization` of config.json is what mlx-lm reads; `quantization_config` repeats it for other tools.
+
+use std::path::Path;
+
+use kernels::{CodeLayout, PackedMatrix};
+use model::linear::Linear;
+use ndarray::Array2;
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::{Offsets, QuantizedTensor};
+use serde_json::{Value, json};
+
+use super::packed_parts::{PackedParts, StoredLinear};
+use super::safetensors::{self, Described};
+use super::{
+    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups_by_stage,
+    most_common,
+};
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::container::{TensorData, TensorSpec};
+use crate::error::FormatsError;
+use crate::model_writer::{Contents, ModelWriter};
+use crate::packing::{pack_rows, to_bytes, unpack_rows, words_for};
+
+const ID: &str = "mlx";
+const WIDTHS: [u8; 6] = [2, 3, 4, 5, 6, 8];
+const GROUP_SIZES: [usize; 3] = [32, 64, 128];
+
+/// The format.
+#[derive(Debug)]
+pub(super) struct Mlx;
+
+static LOADERS: [LoaderRule; 1] = [LoaderRule {
+    runtime: "mlx-lm 0.32",
+    symmetric_bits: &WIDTHS,
+    asymmetric_bits: &WIDTHS,
+    group_sizes: &GROUP_SIZES,
+    ..LoaderRule::ANY
+}];
+
+impl TargetFormat for Mlx {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn summary(&self) -> &'static str {
+        "2, 3, 4, 5, 6, 8 bit (affine) for mlx-lm"
+    }
+
+    fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
+        // Exact in half as well, so that one solution serves formats that store half.
+        if runtime == Dtype::Bf16 { ScaleDtype::F16AndBf16 } else { ScaleDtype::F16 }
+    }
+
+    fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
+        // The value of code 0 is what it has for a zero point.
+        let symmetry =
+            if asked.symmetry == Symmetry::Asymmetric { Symmetry::Minimum } else { asked.symmetry };
+        Scheme { symmetry, ..asked }
+    }
+
+    fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
+        demand_fused_alike(ID, plan)?;
+        let notes = lower_groups_by_stage(ID, plan)?;
+        for planned in plan.iter() {
+            let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
+            let refuse = |problem: String, remedy| {
+                Err(FormatsError::Unsupported { format: ID, linear: linear.name.clone(), problem, remedy })
+            };
+            let bits = scheme.bits.get();
+            if !WIDTHS.contains(&bits) {
+                let problem = format!("it has {bits} bits, expected one of {WIDTHS:?}");
+                return refuse(problem, "`--to compressed-tensors` holds 2 to 8 bits");
+            }
+            let uniform = scheme.levels == Levels::Uniform && !scheme.scale_dtype.is_product();
+            if !uniform || scheme.symmetry == Symmetry::Asymmetric {
+                let problem =
+                    "it stores a scale and the value of code 0 for each group, and nothing else".to_owned();
+                return refuse(
+                    problem,
+                    "choose a format that has such grids, as `--to awq` or `--to compressed-tensors`",
+                );
+            }
+            match scheme.granularity {
+                Granularity::PerGroup(size) if GROUP_SIZES.contains(&size.get()) => {}
+                Granularity::PerGroup(size) => {
+                    let problem = format!(
+                        "groups of {} columns, the size that divides its {} input features, are none of {GROUP_SIZES:?}",
+                        size.get(),
+                        linear.in_features
+                    );
+                    return refuse(
+                        problem,
+                        "give another --group-size, or leave the linear in 16 bit with --exclude",
+                    );
+                }
+                Granularity::PerChannel | Granularity::PerTensor => {
+                    let problem =
+                        format!("it has a scale for each group of columns, expected one of {GROUP_SIZES:?}");
+                    return refuse(problem, "use --group-size 64");
+                }
+            }
+        }
+        Ok(notes)
+    }
+
+    fn loaders(&self) -> &'static [LoaderRule] {
+        &LOADERS
+    }
+
+    fn mixed_widths(&self) -> &'static [u8] {
+        &WIDTHS
+    }
+
+    fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
+        let (inputs, outputs) = (linear.in_features, linear.out_features);
+        let groups = inputs / scheme.granularity.columns_per_scale(inputs);
+        let spec = |suffix: &str, dtype, shape| TensorSpec {
+            name: format!("{}.{suffix}", linear.name),
+            dtype,
+            shape,
+        };
+        let scales = stored_scale(scheme.scale_dtype);
+        vec![
+            spec("weight", Dtype::U32, vec![outputs, words_for(inputs, scheme.bits.get())]),
+            spec("scales", scales, vec![outputs, groups]),
+            spec("biases", scales, vec![outputs, groups]),
+        ]
+    }
+
+    fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
+        let scheme = tensor.scheme();
+        let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
+        let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
+        let biases: Vec<f32> = match tensor.minimums() {
+            Some(minimums) => minimums.iter().copied().collect(),
+            None => scales.iter().map(|scale| bias(*scale, scheme.bits)).collect(),
+        };
+        let dtype = stored_scale(scheme.scale_dtype);
+        vec![
+            data("weight", to_bytes(pack_rows(tensor.codes(), scheme.bits.get()).view())),
+            data("scales", dtype.encode(&scales).expect("scales are floating-point")),
+            data("biases", dtype.encode(&biases).expect("scales are floating-point")),
+        ]
+    }
+
+    fn check(&self, contents: &Contents<'_>) -> Result<Vec<String>, FormatsError> {
+        let window = contents.model.hyperparameters.windows.iter().flatten().min();
+        let note = window.map(|window| {
+            format!(
+                "mlx-lm runs this model without its sliding window, which makes a difference beyond {window} tokens"
+            )
+        });
+        Ok(note.into_iter().collect())
+    }
+
+    fn begin(
+        &'static self,
+        directory: &Path,
+        contents: &Contents<'_>,
+    ) -> Result<Box<dyn ModelWriter>, FormatsError> {
+        safetensors::begin(self, directory, contents)
+    }
+
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+        safetensors::weights_bytes(self, tensors, max_shard_bytes)
+    }
+
+    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+        // It has no name: these two keys and no method are how mlx-lm tells it.
+        let ours = config.get("quant_method").is_none() && config.get("group_size").is_some();
+        ours.then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
+    }
+}
+
+impl Described for Mlx {
+    fn config(&self, plan: &[PlannedLinear]) -> Value {
+        let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
+        let base = most_common(&schemes);
+        let arguments = |scheme: Scheme| {
+            let columns = match scheme.granularity {
+                Granularity::PerGroup(size) => size.get(),
+                Granularity::PerChannel | Granularity::PerTensor => 0,
+            };
+            json!({"group_size": columns, "bits": scheme.bits.get(), "mode": "affine"})
+        };
+        let mut config = base.map_or_else(|| json!({}), arguments);
+        for planned in plan {
+            match planned.scheme {
+                None => config[&planned.linear.name] = json!(false),
+                Some(scheme) if Some(scheme) != base => config[&planned.linear.name] = arguments(scheme),
+                Some(_) => {}
+            }
+        }
+        config
+    }
+
+    fn config_keys(&self) -> &'static [&'static str] {
+        &["quantization", "quantization_config"]
+    }
+
+    fn framework(&self) -> &'static str {
+        "mlx"
+    }
+}
+
+fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {
+    match scale_dtype {
+        ScaleDtype::F16 => Dtype::F16,
+        ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 => Dtype::Bf16,
+        // What is no single number is refused before it gets here.
+        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::Integers { .. } | ScaleDtype::E4m3 => Dtype::F32,
+    }
+}
+
+/// The value of code 0.
+fn bias(scale: f32, bits: BitWidth) -> f32 {
+    -scale * f32::from(bits.symmetric_zero())
+}
+
+/// A checkpoint in this format, as its configuration describes it.
+#[derive(Debug)]
+struct Stored {
+    base: Scheme,
+    /// Modules that differ; none: not quantized.
+    others: Vec<(String, Option<Scheme>)>,
+}
+
+impl Stored {
+    fn read(config: &Value) -> Result<Self, FormatsError> {
+        let bad = |problem: String| {
+            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
+        };
+        let base = scheme(config).map_err(&bad)?;
+        let modules = config.as_object().into_iter().flatten();
+        let others = modules.filter(|(key, _)| !["group_size", "bits", "mode"].contains(&key.as_str())).map(
+            |(module, value)| match value {
+                Value::Bool(false) => Ok((module.clone(), None)),
+                Value::Bool(true) => Ok((module.clone(), Some(base))),
+                own => {
+                    Ok((module.clone(), Some(scheme(own).map_err(|e| bad(format!("of `{module}` {e}")))?)))
+                }
+            },
+        );
+        Ok(Self { base, others: others.collect::<Result<_, FormatsError>>()? })
+    }
+
+    fn parts(stored: &StoredLinear<'_>) -> Result<Parts, FormatsError> {
+        let (_, groups) = stored.groups()?;
+        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
+        let words = stored.typed_streams("weight", Dtype::U32, outputs, inputs)?;
+        let read = |suffix: &str| stored.checkpoint.read_matrix(&stored.name(suffix), (outputs, groups));
+        Ok(Parts { words, scales: read("scales")?, biases: read("biases")? })
+    }
+}
+
+/// The stored parts of one linear.
+struct Parts {
+    /// `[out, words]`.
+    words: Array2<u32>,
+    /// `[out, groups]`.
+    scales: Array2<f32>,
+    /// `[out, groups]`.
+    biases: Array2<f32>,
+}
+
+impl Parts {
+    /// The first bias that a symmetric grid does not have, and what it has.
+    fn off_middle(&self, bits: BitWidth) -> Option<((usize, usize), f32, f32)> {
+        let pairs = self.scales.indexed_iter().zip(&self.biases);
+        let mut expected = pairs.map(|((place, scale), found)| (place, *found, bias(*scale, bits)));
+        expected.find(|(_, found, expected)| found != expected)
+    }
+
+    fn symmetric(self, scheme: Scheme) -> PackedParts {
+        let scales = self.scales.reversed_axes();
+        let zero_points = Array2::from_elem(scales.dim(), scheme.bits.symmetric_zero());
+        PackedParts { scheme, words: self.words, layout: CodeLayout::OutputMajor, scales, zero_points }
+    }
+}
+
+impl StoredFormat for Stored {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn scheme(&self, linear: &Linear) -> Option<Scheme> {
+        let other = self.others.iter().find(|(module, _)| *module == linear.name);
+        other.map_or(Some(self.base), |(_, scheme)| *scheme)
+    }
+
+    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
+        Mlx.layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
+    }
+
+    fn decode(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<QuantizedTensor, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        let parts = Self::parts(&stored)?;
+        if scheme.symmetry != Symmetry::Minimum {
+            return match parts.off_middle(scheme.bits) {
+                None => parts.symmetric(scheme).decode(&stored),
+                Some((place, found, expected)) => {
+                    let problem = format!("holds {found} at {place:?}, a symmetric grid has {expected}");
+                    Err(stored.fail("biases", problem))
+                }
+            };
+        }
+        let codes = unpack_rows(parts.words.view(), scheme.bits.get(), linear.in_features);
+        QuantizedTensor::with_offsets(scheme, codes, parts.scales, Offsets::Minimums(parts.biases))
+            .map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
+    }
+
+    fn packed(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<PackedMatrix>, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        let parts = Self::parts(&stored)?;
+        if parts.off_middle(scheme.bits).is_some() {
+            return Ok(None);
+        }
+        parts.symmetric(scheme).packed(&stored).map(Some)
+    }
+}
+
+/// The scheme that an object's keys describe.
+fn scheme(config: &Value) -> Result<Scheme, String> {
+    let get = |key: &str| config.get(key).filter(|value| !value.is_null());
+    if let Some(mode) = get("mode").filter(|mode| **mode != "affine") {
+        return Err(format!("has the mode {mode}, only `affine` is read"));
+    }
+    let width = |bits: &Value| {
+        let bits = u8::try_from(bits.as_u64()?).ok().filter(|bits| WIDTHS.contains(bits))?;
+        BitWidth::new(bits).ok()
+    };
+    let bits = get("bits").ok_or("has no `bits`")?;
+    let bits = width(bits).ok_or_else(|| format!("has {bits} bits, expected one of {WIDTHS:?}"))?;
+    let columns = get("group_size").ok_or("has no `group_size`")?;
+    let size = columns.as_u64().and_then(|columns| GroupSize::new(columns as usize).ok());
+    let size = size.ok_or_else(|| format!("has the group size {columns}"))?;
+    let granularity = Granularity::PerGroup(size);
+    Ok(Scheme {
+        bits,
+        levels: Levels::Uniform,
+        granularity,
+        symmetry: Symmetry::Minimum,
+        scale_dtype: ScaleDtype::F32,
+    })
+}

@@ -1,0 +1,89 @@
+//! Outputs that are safetensors under the checkpoint's names beside config.json: what those formats share.
+
+use std::path::{Path, PathBuf};
+
+use model::linear::Linear;
+use quantizer::tensor::QuantizedTensor;
+use serde_json::Value;
+
+use super::{PlannedLinear, TargetFormat};
+use crate::container::{SafetensorsWriter, TensorData, TensorSpec, file_bytes};
+use crate::error::FormatsError;
+use crate::model_writer::{Contents, ModelWriter};
+use crate::side_files;
+
+/// What such a format says in JSON.
+pub(super) trait Described: TargetFormat {
+    /// What the checkpoint's configuration says about quantization.
+    fn config(&self, plan: &[PlannedLinear]) -> Value;
+
+    /// Where config.json has it.
+    fn config_keys(&self) -> &'static [&'static str] {
+        &["quantization_config"]
+    }
+
+    /// `format` in the metadata of the files.
+    fn framework(&self) -> &'static str {
+        "pt"
+    }
+
+    /// Further files beside config.json: name and content.
+    fn side_files(&self, _plan: &[PlannedLinear]) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+}
+
+/// Begins an output.
+pub(super) fn begin<F: Described>(
+    format: &'static F,
+    directory: &Path,
+    contents: &Contents<'_>,
+) -> Result<Box<dyn ModelWriter>, FormatsError> {
+    let quantized = contents.linears.iter().filter_map(|planned| Some((&planned.linear, planned.scheme?)));
+    let packed = quantized.flat_map(|(linear, scheme)| format.layout(linear, scheme));
+    let specs: Vec<TensorSpec> = contents.carried.iter().cloned().chain(packed).collect();
+    let writer = SafetensorsWriter::create(directory, &specs, contents.max_shard_bytes, format.framework())?;
+    let dtype = contents.runtime.torch_name().unwrap_or("float16");
+    let quantization = (format.config_keys(), format.config(contents.linears));
+    let config = side_files::quantized_config(contents.config, dtype, contents.untied, quantization);
+    let mut files = vec![("config.json", config)];
+    files.extend(format.side_files(contents.linears));
+    let (source, directory) = (contents.source.to_owned(), directory.to_owned());
+    Ok(Box::new(Output { format, source, directory, writer, files }))
+}
+
+/// Length of the files of weights with these tensors.
+pub(super) fn weights_bytes<F: Described>(format: &F, specs: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+    file_bytes(specs, max_shard_bytes, format.framework())
+}
+
+struct Output {
+    format: &'static dyn TargetFormat,
+    source: PathBuf,
+    directory: PathBuf,
+    writer: SafetensorsWriter,
+    /// Names and contents of JSON files.
+    files: Vec<(&'static str, Value)>,
+}
+
+impl ModelWriter for Output {
+    fn carry(&mut self, tensor: &TensorData) -> Result<(), FormatsError> {
+        self.writer.put(tensor)
+    }
+
+    fn put(&mut self, linear: &Linear, tensor: &QuantizedTensor) -> Result<(), FormatsError> {
+        self.format.encode(linear, tensor).iter().try_for_each(|tensor| self.writer.put(tensor))
+    }
+
+    fn tensor_bytes(&self) -> u64 {
+        self.writer.tensor_bytes()
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), FormatsError> {
+        self.writer.finish()?;
+        side_files::copy(&self.source, &self.directory)?;
+        self.files
+            .iter()
+            .try_for_each(|(name, content)| side_files::write_json(&self.directory.join(name), content))
+    }
+}
