@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 # Largest relative error |W - decoded| / |W| of a linear (Frobenius). A wrong order of codes or a wrong zero point gives 1 or more;
 # feedback of errors on little text gives up to 0.76, 0.47, 0.25 and 0.015.
-WEIGHT_ERROR = {2: 0.9, 3: 0.6, 4: 0.35, 8: 0.03}
+WEIGHT_ERROR = {2: 0.9, 3: 0.6, 4: 0.35, 5: 0.2, 6: 0.1, 8: 0.03}
 
 
 @dataclass
@@ -14,7 +14,9 @@ class Case:
     name: str
     to: str
     bits: int = 4
-    symmetric: bool = True
+    """0: the format says it."""
+    symmetric: bool | None = True
+    """None: the format says it."""
     recipe: str = "gptq"
     model: str = "demo"
     options: list[str] = field(default_factory=list)
@@ -32,14 +34,15 @@ class Case:
 
     def arguments(self) -> list[str]:
         """Everything after `quantc quantize MODEL -o OUT`."""
-        symmetry = "--symmetric" if self.symmetric else "--asymmetric"
+        symmetry = {True: ["--symmetric"], False: ["--asymmetric"], None: []}[self.symmetric]
         exclude = ["--exclude", self.excluded] if self.excluded else []
         exclude += ["--adapter-rank", "16"] if self.adapter else []
         width = ["--target-bits", self.target_bits] if self.target_bits else ["--bits", str(self.bits)]
-        return ["--to", self.to, *width, symmetry, "--recipe", self.recipe, *exclude, *self.options]
+        width = width if self.bits else []
+        return ["--to", self.to, *width, *symmetry, "--recipe", self.recipe, *exclude, *self.options]
 
 
-CT, GPTQ = "compressed-tensors", "gptq"
+CT, GPTQ, GPTQ_V2, AWQ, MLX = "compressed-tensors", "gptq", "gptq-v2", "awq", "mlx"
 
 # compressed-tensors first: GPTQModel changes transformers as it is imported.
 CASES = [
@@ -72,6 +75,48 @@ CASES = [
     Case("gptq-3-adapter", GPTQ, bits=3, adapter=True),
     # Some linears only, so that module paths have to be matched one by one.
     Case("ct-4-adapter", CT, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn", adapter=True),
+    Case("gptq-v2-4", GPTQ_V2),
+    Case("gptq-v2-3-asymmetric", GPTQ_V2, bits=3, symmetric=False),
+    Case("awq-4", AWQ),
+    Case("awq-4-asymmetric", AWQ, symmetric=False, options=["--max-shard-size", "3MB"]),
+    Case("awq-4-exclude", AWQ, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("awq-4-qwen2", AWQ, symmetric=False, model="qwen2"),
+    Case("mlx-4", MLX, options=["--group-size", "64", "--max-shard-size", "3MB"]),
+    Case("mlx-2", MLX, bits=2, options=["--group-size", "32"]),
+    Case("mlx-3", MLX, bits=3),
+    Case("mlx-4-asymmetric", MLX, symmetric=False),
+    Case("mlx-3-asymmetric-qwen2", MLX, bits=3, symmetric=False, model="qwen2"),
+    Case("mlx-5", MLX, bits=5),
+    Case("mlx-6", MLX, bits=6),
+    Case("mlx-8", MLX, bits=8),
+    Case("mlx-4-exclude", MLX, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("mlx-mixed", MLX, bits=2, target_bits="4.9"),
+    # mlx-lm knows no sliding window on all layers, which leaves Mistral out.
+    Case("mlx-4-qwen3", MLX, model="qwen3"),
+    Case("gguf-f32", "gguf:f32", bits=0),
+    Case("gguf-f16", "gguf:f16", bits=0),
+    Case("gguf-bf16", "gguf:bf16", bits=0),
+    Case("gguf-q8_0", "gguf:q8_0", bits=0),
+    Case("gguf-q5_0", "gguf:q5_0", bits=0),
+    Case("gguf-q4_0", "gguf:q4_0", bits=0),
+    Case("gguf-q4_0-exclude", "gguf:q4_0", bits=0, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("gguf-q4_1", "gguf:q4_1", bits=0, symmetric=None),
+    Case("gguf-q5_1", "gguf:q5_1", bits=0, symmetric=None),
+    Case("gguf-iq4_nl", "gguf:iq4_nl", bits=0),
+    Case("gguf-mxfp4", "gguf:mxfp4", bits=0),
+    Case("gguf-iq4_xs", "gguf:iq4_xs", bits=0),
+    Case("gguf-q2_k", "gguf:q2_k", bits=0, symmetric=None),
+    Case("gguf-q3_k_m", "gguf:q3_k_m", bits=0, symmetric=None),
+    Case("gguf-q4_k_m", "gguf:q4_k_m", bits=0, symmetric=None),
+    Case("gguf-q5_k_m", "gguf:q5_k_m", bits=0, symmetric=None),
+    Case("gguf-q6_k", "gguf:q6_k", bits=0),
+    # 192 is no multiple of 256: other types take their place.
+    Case("gguf-q4_k_m-qwen3", "gguf:q4_k_m", bits=0, symmetric=None, model="qwen3"),
+    Case("gguf-f32-qwen2", "gguf:f32", bits=0, model="qwen2"),
+    Case("gguf-q8_0-qwen2", "gguf:q8_0", bits=0, model="qwen2"),
+    Case("gguf-f32-qwen3", "gguf:f32", bits=0, model="qwen3"),
+    Case("gguf-q8_0-qwen3", "gguf:q8_0", bits=0, model="qwen3"),
+    Case("gguf-f32-llama3", "gguf:f32", bits=0, model="llama3"),
     Case("gptq-4-qwen2", GPTQ, model="qwen2"),
     Case("gptq-4-qwen3", GPTQ, model="qwen3"),
     Case("gptq-4-mistral", GPTQ, model="mistral"),

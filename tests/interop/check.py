@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import decoder  # noqa: E402
 import models  # noqa: E402
 import runtimes  # noqa: E402
-from cases import CASES, CT, GPTQ, WEIGHT_ERROR, Case  # noqa: E402
+from cases import AWQ, CASES, CT, GPTQ, GPTQ_V2, MLX, WEIGHT_ERROR, Case  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -153,7 +153,7 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
         if name not in after or after[name][0] != before[name][0] or not np.array_equal(after[name][1], before[name][1])
     ]
     results.no(f"{case.name}: other tensors unchanged", sorted(changed))
-    parts = re.compile(r"\.(qweight|qzeros|scales|g_idx|weight_(packed|scale|shape|zero_point))$")
+    parts = re.compile(r"\.(qweight|qzeros|scales|biases|g_idx|weight|weight_(packed|scale|shape|zero_point))$")
     extra = [name for name in after if name not in kept and parts.sub("", name) not in linears]
     results.no(f"{case.name}: no other tensor", sorted(extra))
     index = out / "model.safetensors.index.json"
@@ -171,7 +171,7 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
         in_f16, in_bf16 = linear.scales.astype(np.float16), linear.scales.view(np.uint32) & 0xFFFF
         is_bf16 = before[f"{name}.weight"][0] == "BF16"
         finite = np.isfinite(linear.scales).all() and (linear.scales != 0).all()
-        if not finite or (in_f16 != linear.scales).any() and case.to == GPTQ or is_bf16 and in_bf16.any():
+        if not finite or (in_f16 != linear.scales).any() and case.to in (GPTQ, GPTQ_V2, AWQ) or is_bf16 and in_bf16.any():
             inexact.append(name)
     results.no(f"{case.name}: bits, shapes and zero points", wrong)
     results.no(f"{case.name}: scales exact in what is stored and multiplied", inexact)
@@ -234,6 +234,68 @@ def check_gptq(results: Results, case: Case, out: Path, ours, windows, linears: 
             compare_perplexity(results, name, ours, runtimes.logits(model, windows), windows)
 
 
+def check_awq(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
+    """GPTQModel itself, transformers through it, and mlx-lm."""
+    dtype = {"float32": "float16"}.get(dtype_of(out), dtype_of(out))
+    name = f"{case.name}: GPTQModel awq_torch f32"
+    with results.part(name):
+        model = runtimes.gptqmodel(out, "awq_torch", dtype, to_f32=True)
+        compare_f32(results, name, ours, runtimes.logits(model, windows), windows, exact=False)
+    name = f"{case.name}: transformers as published"
+    with results.part(name):
+        model = runtimes.transformers(out, "auto")
+        compare_perplexity(results, name, ours, runtimes.logits(model, windows), windows)
+    # It multiplies zero points into biases of 16 bits, which is exact for the one of symmetric grids alone.
+    if case.symmetric:
+        name = f"{case.name}: mlx-lm f32"
+        with results.part(name):
+            theirs = runtimes.mlx_logits(runtimes.mlx(out, as_f32=True), windows)
+            compare_f32(results, name, ours, theirs, windows)
+
+
+def check_mlx(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
+    """mlx-lm on its CPU build."""
+    name = f"{case.name}: mlx-lm f32"
+    with results.part(name):
+        model = runtimes.mlx(out, as_f32=True)
+        largest = max(float(np.abs(runtimes.mlx_weight(model, module) - linear.dense()).max()) for module, linear in linears.items())
+        results.at_most(f"{name}: weights", largest, 0)
+        compare_f32(results, name, ours, runtimes.mlx_logits(model, windows), windows)
+    # Its arithmetic in 16 bit moves a model of 2 bits by more than others.
+    if case.bits > 2:
+        name = f"{case.name}: mlx-lm as published"
+        with results.part(name):
+            compare_perplexity(results, name, ours, runtimes.mlx_logits(runtimes.mlx(out), windows), windows)
+    if case.model == "demo":
+        sentence = runtimes.mlx_sentence(out, "The")
+        results.no(f"{case.name}: mlx-lm writes", ["nothing"] * (not sentence.strip()))
+
+
+def check_gguf(results: Results, quantc: Quantc, case: Case, source: Path, out: Path, text: Path) -> None:
+    """llama.cpp: what gguf-py decodes, what llama.cpp computes, and a sentence. It rounds activations to 8 bits before it multiplies
+    with packed weights, and holds keys and values in 16 bit unless told otherwise."""
+    (file,) = out.glob("*.gguf")
+    windows = evaluation_windows(source, text)
+    dense = runtimes.gguf_model(source, file)
+    ours = quantc.evaluate(out, text)
+    compare_f32(results, f"{case.name}: gguf-py weights in transformers f32", ours, runtimes.logits(dense, windows), windows)
+    bare = out.parent / f"{case.name}-bare.gguf"
+    shutil.copy(file, bare)
+    # Without the directory there is no tokenizer.json, so the windows come as tokens.
+    tokens = out.parent / f"{case.name}.jsonl"
+    tokens.write_text("".join(json.dumps({"input_ids": window.tolist()}) + "\n" for window in windows))
+    again = quantc.evaluate(bare, tokens)
+    results.at_most(f"{case.name}: the bare file, quantc evaluate: logits", np.abs(again[0] - ours[0]).max(), 0)
+    theirs, sentence, ids = runtimes.llama_cpp(file, windows, text.suffix != ".jsonl")
+    if case.to != "gguf:f32":
+        compare_perplexity(results, f"{case.name}: llama.cpp", ours, theirs, windows)
+    else:
+        compare_f32(results, f"{case.name}: llama.cpp", ours, theirs, windows)
+    if case.model == "demo":
+        results.no(f"{case.name}: llama.cpp writes", ["nothing"] * (not sentence.strip()))
+        results.no(f"{case.name}: llama.cpp tokenizes as tokenizer.json does", [] if ids == runtimes.token_ids(source, runtimes.PROBE) else ["it does not"])
+
+
 def check_adapter(results: Results, quantc: Quantc, case: Case, out: Path, text: Path, windows) -> None:
     """PEFT, on top of the output as transformers loads it, against quantc's own forward pass with the adapter."""
     name = f"{case.name}: PEFT f32"
@@ -249,6 +311,13 @@ def check_adapter(results: Results, quantc: Quantc, case: Case, out: Path, text:
         results.no(f"{name}: changes the logits", ["it does not"] * (not changed))
 
 
+def evaluation_windows(directory: Path, text: Path) -> np.ndarray:
+    """Windows of tokens that quantc cuts from the text as well."""
+    if text.suffix == ".jsonl":
+        return np.array([json.loads(line)["input_ids"] for line in text.read_text().splitlines()])
+    return runtimes.text_windows(directory, text, CONTEXT, WINDOWS)
+
+
 def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path, work: Path) -> None:
     """One case: write, decode, evaluate with quantc, load in every runtime."""
     out = work / case.name
@@ -259,12 +328,11 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
         runnable = {"transformers": case.transformers or not case.fused, "GPTQModel": True}
         false = [name for name, loads in claims.items() if loads != runnable.get(name.split()[0], loads)]
         results.no(f"{case.name}: says rightly which runtimes load it", false)
+        if case.to.startswith("gguf"):
+            return check_gguf(results, quantc, case, source, out, text)
         linears = decoder.decode(out)
         check_files(results, case, source, out, linears)
-        if text.suffix == ".jsonl":
-            windows = np.array([json.loads(line)["input_ids"] for line in text.read_text().splitlines()])
-        else:
-            windows = runtimes.text_windows(out, text, CONTEXT, WINDOWS)
+        windows = evaluation_windows(out, text)
         ours = quantc.evaluate(out, text)
         compare_f32(
             results,
@@ -275,7 +343,8 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
         )
         if case.adapter:
             check_adapter(results, quantc, case, out, text, windows)
-        loaders = {CT: check_compressed_tensors, GPTQ: check_gptq}
+        gptq, ct = check_gptq, check_compressed_tensors
+        loaders = {CT: ct, GPTQ: gptq, GPTQ_V2: gptq, AWQ: check_awq, MLX: check_mlx}
         loaders[case.to](results, case, out, ours, windows, linears)
     runtimes.forget()
 

@@ -1,8 +1,8 @@
 """An independent decoder of the checkpoints quantc writes: numpy only, written from the formats' documents and not from
 quantc's sources, so that a misunderstanding shared by quantc's writer and its own reader does not pass unseen.
 
-GPTQ (v1 and v2) and compressed-tensors pack-quantized, 2 to 8 bits. Codes and zero points are returned unsigned, as
-`weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for both formats.
+GPTQ (v1 and v2), AWQ gemm, MLX affine and compressed-tensors pack-quantized, 2 to 8 bits. Codes and zero points are returned unsigned, as
+`weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for all formats.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-NUMPY_OF = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64, "BF16": np.uint16}
+NUMPY_OF = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U32": np.uint32, "I64": np.int64, "BF16": np.uint16}
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Linear:
     zero_points: np.ndarray
     group_of: np.ndarray  # [in_features]
     bits: int
+    minimums: np.ndarray | None = None  # [out_features, groups], the value of code 0, in place of zero points
 
     def step(self) -> np.ndarray:
         """The (signed) scale of every weight."""
@@ -31,6 +32,8 @@ class Linear:
 
     def dense(self) -> np.ndarray:
         """The weights that the file stands for, in f32: one rounding, as in a runtime that computes in f32."""
+        if self.minimums is not None:
+            return self.codes.astype(np.float32) * self.step() + self.minimums[:, self.group_of]
         return (self.codes - self.zero_points[:, self.group_of]).astype(np.float32) * self.step()
 
 
@@ -93,6 +96,33 @@ def gptq(tensors: dict, config: dict, module: str) -> Linear:
     return Linear(unpack(qweight.T, bits, len(group_of)), scales, zero_points, group_of, bits)
 
 
+def awq(tensors: dict, config: dict, module: str) -> Linear:
+    """One AWQ gemm linear: eight outputs a word, nibble i of output ORDER[i]."""
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def separate(words: np.ndarray) -> np.ndarray:
+        fields = (words.view(np.uint32)[:, :, None] >> (4 * np.arange(8, dtype=np.uint32))) & 15
+        values = np.empty(fields.shape, np.int64)
+        values[:, :, order] = fields
+        return values.reshape(words.shape[0], -1).T
+
+    scales = as_f32(tensors[f"{module}.scales"]).T
+    codes, zero_points = (separate(tensors[f"{module}.{part}"][1]) for part in ("qweight", "qzeros"))
+    group_of = np.arange(codes.shape[1]) // (codes.shape[1] // scales.shape[1])
+    return Linear(codes, scales, zero_points, group_of, config["bits"])
+
+
+def mlx(tensors: dict, config: dict, module: str) -> Linear:
+    """One MLX affine linear, `weight = scale * code + bias`."""
+    bits = config.get(module, config)["bits"]
+    scales, biases = (as_f32(tensors[f"{module}.{part}"]) for part in ("scales", "biases"))
+    words = tensors[f"{module}.weight"][1]
+    in_features = words.shape[1] * 32 // bits
+    group_of = np.arange(in_features) // (in_features // scales.shape[1])
+    zero_points = -biases.astype(np.float64) / scales
+    return Linear(unpack(words, bits, in_features), scales, zero_points, group_of, bits, biases)
+
+
 def compressed_tensors(tensors: dict, config: dict, module: str) -> Linear:
     """One compressed-tensors linear. Of the config groups, an exact name counts before a pattern before a class."""
 
@@ -115,11 +145,14 @@ def compressed_tensors(tensors: dict, config: dict, module: str) -> Linear:
 
 def decode(directory: Path) -> dict[str, Linear]:
     """Every quantized linear of a checkpoint, by module name."""
-    config = json.loads((Path(directory) / "config.json").read_text())["quantization_config"]
+    whole = json.loads((Path(directory) / "config.json").read_text())
+    config = whole["quantization_config"]
     reader, suffix = {
         "gptq": (gptq, ".qweight"),
+        "awq": (awq, ".qweight"),
+        "mlx": (mlx, ".scales"),
         "compressed-tensors": (compressed_tensors, ".weight_packed"),
-    }[config["quant_method"]]
+    }["mlx" if "quantization" in whole else config["quant_method"]]
     tensors = read_safetensors(directory)
     modules = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
     return {module: reader(tensors, config, module) for module in modules}

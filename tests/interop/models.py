@@ -29,6 +29,12 @@ CONFIGS = {
     "qwen3": lambda: transformers.Qwen3Config(
         **SHAPE, hidden_size=192, intermediate_size=512, tie_word_embeddings=True, dtype="bfloat16"
     ),
+    # Biases everywhere; frequencies of the rotation stretched as Llama 3.1's; bfloat16.
+    "llama3": lambda: transformers.LlamaConfig(
+        **SHAPE, hidden_size=256, intermediate_size=512, attention_bias=True, mlp_bias=True, dtype="bfloat16",
+        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    ),
     # A sliding window shorter than the text; float32.
     "mistral": lambda: transformers.MistralConfig(
         **SHAPE, hidden_size=256, intermediate_size=512, sliding_window=48, tie_word_embeddings=True, dtype="float32"

@@ -8,6 +8,9 @@ Which of them computes in what was measured on GPTQModel 7.7.0 and transformers 
   points: asymmetric checkpoints come out as noise. Symmetric 4 bit only.
 * transformers with `dtype=torch.float32` goes through GPTQModel's kernels, which then unpack into f16 and multiply in f32: exact
   for codes of up to 4 bits with scales of bf16 precision, one rounding of the weights otherwise.
+* GPTQModel `awq_torch` computes in 16 bit; loaded in the checkpoint's own type and turned into f32 afterwards it multiplies in f32 with
+  the weights it unpacked.
+* mlx-lm computes in the checkpoint's type; with scales, biases and the other tensors widened to f32 it does so in f32, exactly.
 * transformers decompresses compressed-tensors into the model's type at the first forward. Asymmetric checkpoints load only
   with `dequantize=True`, which rounds the weights to the scales' type.
 """
@@ -55,7 +58,7 @@ def decoded(source: Path, tensors: dict, linears: dict[str, decoder.Linear]):
     model = original(source)
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
-        if name in parameters:
+        if name in parameters and name.removesuffix(".weight") not in linears:
             parameters[name].data.copy_(torch.from_numpy(decoder.as_f32(tensor)))
     for name, linear in linears.items():
         parameters[f"{name}.weight"].data.copy_(torch.from_numpy(linear.dense()))
@@ -76,6 +79,113 @@ def transformers(directory: Path, dtype: str, dequantize: bool = False):
     extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
     dtype = dtype if dtype == "auto" else getattr(torch, dtype)
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, device_map="cpu", **extra).eval()
+
+
+def mlx(directory: Path, as_f32: bool = False):
+    """mlx-lm on the CPU; with `as_f32` everything but the words is widened, scales and biases too, so that it multiplies in f32."""
+    import mlx.core as mx
+    from mlx.utils import tree_map
+    from mlx_lm.utils import load_model
+
+    mx.set_default_device(mx.cpu)
+    model, _ = load_model(directory)
+    if as_f32:
+        widen = lambda array: array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array  # noqa: E731
+        model.update(tree_map(widen, model.parameters()))
+    return model
+
+
+def mlx_logits(model, windows: np.ndarray) -> np.ndarray:
+    """[windows, context, vocabulary] in f32, one window at a time."""
+    import mlx.core as mx
+
+    return np.concatenate([np.array(model(mx.array(window[None])).astype(mx.float32)) for window in windows])
+
+
+def mlx_weight(model, name: str) -> np.ndarray:
+    """The weights that mlx itself unpacks for one linear, in f32."""
+    import mlx.core as mx
+
+    module = model
+    for part in name.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    dense = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
+    return np.array(dense.astype(mx.float32))
+
+
+def mlx_sentence(directory: Path, prompt: str) -> str:
+    """What mlx-lm writes after a prompt, as a user starts it."""
+    import mlx.core as mx
+    from mlx_lm import generate, load
+
+    mx.set_default_device(mx.cpu)
+    model, tokenizer = load(str(directory))
+    return generate(model, tokenizer, prompt=prompt, max_tokens=16)
+
+
+PROBE = "The 12,345 cats' (naïve) plan: don't\n\n  stop \u2014 it's 3.14!  tabs\tand   spaces <s> 漢字"
+
+
+def token_ids(directory: Path, text: str) -> list[int]:
+    """What tokenizer.json makes of a text, special tokens in it included."""
+    return AutoTokenizer.from_pretrained(directory)(text, add_special_tokens=False)["input_ids"]
+
+
+def gguf_model(source: Path, file: Path):
+    """transformers' own forward pass in f32 on the weights that gguf-py decodes. A name and an order of rows is undone for each."""
+    import gguf
+    from gguf.quants import dequantize
+
+    model = original(source)
+    config = model.config
+    reader = gguf.GGUFReader(file)
+    architecture = reader.get_field("general.architecture").contents()
+    tensors = {tensor.name: torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()) for tensor in reader.tensors}
+    outer = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+    inner = {
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+        "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    }  # fmt: skip
+    parameters = dict(model.named_parameters())
+    left = set(parameters)
+    for name, tensor in tensors.items():
+        if name == "rope_freqs.weight":
+            continue
+        *path, module, kind = name.split(".")
+        if path:
+            theirs = f"model.layers.{path[1]}.{inner[module]}.{kind}"
+        else:
+            theirs = f"{'' if module == 'output' else 'model.'}{outer[module]}.{kind}"
+        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(module)
+        if architecture == "llama" and heads:
+            tensor = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, -1).transpose(1, 2).reshape(tensor.shape)
+        parameters[theirs].data.copy_(tensor)
+        left.discard(theirs)
+    if left:
+        raise ValueError(f"the file has no {sorted(left)[:3]}")
+    return model
+
+
+def llama_cpp(file: Path, windows: np.ndarray, writes: bool) -> tuple[np.ndarray, str, list[int]]:
+    """Logits [windows, context, vocabulary] with keys and values in f32, what it writes after a prompt, and its tokens of PROBE."""
+    import llama_cpp
+
+    model = llama_cpp.Llama(
+        str(file), n_ctx=windows.shape[1], n_batch=windows.shape[1], logits_all=True, verbose=False, n_threads=2,
+        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, flash_attn=False,
+    )  # fmt: skip
+    found = []
+    for window in windows:
+        model.reset()
+        model.eval(window.tolist())
+        found.append(np.array(model.scores[: len(window)], dtype=np.float32))
+    model.reset()
+    sentence = model("The", max_tokens=16, temperature=0.0)["choices"][0]["text"] if writes else ""
+    ids = model.tokenize(PROBE.encode(), add_bos=False, special=True)
+    model.close()
+    return np.stack(found), sentence, ids
 
 
 def peft(model, adapter: Path):
