@@ -290,6 +290,33 @@ fn one_group_size_for_a_file_is_the_largest_that_divides_every_linear() {
 }
 
 #[test]
+fn the_rotation_is_spelled_where_mlx_lm_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = tempfile::tempdir().unwrap();
+    let rope = json!({"rope_type": "linear", "rope_theta": 500000.0, "factor": 2.0});
+    let config = json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "vocab_size": 8, "max_position_embeddings": 8, "rope_parameters": rope
+    });
+    let model = Model::resolve(&config).unwrap();
+    let contents = Contents {
+        source: source.path(),
+        config: &config,
+        model: &model,
+        linears: &[],
+        carried: &[],
+        runtime: Dtype::F16,
+        untied: false,
+        max_shard_bytes: 1 << 16,
+    };
+    find("mlx").begin(folder.path(), &contents).unwrap().finish().unwrap();
+    let written = formats::json::read(folder.path(), "config.json").unwrap();
+    assert_eq!((&written["rope_theta"], &written["rope_scaling"]), (&json!(500000.0), &rope));
+    // Both spellings say the same to us.
+    assert_eq!(Model::resolve(&written).unwrap().hyperparameters.rope, model.hyperparameters.rope);
+}
+
+#[test]
 fn minimums_come_back_exactly_where_a_format_has_them() {
     let format = find("mlx");
     let linear = linear(0, Role::Up, (24, 192));

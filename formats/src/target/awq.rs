@@ -90,6 +90,7 @@ static LOADERS: [LoaderRule; 6] = [
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
         group_sizes: &[32, 64, 128],
+        remark: "takes rope_theta from the top of config.json only, where transformers 4 wrote it",
         asymmetric_remark: "rounds scale times zero point to 16 bit",
         ..LoaderRule::ANY
     },

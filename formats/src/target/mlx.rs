@@ -186,6 +186,18 @@ impl TargetFormat for Mlx {
 }
 
 impl Described for Mlx {
+    fn adapt_config(&self, config: &mut Value) {
+        // Most of mlx-lm's models look for the rotation where transformers 4 had it, and take a default where it is not there.
+        let rope = config["rope_parameters"].clone();
+        if config["rope_theta"].is_null() && !rope["rope_theta"].is_null() {
+            config["rope_theta"] = rope["rope_theta"].clone();
+        }
+        let stretched = rope["rope_type"].as_str().is_some_and(|kind| kind != "default");
+        if stretched && config["rope_scaling"].is_null() {
+            config["rope_scaling"] = rope;
+        }
+    }
+
     fn config(&self, plan: &[PlannedLinear]) -> Value {
         let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
         let base = most_common(&schemes);

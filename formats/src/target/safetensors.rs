@@ -22,6 +22,9 @@ pub(super) trait Described: TargetFormat {
         &["quantization_config"]
     }
 
+    /// Spells other parts of config.json as the format's runtimes read them.
+    fn adapt_config(&self, _config: &mut Value) {}
+
     /// `format` in the metadata of the files.
     fn framework(&self) -> &'static str {
         "pt"
@@ -45,7 +48,8 @@ pub(super) fn begin<F: Described>(
     let writer = SafetensorsWriter::create(directory, &specs, contents.max_shard_bytes, format.framework())?;
     let dtype = contents.runtime.torch_name().unwrap_or("float16");
     let quantization = (format.config_keys(), format.config(contents.linears));
-    let config = side_files::quantized_config(contents.config, dtype, contents.untied, quantization);
+    let mut config = side_files::quantized_config(contents.config, dtype, contents.untied, quantization);
+    format.adapt_config(&mut config);
     let mut files = vec![("config.json", config)];
     files.extend(format.side_files(contents.linears));
     let (source, directory) = (contents.source.to_owned(), directory.to_owned());
