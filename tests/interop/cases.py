@@ -85,6 +85,8 @@ CASES = [
     Case("mlx-2", MLX, bits=2, options=["--group-size", "32"]),
     Case("mlx-3", MLX, bits=3),
     Case("mlx-4-asymmetric", MLX, symmetric=False),
+    # Stretched frequencies, in the spelling of transformers 5 that mlx-lm does not read.
+    Case("mlx-4-llama3", MLX, model="llama3"),
     Case("mlx-3-asymmetric-qwen2", MLX, bits=3, symmetric=False, model="qwen2"),
     Case("mlx-5", MLX, bits=5),
     Case("mlx-6", MLX, bits=6),
