@@ -1,6 +1,7 @@
 //! What is on disk: checkpoints in, quantized models out. No algorithm.
 //!
-//! [`checkpoint`] reads one tensor at a time; [`target`] has one file for each format; [`container`] streams tensors into safetensors files;
+//! [`checkpoint`] reads one tensor at a time; [`target`] has one file for each format, [`model_writer`] is how one writes an output;
+//! [`container`] streams tensors into safetensors files, [`gguf`] into llama.cpp's;
 //! [`output`] makes a directory appear at once or not at all; [`side_files`] copies what loaders need beside weights; [`adapter`] is
 //! what PEFT loads on top of a checkpoint; [`imatrix`] is what llama.cpp weighs inputs by.
 
