@@ -365,6 +365,45 @@ fn models_come_back_under_their_own_names_with_rows_in_their_own_order() {
     }
 }
 
+/// Everything that `evaluate` would read of a file.
+fn read_all(path: &Path) -> Result<(), String> {
+    let text = |error: formats::FormatsError| error.to_string();
+    let file = GgufFile::open(path).map_err(text)?;
+    let model = Model::resolve(&file.config().map_err(text)?).map_err(|error| error.to_string())?;
+    let (stored, checkpoint) = file.into_parts(&model).map_err(text)?;
+    for name in checkpoint.names() {
+        checkpoint.read(name).map_err(text)?;
+    }
+    for linear in model.linears() {
+        if let Some(scheme) = stored.scheme(linear) {
+            stored.packed(linear, scheme, &checkpoint).map_err(text)?;
+            stored.decode(linear, scheme, &checkpoint).map_err(text)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn no_damage_to_a_model_s_header_makes_a_reader_panic() {
+    let (folder, config, model) = source("llama31", &tokenizer());
+    let format = gguf().find(|format| format.id().ends_with("q4_0")).unwrap();
+    let output = tempfile::tempdir().unwrap();
+    write(format, folder.path(), &config, &model, output.path());
+    let path = GgufFile::find(output.path()).unwrap().unwrap();
+    read_all(&path).unwrap();
+    let intact = fs::read(&path).unwrap();
+    let header = Header::read(&path, &fs::File::open(&path).unwrap()).unwrap();
+    let end = header.tensors.values().map(|entry| entry.offset).min().unwrap() as usize;
+    let mut refused = 0;
+    for place in (0..end).step_by(2) {
+        let mut damaged = intact.clone();
+        damaged[place] = [0, intact[place] ^ 1, 0xff][place / 2 % 3];
+        fs::write(&path, damaged).unwrap();
+        refused += usize::from(read_all(&path).is_err());
+    }
+    assert!(refused > end / 12, "{refused} of {end} bytes");
+}
+
 #[test]
 fn every_layout_holds_every_solution_on_its_grid() {
     let id = model::linear::LinearId { layer: 0, role: model::linear::Role::Down };

@@ -37,6 +37,7 @@ fn entry(found: &TensorEntry, heads: Option<usize>) -> Entry {
         *columns = (found.bytes as usize).checked_div(rows).unwrap_or(0);
     }
     // Rows of whole heads can be put back in order; others are refused with their shape.
-    let heads = heads.filter(|heads| shape.first().is_some_and(|rows| rows.is_multiple_of(2 * heads)));
+    let heads =
+        heads.filter(|heads| shape.first().is_some_and(|rows| *rows > 0 && rows.is_multiple_of(2 * heads)));
     Entry { dtype: dtype.unwrap_or(Dtype::U8), shape, offset: found.offset, bytes: found.bytes, heads }
 }

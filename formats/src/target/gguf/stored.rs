@@ -64,7 +64,11 @@ impl Stored {
         let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
         let name = stored.linear.weight_name();
         let layout = self.layouts.get(&name);
-        let layout = layout.filter(|layout| layout.scheme().granularity == stored.scheme.granularity);
+        let fits = |layout: &BlockLayout| {
+            layout.scheme().granularity == stored.scheme.granularity
+                && inputs.is_multiple_of(layout.weights())
+        };
+        let layout = layout.filter(|layout| fits(layout));
         let layout = layout.ok_or_else(|| stored.fail("weight", "is not packed in such groups"))?;
         let bytes = stored.checkpoint.read_as(&name, Dtype::U8, &[outputs, layout.row_bytes(inputs)])?;
         let rows = layout.decode(&bytes, outputs, inputs);
