@@ -9,7 +9,7 @@ use calibration::sampling::Sampling;
 
 use crate::error::Error;
 use crate::generate::GenerateJob;
-use crate::job::{Budget, Calibration, EvaluateJob, Overrides, QuantizeJob, Text, WindowRequest};
+use crate::job::{Budget, Calibration, EvaluateJob, Overrides, QuantizeJob, Target, Text, WindowRequest};
 use crate::recipe::Recipe;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
 
@@ -73,9 +73,9 @@ pub struct QuantizeArgs {
     /// Directory to write; it must not exist unless --force is given
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Bits of a code, 2 to 8 [default: 4, or the recipe's]
-    #[arg(long)]
-    bits: Option<u8>,
+    /// Bits of a code, 2 to 8; several widths, as 3,4, are several outputs [default: 4, or the recipe's]
+    #[arg(long, value_delimiter = ',')]
+    bits: Vec<u8>,
     /// Choose widths for at most N bits a weight, everything counted
     #[arg(long, value_name = "N", conflicts_with_all = ["bits", "target_size"], allow_hyphen_values = true)]
     target_bits: Option<f64>,
@@ -94,9 +94,9 @@ pub struct QuantizeArgs {
     /// `rtn`, `gptq`, `default`, `max`, or a recipe file (TOML)
     #[arg(long, default_value = "default")]
     recipe: String,
-    /// Format to write; `quantc list formats` shows them
-    #[arg(long, value_name = "FORMAT", default_value = "gptq")]
-    to: String,
+    /// Format to write, or several, as gptq,mlx, into OUT/FORMAT each; `quantc list formats` shows them
+    #[arg(long, value_name = "FORMAT", default_value = "gptq", value_delimiter = ',')]
+    to: Vec<String>,
     /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in];
     /// `self`: the model writes it (a file of that name is `./self`)
     #[arg(long, value_name = "FILE")]
@@ -247,8 +247,10 @@ impl QuantizeArgs {
             (_, true) => Some(Symmetry::Asymmetric),
             _ => None,
         };
+        let widths = self.bits.iter().map(|&bits| BitWidth::new(bits)).collect::<Result<Vec<_>, _>>();
+        let widths = widths.map_err(|e| argument("--bits", &e))?;
         let overrides = Overrides {
-            bits: self.bits.map(BitWidth::new).transpose().map_err(|e| argument("--bits", &e))?,
+            bits: widths.first().copied().filter(|_| widths.len() == 1),
             granularity: self.group_size.as_deref().map(parse_granularity).transpose()?,
             symmetry,
         };
@@ -268,7 +270,7 @@ impl QuantizeArgs {
             recipe: Recipe::load(&self.recipe, &overrides)?,
             model: self.model,
             output: self.output,
-            format: self.to,
+            targets: targets(&self.to, &widths),
             budget,
             adapter_rank: self.adapter_rank,
             imatrix: self.imatrix,
@@ -361,6 +363,23 @@ impl EvaluationArgs {
         )?;
         Ok((self.evaluate_on.map_or(Text::BuiltInEvaluation, Text::File), windows))
     }
+}
+
+/// Each format at each width; a format that leaves no choice of width once.
+fn targets(formats: &[String], widths: &[BitWidth]) -> Vec<Target> {
+    let several: Vec<Option<BitWidth>> = match widths {
+        [] | [_] => vec![None],
+        several => several.iter().copied().map(Some).collect(),
+    };
+    let target = |format: &String, bits| Target { format: format.clone(), bits };
+    let fixed = |id: &String| formats::target::ALL.iter().any(|known| known.id() == id && known.fixes_grid());
+    formats
+        .iter()
+        .flat_map(|format| {
+            let widths = if fixed(format) { &[None][..] } else { &several[..] };
+            widths.iter().map(move |&bits| target(format, bits))
+        })
+        .collect()
 }
 
 fn window_request(

@@ -10,7 +10,7 @@
 //! Windows are taken in batches whose hidden states before every layer fit a budget; each batch reads the layers twice, forwards and
 //! backwards. The gradients are those of random probes of the Fisher matrix ([`Backward::fisher_probe`]), so no label of the text is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use calibration::CalibrationError;
 use calibration::backward::{Backward, Head, Visit};
@@ -50,9 +50,14 @@ pub(crate) struct Gradients {
 }
 
 impl Gradients {
-    /// Of a linear that is solved with it, once.
-    pub(crate) fn take_output_hessian(&mut self, linear: &Linear) -> Option<OutputHessian> {
-        self.outputs.remove(&linear.id)
+    /// Of a linear that is solved with it.
+    pub(crate) fn output_hessian(&self, linear: &Linear) -> Option<&OutputHessian> {
+        self.outputs.get(&linear.id)
+    }
+
+    /// Frees what is known of a linear's outputs: it is solved.
+    pub(crate) fn forget(&mut self, linear: &Linear) {
+        self.outputs.remove(&linear.id);
     }
 
     /// The roots of the weights of all tokens, by window, where the stage's recipe weighs them.
@@ -61,16 +66,17 @@ impl Gradients {
     }
 }
 
-/// Gathers them; none where no linear asks for them.
+/// Gathers what any of `plans` asks for.
 pub(crate) fn gather(
     model: &Model,
     source: &dyn WeightSource,
-    plan: &Plan,
+    plans: &[&Plan],
     windows: &[Vec<u32>],
     progress: &dyn Progress,
 ) -> Result<Gradients, Error> {
-    let asked: BTreeMap<LinearId, &Linear> = plan.couples_rows().map(|linear| (linear.id, linear)).collect();
-    let weighed = plan.weighs_tokens(model);
+    let asked: BTreeMap<LinearId, &Linear> =
+        plans.iter().flat_map(|plan| plan.couples_rows()).map(|linear| (linear.id, linear)).collect();
+    let weighed: BTreeSet<(usize, usize)> = plans.iter().flat_map(|plan| plan.weighs_tokens(model)).collect();
     if (asked.is_empty() && weighed.is_empty()) || windows.is_empty() {
         return Ok(Gradients::default());
     }

@@ -13,10 +13,10 @@ use crate::recipe::Recipe;
 pub struct QuantizeJob {
     /// Directory of the original.
     pub model: PathBuf,
-    /// Directory to write.
+    /// Directory to write: the output, or a directory of each of several.
     pub output: PathBuf,
-    /// Id of the target format.
-    pub format: String,
+    /// What is written; at least one.
+    pub targets: Vec<Target>,
     /// Which scheme and solver each linear gets.
     pub recipe: Recipe,
     /// How large the output may be; then each stage's width is chosen for it, and not the recipe's.
@@ -41,6 +41,36 @@ pub struct QuantizeJob {
     pub untie: bool,
     /// Whether an existing output is replaced.
     pub force: bool,
+}
+
+/// One output of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Id of the format.
+    pub format: String,
+    /// Width of a code instead of the recipe's.
+    pub bits: Option<BitWidth>,
+}
+
+impl Target {
+    /// Name of its directory beside others.
+    #[must_use]
+    pub fn directory(&self) -> String {
+        // A colon is no character for names of files everywhere.
+        let format = self.format.replace(':', "-");
+        self.bits.map_or(format.clone(), |bits| format!("{format}-{}bit", bits.get()))
+    }
+}
+
+impl QuantizeJob {
+    /// Where the outputs go, in the order of the targets.
+    #[must_use]
+    pub fn places(&self) -> Vec<PathBuf> {
+        match self.targets.as_slice() {
+            [_] => vec![self.output.clone()],
+            several => several.iter().map(|target| self.output.join(target.directory())).collect(),
+        }
+    }
 }
 
 /// A bound on the size of an output.

@@ -2,14 +2,14 @@
 //! what was written is what was solved, and perplexity and KL divergence before and after.
 //!
 //! ```no_run
-//! use quantc::job::{Calibration, Overrides, QuantizeJob, Text, WindowRequest};
+//! use quantc::job::{Calibration, Overrides, QuantizeJob, Target, Text, WindowRequest};
 //! use quantc::recipe::Recipe;
 //!
 //! let windows = WindowRequest { samples: 128, context: 2048, seed: None };
 //! let job = QuantizeJob {
 //!     model: "demo/model".into(),
 //!     output: "demo/model-4bit".into(),
-//!     format: "gptq".to_owned(),
+//!     targets: vec![Target { format: "gptq".to_owned(), bits: None }],
 //!     recipe: Recipe::load("default", &Overrides::default())?,
 //!     budget: None,
 //!     adapter_rank: None,
@@ -23,8 +23,9 @@
 //!     untie: false,
 //!     force: false,
 //! };
-//! let report = quantc::quantize(&job, &quantc::progress::Silent)?;
-//! println!("{}", quantc::render::text::report(&report));
+//! for report in quantc::quantize(&job, &quantc::progress::Silent)? {
+//!     println!("{}", quantc::render::text::report(&report));
+//! }
 //! # Ok::<(), quantc::error::Error>(())
 //! ```
 
@@ -44,6 +45,7 @@ mod importance;
 pub mod inspect;
 pub mod job;
 pub mod listing;
+mod outputs;
 mod own_text;
 mod pipeline;
 mod plan;
@@ -59,6 +61,7 @@ mod sensitivity;
 mod statistics;
 mod stored;
 mod streams;
+mod texts;
 mod transformed;
 pub mod verify;
 

@@ -43,9 +43,12 @@ fn run(command: Command) -> Result<(), Error> {
             if let Some(export) = &export {
                 export.demand_outside("--export-json", &job.output)?;
             }
-            let report = quantc::quantize(&job, &Terminal::listening()?)?;
-            print(&text::report(&report))?;
-            export_json(export, &report)
+            let reports = quantc::quantize(&job, &Terminal::listening()?)?;
+            print(&text::reports(&reports))?;
+            match reports.as_slice() {
+                [report] => export_json(export, report),
+                several => export_json(export, &several),
+            }
         }
         Command::Evaluate(arguments) => {
             let export = prepare(arguments.run())?;

@@ -50,98 +50,157 @@ pub(crate) enum Inputs<'i> {
     MeanSquares(&'i MeanSquares),
 }
 
-/// Where everything goes.
-pub(crate) struct Outputs<'o> {
-    pub(crate) writer: &'o mut dyn ModelWriter,
-    pub(crate) adapters: Option<&'o mut AdapterWriter>,
-    pub(crate) importance: Option<&'o mut ImportanceGatherer>,
+/// One way of quantizing the model: outputs whose grids are the same share it.
+pub(crate) struct Track<'t> {
+    /// Of all of them.
+    pub(crate) plan: &'t Plan,
+    /// Where the solutions go.
+    pub(crate) writers: Vec<&'t mut dyn ModelWriter>,
+    pub(crate) adapters: Option<&'t mut AdapterWriter>,
     /// Passes in which scales learn; nothing is written before they have.
     pub(crate) scale_passes: usize,
+    /// Solutions that wait for that.
+    waiting: Vec<Solved>,
 }
 
-/// Quantizes every layer of `model`, whose weights `source` gives, and puts its packed tensors into the writer.
+/// Quantizes every layer of `model`, whose weights `source` gives, once for each track, and hands the solutions to its writers.
 pub(crate) fn quantize_layers(
     model: &Model,
     source: &dyn WeightSource,
-    plan: &Plan,
+    tracks: &mut [Track<'_>],
     inputs: Inputs<'_>,
-    outputs: Outputs<'_>,
+    mut importance: Option<&mut ImportanceGatherer>,
     progress: &dyn Progress,
-) -> Result<Outcome, Error> {
-    let Outputs { writer, mut adapters, mut importance, scale_passes } = outputs;
-    let mut outcome = Outcome::default();
+) -> Result<Vec<Outcome>, Error> {
+    let plans: Vec<&Plan> = tracks.iter().map(|track| track.plan).collect();
     let (mut gradients, mut streams) = match inputs {
         Inputs::Windows(windows) => (
-            gradients::gather(model, source, plan, windows, progress)?,
-            Some(Streams::start(model, source, plan, windows, importance.is_some())?),
+            gradients::gather(model, source, &plans, windows, progress)?,
+            Some(Streams::start(model, source, &plans, windows, importance.is_some())?),
         ),
         // Without text there is no gradient either.
         Inputs::MeanSquares(_) => (Gradients::default(), None),
     };
-    let mut waiting = Vec::new();
+    let mut outcomes: Vec<Outcome> = tracks.iter().map(|_| Outcome::default()).collect();
     progress.phase("quantizing", model.layers.len());
     for layer in &model.layers {
-        let mut weights = source.layer(layer).map_err(Error::from_source)?;
+        let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
         for (place, stage) in layer.stages.iter().enumerate() {
-            go_on(progress)?;
-            let seen = match (&streams, inputs) {
-                (Some(streams), _) => observe(plan, layer, place, &weights, streams, &gradients)?,
-                (None, Inputs::MeanSquares(known)) => known.of_stage(plan, stage)?,
-                (None, Inputs::Windows(_)) => {
-                    return Err(Error::Internal("no stream was started".to_owned()));
-                }
-            };
-            let last = layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len();
-            if let Some(streams) = &mut streams {
-                if let Some(importance) = &mut importance {
-                    importance.gather(streams, layer, place, &weights);
-                }
-                if !last {
-                    streams.advance_original(layer, place, &weights)?;
-                }
-            }
-            for linear in &stage.linears {
-                let Some(scheme) = plan.scheme(linear) else { continue };
-                go_on(progress)?;
-                let output = gradients.take_output_hessian(linear);
-                let solution = solve(plan, linear, scheme, &weights, &seen, output.as_ref())?;
-                let left = match &mut adapters {
-                    None => None,
-                    Some(adapters) => Some(recover(plan, linear, &solution, &weights, &seen, adapters)?),
-                };
-                outcome.add(plan, linear, &solution, left, progress);
-                if let Some(operator) = weights.linears.get_mut(&linear.id.role) {
-                    operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
-                }
-                if scale_passes > 0 {
-                    waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
-                } else {
-                    outcome.write(linear, &solution.tensor, writer)?;
-                }
-            }
             // Nothing is behind the last stage that its output would be seen by.
-            if let Some(streams) = streams.as_mut().filter(|_| !last) {
-                streams.advance_quantized(layer, place, &weights)?;
+            let last = layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len();
+            // Until a track solves this stage, its linears are the original's.
+            let original = &quantized[0];
+            if let (Some(streams), Some(importance)) = (&streams, &mut importance) {
+                importance.gather(streams, layer, place, original);
             }
+            let mut all_seen = Vec::with_capacity(tracks.len());
+            for (number, track) in tracks.iter().enumerate() {
+                go_on(progress)?;
+                all_seen.push(match (&streams, inputs) {
+                    (Some(streams), _) => {
+                        let place = Place { layer, stage: place, track: number };
+                        observe(track.plan, place, original, streams, &gradients)?
+                    }
+                    (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
+                    (None, Inputs::Windows(_)) => {
+                        return Err(Error::Internal("no stream was started".to_owned()));
+                    }
+                });
+            }
+            if let Some(streams) = streams.as_mut().filter(|_| !last) {
+                streams.advance_original(layer, place, original)?;
+            }
+            for (number, (track, seen)) in tracks.iter_mut().zip(all_seen).enumerate() {
+                let weights = &mut quantized[number];
+                for linear in &stage.linears {
+                    go_on(progress)?;
+                    let output = gradients.output_hessian(linear);
+                    track.quantize(linear, weights, &seen, output, &mut outcomes[number], progress)?;
+                }
+                if let Some(streams) = streams.as_mut().filter(|_| !last) {
+                    streams.advance_quantized(number, layer, place, weights)?;
+                }
+            }
+            stage.linears.iter().for_each(|linear| gradients.forget(linear));
         }
-        progress.step(&outcome.last_loss());
+        progress.step(&outcomes.last().map_or_else(String::new, Outcome::last_loss));
     }
     progress.finish();
     drop((streams, gradients));
-    if let Inputs::Windows(windows) = inputs {
-        outcome.learned = scales::learn(model, source, windows, scale_passes, &mut waiting, progress)?;
+    for (track, outcome) in tracks.iter_mut().zip(&mut outcomes) {
+        if let Inputs::Windows(windows) = inputs {
+            outcome.learned =
+                scales::learn(model, source, windows, track.scale_passes, &mut track.waiting, progress)?;
+        }
+        for Solved { linear, tensor } in std::mem::take(&mut track.waiting) {
+            track.write(&linear, &tensor, outcome)?;
+        }
     }
-    for solved in &waiting {
-        outcome.write(&solved.linear, &solved.tensor, writer)?;
+    Ok(outcomes)
+}
+
+impl<'t> Track<'t> {
+    /// Without outputs so far.
+    pub(crate) fn new(plan: &'t Plan, scale_passes: usize) -> Self {
+        Self { plan, writers: Vec::new(), adapters: None, scale_passes, waiting: Vec::new() }
     }
-    Ok(outcome)
+
+    /// Solves a linear, writes the solution, and puts its values in the weight's place.
+    fn quantize(
+        &mut self,
+        linear: &Linear,
+        weights: &mut LayerWeights,
+        seen: &StageStatistics,
+        output: Option<&OutputHessian>,
+        outcome: &mut Outcome,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        let Some(scheme) = self.plan.scheme(linear) else { return Ok(()) };
+        let solution = solve(self.plan, linear, scheme, weights, seen, output)?;
+        let left = match &mut self.adapters {
+            None => None,
+            Some(adapters) => Some(recover(self.plan, linear, &solution, weights, seen, adapters)?),
+        };
+        outcome.add(self.plan, linear, &solution, left, progress);
+        if let Some(operator) = weights.linears.get_mut(&linear.id.role) {
+            operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
+        }
+        if self.scale_passes > 0 {
+            self.waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
+            Ok(())
+        } else {
+            self.write(linear, &solution.tensor, outcome)
+        }
+    }
+
+    /// Writes what stands, and its digest to the record.
+    fn write(
+        &mut self,
+        linear: &Linear,
+        tensor: &QuantizedTensor,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        for writer in &mut self.writers {
+            writer.put(linear, tensor)?;
+        }
+        let record = LinearRecord { scheme: tensor.scheme(), digest: solution_digest(tensor) };
+        outcome.records.push((linear.name.clone(), record));
+        Ok(())
+    }
+}
+
+/// A stage of a layer in one track.
+#[derive(Clone, Copy)]
+struct Place<'p> {
+    layer: &'p Layer,
+    stage: usize,
+    track: usize,
 }
 
 /// What the solvers of a stage need to know about its input.
 fn observe(
     plan: &Plan,
-    layer: &Layer,
-    place: usize,
+    Place { layer, stage: place, track }: Place<'_>,
     weights: &LayerWeights,
     streams: &Streams<'_>,
     gradients: &Gradients,
@@ -155,7 +214,7 @@ fn observe(
     });
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
     StageStatistics::gather(stage, &settings, &unsolved, streams.windows(), |see| {
-        streams.see_stage_input(layer, place, weights, gradients.token_roots(layer, place), see)
+        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(layer, place), see)
     })
 }
 
@@ -274,19 +333,6 @@ impl Outcome {
             rung: damping.map_or("no data", |found| name(found.rung)).to_owned(),
             dead_inputs: damping.map_or(0, |found| found.dead_inputs),
         });
-    }
-
-    /// Writes what stands, and its digest to the record.
-    fn write(
-        &mut self,
-        linear: &Linear,
-        tensor: &QuantizedTensor,
-        writer: &mut dyn ModelWriter,
-    ) -> Result<(), Error> {
-        writer.put(linear, tensor)?;
-        let record = LinearRecord { scheme: tensor.scheme(), digest: solution_digest(tensor) };
-        self.records.push((linear.name.clone(), record));
-        Ok(())
     }
 
     fn last_loss(&self) -> String {

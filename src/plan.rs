@@ -13,7 +13,7 @@ use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Scheme, Symmetry};
 
 use crate::error::Error;
-use crate::job::{Overrides, QuantizeJob};
+use crate::job::{Overrides, QuantizeJob, Target};
 use crate::recipe::Treatment;
 use crate::report::{Kept, RuntimeRow};
 use crate::stored::StoredModel;
@@ -46,8 +46,9 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Decides, or says why the job cannot be done.
-    pub(crate) fn make(source: &StoredModel, job: &QuantizeJob) -> Result<Self, Error> {
-        let format = find_format(&job.format)?;
+    pub(crate) fn make(source: &StoredModel, job: &QuantizeJob, target: &Target) -> Result<Self, Error> {
+        let format = find_format(&target.format)?;
+        let recipe = target.bits.map_or_else(|| job.recipe.clone(), |bits| job.recipe.with_bits(bits));
         side_files::check(&source.path)?;
         demand_matches(source, job)?;
         let mut notes = Vec::new();
@@ -65,7 +66,7 @@ impl Plan {
         let stages = source.model.layers.iter().flat_map(|layer| &layer.stages);
         for (fused_group, stage) in stages.enumerate() {
             for linear in &stage.linears {
-                let treatment = job.recipe.treatment(linear);
+                let treatment = recipe.treatment(linear);
                 let excluded = job.exclude.iter().find(|pattern| pattern.is_match(&linear.name));
                 let reason = match excluded {
                     Some(pattern) => Some(format!("excluded by `{pattern}`")),
@@ -79,7 +80,8 @@ impl Plan {
                     scale_dtype: format.scale_dtype(runtime),
                 };
                 let scheme = format.grid(linear, source.model.layers.len(), asked);
-                if reason.is_none() && format.quantizes() {
+                // Beside other outputs, what is asked for is for those that have a choice.
+                if reason.is_none() && format.quantizes() && !(job.targets.len() > 1 && format.fixes_grid()) {
                     demand_asked(format, linear, &treatment.asked, scheme)?;
                 }
                 let scheme = (reason.is_none() && format.quantizes()).then_some(scheme);
@@ -173,6 +175,12 @@ impl Plan {
         self.format.settle(&mut self.linears)?;
         self.runtimes = runtimes(self.format, &self.linears)?;
         Ok(self)
+    }
+
+    /// Whether another plan's solutions are this one's too.
+    pub(crate) fn solves_alike(&self, other: &Self) -> bool {
+        let schemes = |plan: &Self| -> Vec<_> { plan.linears.iter().map(|planned| planned.scheme).collect() };
+        schemes(self) == schemes(other) && self.treatments == other.treatments
     }
 
     /// The grid of a linear; none: it stays in 16 bit.

@@ -4,234 +4,193 @@ use std::path::{Path, PathBuf};
 
 use calibration::transforms::Transformed;
 use calibration::weights::WeightSource;
-use formats::adapter::DIRECTORY;
 use formats::output::OutputDirectory;
 
-use crate::adapted::{AdaptedModel, AdapterWriter};
 use crate::budget::Options;
-use crate::carry::carry_over;
-use crate::corpora;
 use crate::error::Error;
-use crate::evaluate::{Models, measure};
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
-use crate::job::{Calibration, QuantizeJob, Text, WindowRequest};
-use crate::own_text;
-use crate::pipeline::{self, Inputs, Outcome, Outputs};
+use crate::job::{Calibration, QuantizeJob, Text};
+use crate::outputs::{FinishedOutput, OpenOutput};
+use crate::pipeline::{self, Inputs, Track};
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::record::{Record, file_records};
-use crate::report::{Phase, Report, Size};
+use crate::report::{Phase, Report};
 use crate::resources::{Resources, Stopwatch};
 use crate::stored::StoredModel;
+use crate::texts::Texts;
 use crate::transformed;
-use crate::verify;
 
-/// Share of the evaluation text that may be in the calibration text, as licences and headlines are.
-const MOST_OVERLAP: f64 = 0.01;
-
-/// Quantizes a checkpoint: everything the command does, without a terminal.
+/// Quantizes a checkpoint: everything the command does, without a terminal. One report for each target, in their order.
+///
+/// Targets whose linears have the same grids share one solve; every further grid is another track with a quantized stream of its own. Text,
+/// gradients and the original's stream are shared by all.
 ///
 /// # Errors
-/// Whatever keeps the job from being done; nothing half-written stays. An output that was written and verified stays even if measuring
-/// it fails.
-pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Report, Error> {
+/// Whatever keeps the job from being done; nothing half-written stays. Outputs that were written and verified stay even if measuring
+/// them fails.
+pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report>, Error> {
     let watch = Stopwatch::start();
     let mut phases = Phases::start();
-    OutputDirectory::check(&job.output, job.force)?;
+    let places = job.places();
+    demand_places(job, &places)?;
     demand_apart(job)?;
     let importance =
         job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
     let source = StoredModel::open_original(&job.model)?;
-    let mut plan = Plan::make(&source, job)?;
+    let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
+    let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
     demand_own_inputs(job)?;
-    let options = job.budget.map(|budget| Options::find(&source, &plan, job, budget)).transpose()?;
-    let tokenizer = source.tokenizer()?;
-    let mut notes = plan.notes.clone();
-    notes.extend(options.as_ref().and_then(|options| options.note.clone()));
-    // Text is read first: an hour of work must not end at a misspelled file name.
-    let evaluation = match &job.evaluation {
-        None => None,
-        Some((text, request)) => {
-            let read = corpora::read(text, *request, &source.model, tokenizer.as_ref())?;
-            notes.extend(read.notes.iter().cloned());
-            Some(read)
-        }
-    };
+    let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     let known =
-        job.imatrix.as_deref().map(|path| MeanSquares::read(path, &plan, &source.model)).transpose()?;
-    let needs_text = known.is_none() && plan.needs_calibration() || options.is_some() || importance.is_some();
-    if let (Some(known), false) = (&known, plan.solves_with_data()) {
-        notes.push(format!(
-            "{} was not used: recipe {} weighs no inputs",
-            known.summary.path, job.recipe.name
-        ));
-    }
-    let mut own = None;
-    let (windows, calibration) = if needs_text {
-        let (request, tokenizer) = (job.calibration_windows, tokenizer.as_ref());
-        let read = match &job.calibration {
-            Calibration::Text(text) => corpora::read(text, request, &source.model, tokenizer)?,
-            // All of it in one draw: a second one would repeat the first.
-            Calibration::Own => {
-                phases.end("reading");
-                let samples = request.samples.saturating_mul(1 + job.recipe.own_text());
-                own_text::write(&source, tokenizer, WindowRequest { samples, ..request }, progress)?
-            }
-        };
-        notes.extend(read.notes);
-        let mut windows = read.windows.tokens;
-        if job.recipe.own_text() > 0 && job.calibration != Calibration::Own {
-            let more = WindowRequest { samples: windows.len() * job.recipe.own_text(), ..request };
-            phases.end("reading");
-            let read = own_text::write(&source, tokenizer, more, progress)?;
-            windows.extend(read.windows.tokens);
-            own = Some(read.summary);
-        }
-        (windows, Some(read.summary))
-    } else {
-        let recipe = &job.recipe.name;
-        match &job.calibration {
-            Calibration::Text(Text::File(path)) if known.is_none() => {
-                let path = path.display();
-                notes.push(format!("{path} was not read: recipe {recipe} needs no calibration text"));
-            }
-            Calibration::Own => {
-                notes.push(format!("the model wrote no text: recipe {recipe} needs no calibration text"));
-            }
-            Calibration::Text(_) if known.is_none() && job.recipe.own_text() > 0 => {
-                notes.push(format!("the model wrote no text: recipe {recipe} needs none"));
-            }
-            Calibration::Text(_) => {}
-        }
-        (Vec::new(), None)
-    };
-    if known.is_some() && plan.propagates_errors() {
-        notes.push(
-            "an importance matrix has no correlations of inputs: no weight makes up for another's error, nor for earlier layers'"
-                .to_owned(),
-        );
-    }
-    if known.is_some() && (plan.couples_rows().next().is_some() || job.recipe.own_text() > 0) {
-        notes.push(format!(
-            "with an importance matrix no text is read or written: recipe {} weighs no outputs or tokens",
-            job.recipe.name
-        ));
-    }
-    if job.adapter_rank.is_some() && job.recipe.scale_passes() > 0 {
-        notes.push("scales do not learn beside an adapter, which corrects what the solver left".to_owned());
-    }
-    if windows.len() == 1 && plan.propagates_errors() {
-        notes.push(
-            "one calibration window leaves none to hold out: no error of earlier layers is made up for"
-                .to_owned(),
-        );
-    }
-    if let Some(read) = &evaluation {
-        let shared = corpora::overlap(&windows, &read.windows.tokens);
-        if shared >= MOST_OVERLAP {
-            let percent = 100.0 * shared;
-            let note = format!(
-                "{percent:.0} % of the evaluation text is in the calibration text: the figures flatter the result"
-            );
-            progress.warn(&note);
-            notes.push(note);
-        }
-    }
-    let writes = needs_text && (job.calibration == Calibration::Own || own.is_some());
-    phases.end(if writes { "writing text" } else { "reading" });
+        job.imatrix.as_deref().map(|path| MeanSquares::read(path, &plans[0], &source.model)).transpose()?;
+    // Text is read first: an hour of work must not end at a misspelled file name.
+    let gathers = options.is_some() || importance.is_some();
+    let texts = Texts::read(job, &source, &plans, known.as_ref(), gathers, &mut phases, progress)?;
 
-    let transformed = transformed::of(&source, &plan, &windows, progress)?;
+    let transformed = transformed::of(&source, &plans[0], &texts.windows, progress)?;
     let model = transformed.as_ref().map_or(&source.model, Transformed::model);
     let weights: &dyn WeightSource = transformed.as_ref().map_or(&source, |transformed| transformed);
+    let mut notes = texts.notes;
+    notes.extend(options.as_ref().and_then(|options| options.note.clone()));
     let allocation = match options {
         None => None,
         Some(options) => {
-            let (widths, allocation) = options.choose(model, weights, &plan, &windows, progress)?;
-            plan = plan.with_widths(&widths)?;
+            let (widths, allocation) = options.choose(model, weights, &plans[0], &texts.windows, progress)?;
+            plans[0] = plans[0].clone().with_widths(&widths)?;
             phases.end("weighing widths");
             Some(allocation)
         }
     };
 
-    let output = OutputDirectory::create(&job.output, job.force)?;
-    let mut writer = plan.format.begin(output.path(), &plan.contents(&source, job))?;
-    let tensors = carry_over(&source, transformed.as_ref(), &plan.carried, writer.as_mut())?;
-    let adapters = job.adapter_rank.map(|rank| AdapterWriter::create(output.path(), &plan, rank));
-    let mut adapters = adapters.transpose()?;
-    let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
-    let inputs = known.as_ref().map_or(Inputs::Windows(&windows), Inputs::MeanSquares);
-    let outputs = Outputs {
-        writer: writer.as_mut(),
-        adapters: adapters.as_mut(),
-        importance: gathered.as_mut(),
-        scale_passes: if job.adapter_rank.is_none() { job.recipe.scale_passes() } else { 0 },
-    };
-    let outcome = pipeline::quantize_layers(model, weights, &plan, inputs, outputs, progress)?;
-    drop(windows);
-    let adapter = adapters.map(AdapterWriter::finish).transpose()?;
-    let tensor_bytes = writer.tensor_bytes();
-    writer.finish()?;
-    phases.end("quantizing");
-
-    let record = Record {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        format: plan.format.id().to_owned(),
-        budget: job.budget,
-        linears: outcome.records.iter().cloned().collect(),
-        tensors,
-        files: file_records(output.path())?,
-    };
-    record.write(output.path())?;
-    let verification = verify::verify(output.path(), progress)?;
-    if !verification.problems.is_empty() {
-        return Err(Error::Verification(Box::new(verification)));
+    let opened = plans
+        .iter()
+        .zip(&places)
+        .map(|(plan, place)| OpenOutput::begin(&source, transformed.as_ref(), plan, job, place));
+    let mut outputs = opened.collect::<Result<Vec<_>, Error>>()?;
+    let groups = groups(&plans);
+    // An adapter corrects what the solver left.
+    let scale_passes = if job.adapter_rank.is_none() { job.recipe.scale_passes() } else { 0 };
+    let mut tracks: Vec<Track<'_>> =
+        groups.iter().map(|group| Track::new(&plans[group[0]], scale_passes)).collect();
+    for (number, output) in outputs.iter_mut().enumerate() {
+        let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
+        let (writer, adapters) = output.sinks();
+        tracks[track].writers.push(writer);
+        tracks[track].adapters = adapters;
     }
-    output.commit()?;
-    if let (Some(file), Some(gathered), Some(text)) = (importance, gathered, &calibration) {
-        file.write(gathered, &text.with(own.as_ref()))?;
+    let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
+    let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows), Inputs::MeanSquares);
+    let outcomes =
+        pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), progress)?;
+    drop(tracks);
+    drop(texts.windows);
+    let outcome_of = |number: usize| {
+        let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
+        &outcomes[track]
+    };
+    let closed =
+        outputs.into_iter().enumerate().map(|(number, output)| output.finish(outcome_of(number), job.budget));
+    let closed = closed.collect::<Result<Vec<_>, Error>>()?;
+    phases.end("quantizing");
+    let verified = closed.into_iter().map(|output| output.verify(progress));
+    let verified = verified.collect::<Result<Vec<_>, Error>>()?;
+    let finished: Vec<FinishedOutput> =
+        verified.into_iter().map(crate::outputs::VerifiedOutput::commit).collect::<Result<_, Error>>()?;
+    if let (Some(file), Some(gathered), Some(text)) = (importance, gathered, &texts.calibration) {
+        file.write(gathered, &text.with(texts.own.as_ref()))?;
     }
     phases.end("verifying");
 
-    let written = StoredModel::open(&job.output)?;
-    let evaluation = match evaluation {
-        None => None,
-        Some(read) => {
-            let adapted = adapter.map(|_| AdaptedModel::open(&written, &job.output.join(DIRECTORY)));
-            let adapted = adapted.transpose()?;
-            let models = Models { measured: &written, adapted: adapted.as_ref(), reference: Some(&source) };
-            let found = measure(models, &read.windows.tokens, read.summary, progress);
-            Some(found.map_err(|error| match error {
-                Error::Interrupted => Error::InterruptedMeasuring { path: job.output.clone() },
-                error => error,
-            })?)
-        }
-    };
+    let mut evaluations = Vec::with_capacity(finished.len());
+    for output in &finished {
+        let measured = texts.evaluation.as_ref().map(|text| output.measure(&source, text, progress));
+        evaluations.push(measured.transpose()?);
+    }
     phases.end("measuring");
-    notes.extend(outcome.notes.iter().cloned());
-    Ok(Report {
-        version: env!("CARGO_PKG_VERSION"),
-        model: source.summary()?,
-        output: job.output.display().to_string(),
-        format: plan.format.id().to_owned(),
-        recipe: job.recipe.name.clone(),
-        transforms: plan.transforms.clone(),
-        size: size(&source, &written, &plan, &outcome, tensor_bytes)?,
-        calibration,
-        own_text: own,
-        imatrix: known.map(|known| known.summary).filter(|_| plan.solves_with_data()),
-        allocation,
-        adapter,
-        learned_scales: outcome.learned,
-        linears: outcome.rows,
-        kept: plan.kept,
-        unknown_tensors: plan.unknown_tensors,
-        notes,
-        runtimes: plan.runtimes,
-        verification,
-        evaluation,
-        resources: watch.read(),
-        phases: phases.done,
-    })
+    let names: Vec<String> = finished.iter().map(|output| output.place.display().to_string()).collect();
+    let resources = watch.read();
+    let summary = source.summary()?;
+    let reports = finished.into_iter().zip(evaluations).zip(plans).enumerate();
+    reports
+        .map(|(number, ((output, evaluation), plan))| {
+            let outcome = outcome_of(number);
+            let with = groups.iter().find(|group| group.contains(&number)).into_iter().flatten();
+            let all_notes = notes.iter().chain(&plan.notes).chain(&outcome.notes);
+            Ok(Report {
+                version: env!("CARGO_PKG_VERSION"),
+                model: summary.clone(),
+                output: names[number].clone(),
+                format: plan.format.id().to_owned(),
+                solved_with: with
+                    .filter(|&&other| other != number)
+                    .map(|&other| names[other].clone())
+                    .collect(),
+                recipe: job.recipe.name.clone(),
+                transforms: plan.transforms.clone(),
+                size: output.size(&source, &plan, outcome)?,
+                calibration: texts.calibration.clone(),
+                own_text: texts.own.clone(),
+                imatrix: known
+                    .as_ref()
+                    .map(|known| known.summary.clone())
+                    .filter(|_| plan.solves_with_data()),
+                allocation: allocation.clone(),
+                adapter: output.adapter,
+                learned_scales: outcome.learned,
+                linears: outcome.rows.clone(),
+                notes: all_notes.cloned().collect(),
+                kept: plan.kept,
+                unknown_tensors: plan.unknown_tensors,
+                runtimes: plan.runtimes,
+                verification: output.verification,
+                evaluation,
+                resources,
+                phases: phases.done.clone(),
+            })
+        })
+        .collect()
+}
+
+/// Plans whose solutions are the same, by number, in order.
+fn groups(plans: &[Plan]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for (number, plan) in plans.iter().enumerate() {
+        match groups.iter_mut().find(|group| plans[group[0]].solves_alike(plan)) {
+            Some(group) => group.push(number),
+            None => groups.push(vec![number]),
+        }
+    }
+    groups
+}
+
+/// Outputs must be wanted, apart from each other, and where they may be.
+fn demand_places(job: &QuantizeJob, places: &[PathBuf]) -> Result<(), Error> {
+    let refuse = |flag, problem: &str| Err(Error::Argument { flag, problem: problem.to_owned() });
+    if places.is_empty() {
+        return refuse("--to", "expected a format, found none");
+    }
+    for (number, place) in places.iter().enumerate() {
+        if places[..number].contains(place) {
+            return refuse("--to", &format!("{} would be written twice", place.display()));
+        }
+        OutputDirectory::check(place, job.force)?;
+    }
+    if places.len() > 1 {
+        // Each of these is one target's: a bound on its size, what its solution lacks.
+        if job.budget.is_some() {
+            return refuse("--target-bits", "bounds one output, and several are asked for");
+        }
+        if job.adapter_rank.is_some() {
+            return refuse("--adapter-rank", "corrects one output, and several are asked for");
+        }
+        // A directory of outputs is no output itself, nor anything else.
+        if job.output.join(crate::record::RECORD_FILE).exists() || job.output.is_file() {
+            let problem = "is an output or a file, and several outputs would be written into it".to_owned();
+            let hint = "choose another directory";
+            return Err(Error::NotSuitable { path: job.output.clone(), problem, hint });
+        }
+    }
+    Ok(())
 }
 
 /// Transformed weights have other inputs than an importance matrix of the original.
@@ -283,31 +242,8 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
     })
 }
 
-fn size(
-    source: &StoredModel,
-    written: &StoredModel,
-    plan: &Plan,
-    outcome: &Outcome,
-    tensor_bytes: u64,
-) -> Result<Size, Error> {
-    let parameters = source.summary()?.parameters;
-    let packed: u64 = plan
-        .quantized()
-        .flat_map(|(linear, scheme)| plan.format.layout(linear, scheme))
-        .filter(|spec| !spec.name.ends_with("g_idx") && !spec.name.ends_with("_shape"))
-        .map(|spec| spec.bytes())
-        .sum();
-    let quantized: u64 = outcome.rows.iter().map(|row| (row.shape[0] * row.shape[1]) as u64).sum();
-    Ok(Size {
-        bytes: written.checkpoint.file_bytes()?,
-        original_bytes: source.checkpoint.file_bytes()?,
-        bits_per_weight: tensor_bytes as f64 * 8.0 / parameters as f64,
-        linear_bits_per_weight: if quantized == 0 { 0.0 } else { packed as f64 * 8.0 / quantized as f64 },
-    })
-}
-
 /// Times the phases of a run.
-struct Phases {
+pub(crate) struct Phases {
     watch: Stopwatch,
     before: Resources,
     done: Vec<Phase>,
@@ -318,7 +254,7 @@ impl Phases {
         Self { watch: Stopwatch::start(), before: Resources::default(), done: Vec::new() }
     }
 
-    fn end(&mut self, name: &'static str) {
+    pub(crate) fn end(&mut self, name: &'static str) {
         let now = self.watch.read();
         self.done.push(Phase {
             name,

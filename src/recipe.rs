@@ -205,6 +205,15 @@ impl Recipe {
         })
     }
 
+    /// The same with another width where no rule says one.
+    #[must_use]
+    pub fn with_bits(&self, bits: BitWidth) -> Self {
+        let mut recipe = self.clone();
+        recipe.base.bits = bits;
+        recipe.base.asked.bits = Some(bits);
+        recipe
+    }
+
     /// Whether a rule says the width of `linear`, which a budget then leaves as it is.
     #[must_use]
     pub fn fixes_bits(&self, linear: &Linear) -> bool {

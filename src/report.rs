@@ -21,6 +21,9 @@ pub struct Report {
     pub output: String,
     /// Id of the format written.
     pub format: String,
+    /// Directories of outputs that hold the same solutions in other formats.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub solved_with: Vec<String>,
     /// Built-in name or path of the recipe.
     pub recipe: String,
     /// Changes of the weights that leave the function as it is, made before anything was rounded.

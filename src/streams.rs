@@ -1,4 +1,5 @@
-//! The hidden states of all calibration windows: of the model as it is being quantized and, where errors are propagated, of the original.
+//! The hidden states of all calibration windows: of the model as each track quantizes it and, where errors are propagated, of the original,
+//! which the tracks share.
 
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, WeightSource};
@@ -13,7 +14,8 @@ use crate::plan::Plan;
 #[derive(Debug)]
 pub(crate) struct Streams<'m> {
     forward: Forward<'m>,
-    quantized: Vec<WindowState>,
+    /// By track.
+    quantized: Vec<Vec<WindowState>>,
     original: Option<Vec<WindowState>>,
 }
 
@@ -32,37 +34,40 @@ pub(crate) struct Seen<'a> {
 pub(crate) type See<'s> = dyn FnMut(Seen<'_>) -> Result<(), Error> + 's;
 
 impl<'m> Streams<'m> {
-    /// Embeds the windows. The original runs beside where its errors are made up for, or where it is `shown`.
+    /// Embeds the windows for a track of each plan. The original runs beside where its errors are made up for, or where it is `shown`.
     pub(crate) fn start(
         model: &'m Model,
         source: &dyn WeightSource,
-        plan: &Plan,
+        plans: &[&Plan],
         windows: &[Vec<u32>],
         shown: bool,
     ) -> Result<Self, Error> {
         let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
         let embed =
             |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
-        let quantized = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
-        let original = (shown || plan.propagates_errors()).then(|| quantized.clone());
+        let embedded = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
+        let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
+        let original = beside.then(|| embedded.clone());
+        let quantized = vec![embedded; plans.len()];
         Ok(Self { forward: Forward::new(model, tokens), quantized, original })
     }
 
     /// How many there are.
     pub(crate) fn windows(&self) -> usize {
-        self.quantized.len()
+        self.quantized.first().map_or(0, Vec::len)
     }
 
-    /// Shows the input of a stage, windows in order; with `roots`, by window, each token times its root.
+    /// Shows the input of a stage in a track, windows in order; with `roots`, by window, each token times its root.
     pub(crate) fn see_stage_input(
         &self,
+        track: usize,
         layer: &Layer,
         stage: usize,
         weights: &LayerWeights,
         roots: Option<&[Vec<f32>]>,
         see: &mut See<'_>,
     ) -> Result<(), Error> {
-        for (index, state) in self.quantized.iter().enumerate() {
+        for (index, state) in self.quantized[track].iter().enumerate() {
             let input = self.forward.stage_input(layer, stage, weights, state);
             let original = self.original.as_ref().map(|states| {
                 (self.forward.stage_input(layer, stage, weights, &states[index]), states[index].hidden())
@@ -107,14 +112,15 @@ impl<'m> Streams<'m> {
         }
     }
 
-    /// Applies the stage's quantized linears to the quantized stream.
+    /// Applies the stage's linears as a track quantized them to its stream.
     pub(crate) fn advance_quantized(
         &mut self,
+        track: usize,
         layer: &Layer,
         stage: usize,
         weights: &LayerWeights,
     ) -> Result<(), Error> {
-        advance(&self.forward, &mut self.quantized, layer, stage, weights)
+        advance(&self.forward, &mut self.quantized[track], layer, stage, weights)
     }
 }
 

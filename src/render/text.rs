@@ -12,7 +12,14 @@ use crate::report::{
 use crate::resources::Resources;
 use crate::verify::Verification;
 
-/// The outcome of `quantize`.
+/// The outcome of `quantize`: a report for each output, and what all of them cost.
+#[must_use]
+pub fn reports(reports: &[Report]) -> String {
+    let texts: Vec<String> = reports.iter().map(report).collect();
+    texts.join("\n")
+}
+
+/// The report of one output.
 #[must_use]
 pub fn report(report: &Report) -> String {
     let mut out = String::new();
@@ -31,6 +38,9 @@ pub fn report(report: &Report) -> String {
             report.linears.len(),
         ),
     );
+    if !report.solved_with.is_empty() {
+        line(&mut out, format_args!("the same solutions as in {}", report.solved_with.join(", ")));
+    }
     if let Some(text) = &report.calibration {
         line(
             &mut out,

@@ -12,4 +12,5 @@ mod own_text;
 mod proof;
 mod quantizing;
 mod run;
+mod targets;
 mod transforms;

@@ -159,6 +159,10 @@ impl TargetFormat for Gguf {
         !matches!(self.matrices, Dense(_))
     }
 
+    fn fixes_grid(&self) -> bool {
+        true
+    }
+
     fn grid(&self, linear: &Linear, layers: usize, asked: Scheme) -> Scheme {
         self.layout_of(linear, layers).map_or(asked, BlockLayout::scheme)
     }

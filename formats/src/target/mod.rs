@@ -86,6 +86,11 @@ pub trait TargetFormat: Sync {
         asked
     }
 
+    /// Whether [`TargetFormat::grid`] leaves no choice.
+    fn fixes_grid(&self) -> bool {
+        false
+    }
+
     /// Whether it stores codes; otherwise every linear is a tensor among others.
     fn quantizes(&self) -> bool {
         true

@@ -1,0 +1,156 @@
+//! One output of a job: begun, finished, verified, in its place, measured. Each step is a type, so that none can be left out.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use calibration::transforms::Transformed;
+use formats::adapter::DIRECTORY;
+use formats::model_writer::ModelWriter;
+use formats::output::OutputDirectory;
+
+use crate::adapted::{AdaptedModel, AdapterWriter};
+use crate::carry::carry_over;
+use crate::corpora::ReadText;
+use crate::error::Error;
+use crate::evaluate::{Models, measure};
+use crate::job::{Budget, QuantizeJob};
+use crate::pipeline::Outcome;
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::record::{Record, file_records};
+use crate::report::{AdapterSummary, EvaluationReport, Size};
+use crate::stored::StoredModel;
+use crate::verify::{self, Verification};
+
+/// An output that solutions can be written to; all other tensors are in it.
+pub(crate) struct OpenOutput {
+    place: PathBuf,
+    directory: OutputDirectory,
+    format: &'static str,
+    writer: Box<dyn ModelWriter>,
+    adapters: Option<AdapterWriter>,
+    /// Digests of the tensors that were carried over.
+    tensors: BTreeMap<String, String>,
+}
+
+/// Written, beside its place.
+pub(crate) struct ClosedOutput {
+    place: PathBuf,
+    directory: OutputDirectory,
+    adapter: Option<AdapterSummary>,
+    tensor_bytes: u64,
+}
+
+/// What stands beside its place is what was solved.
+pub(crate) struct VerifiedOutput {
+    closed: ClosedOutput,
+    verification: Verification,
+}
+
+/// In its place.
+pub(crate) struct FinishedOutput {
+    pub(crate) place: PathBuf,
+    pub(crate) adapter: Option<AdapterSummary>,
+    pub(crate) verification: Verification,
+    written: StoredModel,
+    tensor_bytes: u64,
+}
+
+impl OpenOutput {
+    /// Begins an output at `place`, and carries over what is not quantized.
+    pub(crate) fn begin(
+        source: &StoredModel,
+        transformed: Option<&Transformed<'_>>,
+        plan: &Plan,
+        job: &QuantizeJob,
+        place: &Path,
+    ) -> Result<Self, Error> {
+        let directory = OutputDirectory::create(place, job.force)?;
+        let mut writer = plan.format.begin(directory.path(), &plan.contents(source, job))?;
+        let tensors = carry_over(source, transformed, &plan.carried, writer.as_mut())?;
+        let adapters = job.adapter_rank.map(|rank| AdapterWriter::create(directory.path(), plan, rank));
+        let adapters = adapters.transpose()?;
+        Ok(Self { place: place.to_owned(), directory, format: plan.format.id(), writer, adapters, tensors })
+    }
+
+    /// Where solutions go.
+    pub(crate) fn sinks(&mut self) -> (&mut dyn ModelWriter, Option<&mut AdapterWriter>) {
+        (self.writer.as_mut(), self.adapters.as_mut())
+    }
+
+    /// Writes what is left, and the record.
+    pub(crate) fn finish(self, outcome: &Outcome, budget: Option<Budget>) -> Result<ClosedOutput, Error> {
+        let adapter = self.adapters.map(AdapterWriter::finish).transpose()?;
+        let tensor_bytes = self.writer.tensor_bytes();
+        self.writer.finish()?;
+        let record = Record {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: self.format.to_owned(),
+            budget,
+            linears: outcome.records.iter().cloned().collect(),
+            tensors: self.tensors,
+            files: file_records(self.directory.path())?,
+        };
+        record.write(self.directory.path())?;
+        Ok(ClosedOutput { place: self.place, directory: self.directory, adapter, tensor_bytes })
+    }
+}
+
+impl ClosedOutput {
+    /// Opens it again and compares it with what was solved.
+    pub(crate) fn verify(self, progress: &dyn Progress) -> Result<VerifiedOutput, Error> {
+        let verification = verify::verify(self.directory.path(), progress)?;
+        if verification.problems.is_empty() {
+            Ok(VerifiedOutput { closed: self, verification })
+        } else {
+            Err(Error::Verification(Box::new(verification)))
+        }
+    }
+}
+
+impl VerifiedOutput {
+    /// Puts it in its place.
+    pub(crate) fn commit(self) -> Result<FinishedOutput, Error> {
+        let Self { closed: ClosedOutput { place, directory, adapter, tensor_bytes }, verification } = self;
+        directory.commit()?;
+        let written = StoredModel::open(&place)?;
+        Ok(FinishedOutput { place, adapter, verification, written, tensor_bytes })
+    }
+}
+
+impl FinishedOutput {
+    /// How well it predicts `text`, and how far it is from the original.
+    pub(crate) fn measure(
+        &self,
+        source: &StoredModel,
+        text: &ReadText,
+        progress: &dyn Progress,
+    ) -> Result<EvaluationReport, Error> {
+        let directory = self.place.join(DIRECTORY);
+        let adapted = self.adapter.as_ref().map(|_| AdaptedModel::open(&self.written, &directory));
+        let adapted = adapted.transpose()?;
+        let models = Models { measured: &self.written, adapted: adapted.as_ref(), reference: Some(source) };
+        measure(models, &text.windows.tokens, text.summary.clone(), progress).map_err(|error| match error {
+            Error::Interrupted => Error::InterruptedMeasuring { path: self.place.clone() },
+            error => error,
+        })
+    }
+
+    /// How large it is.
+    pub(crate) fn size(&self, source: &StoredModel, plan: &Plan, outcome: &Outcome) -> Result<Size, Error> {
+        let parameters = source.summary()?.parameters;
+        let packed: u64 = plan
+            .quantized()
+            .flat_map(|(linear, scheme)| plan.format.layout(linear, scheme))
+            .filter(|spec| !spec.name.ends_with("g_idx") && !spec.name.ends_with("_shape"))
+            .map(|spec| spec.bytes())
+            .sum();
+        let quantized: u64 = outcome.rows.iter().map(|row| (row.shape[0] * row.shape[1]) as u64).sum();
+        Ok(Size {
+            bytes: self.written.checkpoint.file_bytes()?,
+            original_bytes: source.checkpoint.file_bytes()?,
+            bits_per_weight: self.tensor_bytes as f64 * 8.0 / parameters as f64,
+            linear_bits_per_weight: if quantized == 0 { 0.0 } else { packed as f64 * 8.0 / quantized as f64 },
+        })
+    }
+}
