@@ -11,13 +11,15 @@ use crate::files::inside;
 
 /// Weights and descriptions of weights, which the output has of its own.
 fn is_of_the_original(name: &str) -> bool {
-    let weights = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"];
+    let weights =
+        [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx.data"];
     name.starts_with('.')
         || name == "config.json"
         || name.ends_with(".index.json")
         || name.ends_with("quantize_config.json")
         || name == "quant_config.json"
         || name == "quantc.json"
+        || name == "genai_config.json"
         || weights.iter().any(|ending| name.ends_with(ending))
 }
 

@@ -117,6 +117,11 @@ fn claimed(format: &dyn TargetFormat, scheme: Scheme, shape: (usize, usize)) -> 
         }
         "awq" => bits == 4 && shape.0.is_multiple_of(8),
         "compressed-tensors" => true,
+        "onnx" => {
+            let Granularity::PerGroup(size) = scheme.granularity else { return false };
+            let lowered = lowered(size.get(), shape.1);
+            [2, 4, 8].contains(&bits) && lowered.is_some_and(usize::is_power_of_two)
+        }
         "mlx" => {
             let group = match scheme.granularity {
                 Granularity::PerGroup(size) => lowered(size.get(), shape.1),

@@ -5,6 +5,7 @@
 mod dtype;
 mod gguf;
 mod header;
+mod onnx;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 pub use dtype::Dtype;
 pub(crate) use header::MOST_HEADER;
+pub(crate) use onnx::ONNX_GRAPH;
 
 use crate::error::FormatsError;
 use crate::files::{self, read_at};
@@ -56,7 +58,7 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens `directory`: model.safetensors, or the files that model.safetensors.index.json lists.
+    /// Opens `directory`: model.safetensors, the files that model.safetensors.index.json lists, or the initializers of model.onnx.
     ///
     /// # Errors
     /// No weights; both of them, naming other files; an index that names a file outside the directory or that disagrees with its files;
@@ -71,6 +73,9 @@ impl Checkpoint {
             let mut checkpoint = Self::empty(directory);
             checkpoint.add_file(SINGLE)?;
             return Ok(checkpoint);
+        }
+        if exists(&directory.join(ONNX_GRAPH)) {
+            return Self::open_onnx(directory);
         }
         let path = directory.to_owned();
         for file in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {

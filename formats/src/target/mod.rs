@@ -10,6 +10,7 @@ mod gptq;
 mod gptq_v2;
 mod loaders;
 mod mlx;
+mod onnx;
 mod packed_parts;
 mod safetensors;
 
@@ -39,6 +40,7 @@ pub static ALL: &[&dyn TargetFormat] = &[
     &awq::Awq,
     &compressed_tensors::CompressedTensors,
     &mlx::Mlx,
+    &onnx::Onnx,
     &gguf::TYPES[0],
     &gguf::TYPES[1],
     &gguf::TYPES[2],
