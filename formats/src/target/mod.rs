@@ -4,6 +4,7 @@
 //! the same format, is opened from config.json as a [`StoredFormat`], which decodes.
 
 mod awq;
+mod bitsandbytes;
 mod compressed_tensors;
 mod gguf;
 mod gptq;
@@ -41,6 +42,8 @@ pub static ALL: &[&dyn TargetFormat] = &[
     &compressed_tensors::CompressedTensors,
     &mlx::Mlx,
     &onnx::Onnx,
+    &bitsandbytes::NF4,
+    &bitsandbytes::FP4,
     &gguf::TYPES[0],
     &gguf::TYPES[1],
     &gguf::TYPES[2],

@@ -1,0 +1,337 @@
+//! bitsandbytes 4-bit safetensors, as transformers and PEFT (QLoRA) read them.
+//!
+//! For a linear `P` with `N x K` weights, taken row after row in blocks of `S`:
+//!
+//! | tensor | type | shape | content |
+//! |---|---|---|---|
+//! | `P.weight` | U8 | `[N*K/2, 1]` | codes; the first of a pair in the high nibble |
+//! | `P.weight.absmax` | F32 | `[N*K/S]` | `w = scale * table[code]` |
+//! | `P.weight.quant_map` | F32 | `[16]` | the table |
+//! | `P.weight.quant_state.bitsandbytes__nf4` (`fp4`) | U8 | `[bytes]` | JSON: type of the table, `S`, type of the values, `[N, K]` |
+//!
+//! Blocks divide rows here, so that they are our groups. Scales may be negative, which turns a table around. Scales that are quantized again
+//! (`bnb_4bit_use_double_quant`) are not written, and refused where they are read.
+
+use std::path::Path;
+
+use kernels::PackedMatrix;
+use model::linear::Linear;
+use ndarray::Array2;
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::QuantizedTensor;
+use serde_json::{Value, json};
+
+use super::packed_parts::StoredLinear;
+use super::safetensors::{self, Described};
+use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, lower_groups_by_stage};
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::container::{TensorData, TensorSpec};
+use crate::error::FormatsError;
+use crate::model_writer::{Contents, ModelWriter};
+
+/// A table of the library.
+#[derive(Debug)]
+pub(super) struct BitsAndBytes {
+    id: &'static str,
+    summary: &'static str,
+    levels: Levels,
+}
+
+pub(super) static NF4: BitsAndBytes = BitsAndBytes {
+    id: "nf4",
+    summary: "4 bit on quantiles of a normal distribution, for bitsandbytes (transformers, PEFT)",
+    levels: Levels::Nf4,
+};
+pub(super) static FP4: BitsAndBytes = BitsAndBytes {
+    id: "fp4",
+    summary: "4-bit floats for bitsandbytes (transformers, PEFT)",
+    levels: Levels::Fp4,
+};
+
+/// The type of the values in the state of a tensor: what they are multiplied in is the runtime's choice.
+const VALUES: &str = "float32";
+/// Where no configuration says how many weights share a scale, each tensor's state does.
+const USUAL_BLOCK: usize = 64;
+
+static LOADERS: [LoaderRule; 1] = [LoaderRule {
+    runtime: "transformers 5.23 (with bitsandbytes 0.50)",
+    symmetric_bits: &[4],
+    ..LoaderRule::ANY
+}];
+
+impl BitsAndBytes {
+    /// The library's table, by its codes.
+    fn table(&self) -> [f32; 16] {
+        let levels = self.levels.table().unwrap_or_default();
+        let mut table = [0.0; 16];
+        for code in 0..16 {
+            table[code] = levels[usize::from(self.ours(code as u8))];
+        }
+        table
+    }
+
+    /// The library's code of each of our levels, which ascend.
+    fn theirs(&self, code: u8) -> u8 {
+        match self.levels {
+            // Zero, then what a sign bit, an exponent and a mantissa of one bit make; the sign is the highest bit.
+            Levels::Fp4 => FP4_CODES[usize::from(code)],
+            _ => code,
+        }
+    }
+
+    fn ours(&self, code: u8) -> u8 {
+        match self.levels {
+            // Minus zero is zero.
+            Levels::Fp4 if code == 8 => 7,
+            Levels::Fp4 => FP4_CODES.iter().position(|&known| known == code).unwrap_or(7) as u8,
+            _ => code,
+        }
+    }
+
+    fn state(&self, linear: &Linear, block: usize) -> Vec<u8> {
+        let shape = [linear.out_features, linear.in_features];
+        // As Python writes it.
+        format!(
+            "{{\"quant_type\": \"{}\", \"blocksize\": {block}, \"dtype\": \"{VALUES}\", \"shape\": [{}, {}]}}",
+            self.id, shape[0], shape[1]
+        )
+        .into_bytes()
+    }
+
+    fn state_name(&self) -> String {
+        format!("weight.quant_state.bitsandbytes__{}", self.id)
+    }
+}
+
+/// By ascending value: -1, -2/3, -1/2, -1/3, -1/4, -1/6, -1/192, 0 and up again.
+const FP4_CODES: [u8; 15] = [11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3];
+
+impl TargetFormat for BitsAndBytes {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn summary(&self) -> &'static str {
+        self.summary
+    }
+
+    fn scale_dtype(&self, _runtime: Dtype) -> ScaleDtype {
+        ScaleDtype::F32
+    }
+
+    fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
+        let bits = BitWidth::new(4).unwrap_or(asked.bits);
+        Scheme { bits, levels: self.levels, symmetry: Symmetry::Symmetric, ..asked }
+    }
+
+    fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
+        let notes = lower_groups_by_stage(self.id, plan)?;
+        for planned in plan.iter() {
+            let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
+            let refuse = |problem: String, remedy| {
+                Err(FormatsError::Unsupported {
+                    format: self.id,
+                    linear: linear.name.clone(),
+                    problem,
+                    remedy,
+                })
+            };
+            if scheme.levels != self.levels || scheme.scale_dtype != ScaleDtype::F32 {
+                return refuse("its grid is another than the format's".to_owned(), "choose another format");
+            }
+            let Granularity::PerGroup(size) = scheme.granularity else {
+                let remedy = "use --group-size 32 to 1024, a power of two";
+                return refuse("a scale for whole rows has no place in blocks".to_owned(), remedy);
+            };
+            if size.get() < 32 || !size.get().is_power_of_two() {
+                let problem = format!("blocks of {} weights are none of the library's", size.get());
+                return refuse(problem, "use --group-size 32, 64, 128, 256, 512 or 1024");
+            }
+        }
+        Ok(notes)
+    }
+
+    fn loaders(&self) -> &'static [LoaderRule] {
+        &LOADERS
+    }
+
+    fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
+        let block = scheme.granularity.columns_per_scale(linear.in_features);
+        let weights = linear.out_features * linear.in_features;
+        let spec = |suffix: &str, dtype, shape| TensorSpec {
+            name: format!("{}.{suffix}", linear.name),
+            dtype,
+            shape,
+        };
+        vec![
+            spec("weight", Dtype::U8, vec![weights / 2, 1]),
+            spec("weight.absmax", Dtype::F32, vec![weights / block]),
+            spec("weight.quant_map", Dtype::F32, vec![16]),
+            spec(&self.state_name(), Dtype::U8, vec![self.state(linear, block).len()]),
+        ]
+    }
+
+    fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
+        let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
+        let floats =
+            |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let codes: Vec<u8> = tensor.codes().iter().map(|&code| self.theirs(code)).collect();
+        let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
+        let block = tensor.scheme().granularity.columns_per_scale(linear.in_features);
+        vec![
+            data("weight", codes.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).unwrap_or(&0)).collect()),
+            data("weight.absmax", floats(&scales)),
+            data("weight.quant_map", floats(&self.table())),
+            data(&self.state_name(), self.state(linear, block)),
+        ]
+    }
+
+    fn begin(
+        &'static self,
+        directory: &Path,
+        contents: &Contents<'_>,
+    ) -> Result<Box<dyn ModelWriter>, FormatsError> {
+        safetensors::begin(self, directory, contents)
+    }
+
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+        safetensors::weights_bytes(self, tensors, max_shard_bytes)
+    }
+
+    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+        let ours = config.get("quant_method")? == "bitsandbytes"
+            && config.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4") == self.id;
+        ours.then(|| Ok(Box::new(Stored::read(self, config)?) as Box<dyn StoredFormat>))
+    }
+}
+
+impl Described for BitsAndBytes {
+    fn config(&self, plan: &[PlannedLinear]) -> Value {
+        let kept = plan.iter().filter(|planned| planned.scheme.is_none());
+        let kept: Vec<&str> =
+            std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str())).collect();
+        json!({
+            "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false,
+            "bnb_4bit_quant_type": self.id, "bnb_4bit_use_double_quant": false,
+            "bnb_4bit_compute_dtype": VALUES, "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": kept, "llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": false,
+            "llm_int8_enable_fp32_cpu_offload": false
+        })
+    }
+}
+
+/// A checkpoint in this format, as its configuration describes it.
+#[derive(Debug)]
+struct Stored {
+    format: &'static BitsAndBytes,
+    /// Parts of names of linears that are not quantized.
+    kept: Vec<String>,
+}
+
+impl Stored {
+    fn read(format: &BitsAndBytes, config: &Value) -> Result<Self, FormatsError> {
+        let bad = |problem: &str| {
+            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
+        };
+        if config.get("load_in_4bit").and_then(Value::as_bool) != Some(true) {
+            return Err(bad("does not `load_in_4bit`, the only form of bitsandbytes that is read"));
+        }
+        if config.get("bnb_4bit_use_double_quant").and_then(Value::as_bool) == Some(true) {
+            return Err(bad("quantizes scales again (`bnb_4bit_use_double_quant`), which is not read"));
+        }
+        let kept = config.get("llm_int8_skip_modules").and_then(Value::as_array).into_iter().flatten();
+        let kept = kept.filter_map(Value::as_str).map(str::to_owned).collect();
+        let format = if format.levels == Levels::Nf4 { &NF4 } else { &FP4 };
+        Ok(Self { format, kept })
+    }
+
+    /// Weights that share a scale, as the tensor's state says.
+    fn block(&self, stored: &StoredLinear<'_>) -> Result<usize, FormatsError> {
+        let suffix = self.format.state_name();
+        let name = stored.name(&suffix);
+        let info = stored.checkpoint.info(&name)?;
+        if info.bytes > MOST_STATE {
+            return Err(stored.fail(&suffix, format!("has {} bytes, expected a few", info.bytes)));
+        }
+        let state: Value = serde_json::from_slice(&stored.checkpoint.read(&name)?)
+            .map_err(|e| stored.fail(&suffix, format!("is no JSON: {e}")))?;
+        let (outputs, inputs) = (stored.linear.out_features, stored.linear.in_features);
+        if state.get("shape") != Some(&json!([outputs, inputs])) {
+            let problem = format!("is of shape {:?}, expected [{outputs}, {inputs}]", state.get("shape"));
+            return Err(stored.fail(&suffix, problem));
+        }
+        if state.get("quant_type").and_then(Value::as_str) != Some(self.format.id)
+            || state.get("nested_blocksize").is_some()
+        {
+            return Err(stored.fail(&suffix, format!("is not of plain {} codes", self.format.id)));
+        }
+        let block =
+            state.get("blocksize").and_then(Value::as_u64).and_then(|block| usize::try_from(block).ok());
+        block
+            .filter(|&block| block > 0 && inputs.is_multiple_of(block))
+            .ok_or_else(|| stored.fail(&suffix, "has blocks that do not divide rows, which is not read"))
+    }
+}
+
+/// Largest state of a tensor, bytes.
+const MOST_STATE: u64 = 4096;
+
+impl StoredFormat for Stored {
+    fn id(&self) -> &'static str {
+        self.format.id
+    }
+
+    fn scheme(&self, linear: &Linear) -> Option<Scheme> {
+        if self.kept.iter().any(|part| linear.name.contains(part)) {
+            return None;
+        }
+        Some(Scheme {
+            bits: BitWidth::new(4).ok()?,
+            levels: self.format.levels,
+            granularity: Granularity::PerGroup(GroupSize::new(USUAL_BLOCK).ok()?),
+            symmetry: Symmetry::Symmetric,
+            scale_dtype: ScaleDtype::F32,
+        })
+    }
+
+    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
+        self.format.layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
+    }
+
+    fn decode(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<QuantizedTensor, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        let block = self.block(&stored)?;
+        let (outputs, inputs) = (linear.out_features, linear.in_features);
+        let weights = outputs * inputs;
+        let table = checkpoint.read_vector(&stored.name("weight.quant_map"), 16)?;
+        if table.as_slice() != Some(&self.format.table()[..]) {
+            return Err(stored.fail("weight.quant_map", format!("is not the table of {}", self.format.id)));
+        }
+        let packed = checkpoint.read_as(&stored.name("weight"), Dtype::U8, &[weights.div_ceil(2), 1])?;
+        let pairs = packed.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let codes: Vec<u8> = pairs.take(weights).map(|code| self.format.ours(code)).collect();
+        let scales = checkpoint.read_vector(&stored.name("weight.absmax"), weights / block)?.to_vec();
+        let shaped = |problem: ndarray::ShapeError| stored.fail("weight", problem.to_string());
+        let codes = Array2::from_shape_vec((outputs, inputs), codes).map_err(shaped)?;
+        let scales = Array2::from_shape_vec((outputs, inputs / block), scales).map_err(shaped)?;
+        let size = GroupSize::new(block).map_err(|e| stored.fail("weight", e.to_string()))?;
+        let scheme = Scheme { granularity: Granularity::PerGroup(size), ..scheme };
+        QuantizedTensor::new(scheme, codes, scales, None)
+            .map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
+    }
+
+    fn packed(
+        &self,
+        _linear: &Linear,
+        _scheme: Scheme,
+        _checkpoint: &Checkpoint,
+    ) -> Result<Option<PackedMatrix>, FormatsError> {
+        Ok(None)
+    }
+}
