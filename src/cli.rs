@@ -29,7 +29,7 @@ pub enum Command {
     #[command(
         after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize MODEL -o OUT --bits 3 --group-size 64 --to compressed-tensors --calibration text.txt"
     )]
-    Quantize(QuantizeArgs),
+    Quantize(Box<QuantizeArgs>),
     /// Measure a model's perplexity and, against a reference, its KL divergence and top-1 agreement
     #[command(
         after_help = "Example:\n  quantc evaluate demo/model-4bit --reference demo/model --evaluate-on demo/evaluation.txt"
@@ -73,7 +73,7 @@ pub struct QuantizeArgs {
     /// Directory to write; it must not exist unless --force is given
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Bits of a code, 2 to 8; several widths, as 3,4, are several outputs [default: 4, or the recipe's]
+    /// Bits of a code, 2 to 8, or 3,4 for both [default: 4 or recipe's]
     #[arg(long, value_delimiter = ',')]
     bits: Vec<u8>,
     /// Choose widths for at most N bits a weight, everything counted
@@ -94,7 +94,7 @@ pub struct QuantizeArgs {
     /// `rtn`, `gptq`, `default`, `max`, or a recipe file (TOML)
     #[arg(long, default_value = "default")]
     recipe: String,
-    /// Format to write, or several, as gptq,mlx, into OUT/FORMAT each; `quantc list formats` shows them
+    /// Format, or several: gptq,mlx (`quantc list formats`)
     #[arg(long, value_name = "FORMAT", default_value = "gptq", value_delimiter = ',')]
     to: Vec<String>,
     /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in];

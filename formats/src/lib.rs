@@ -16,7 +16,6 @@ mod files;
 pub mod gguf;
 pub mod imatrix;
 pub mod json;
-mod onnx;
 pub mod model_writer;
 mod onnx;
 pub mod output;

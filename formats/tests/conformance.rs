@@ -37,7 +37,11 @@ fn scheme(
     runtime: Dtype,
 ) -> Scheme {
     let bits = BitWidth::new(bits).unwrap();
-    Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype: format.scale_dtype(runtime) }
+    let scale_dtype = format.scale_dtype(runtime);
+    let asked = Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype };
+    // Formats of one table have no other grid.
+    let own = format.grid(&linear(0, Role::Down, (32, 32)), 4, asked);
+    if own.levels == Levels::Uniform { asked } else { own }
 }
 
 fn planned(linear: &Linear, scheme: Scheme) -> PlannedLinear {
@@ -59,7 +63,8 @@ fn solution(linear: &Linear, scheme: Scheme) -> QuantizedTensor {
     };
     let most = scheme.bits.max_code();
     let (rows, columns) = (linear.out_features, linear.in_features);
-    let codes = Array2::from_shape_simple_fn((rows, columns), || random() as u8 & most);
+    let count = scheme.levels.table().map_or(u32::from(most) + 1, |table| table.len() as u32);
+    let codes = Array2::from_shape_simple_fn((rows, columns), || (random() >> 8) % count).mapv(|c| c as u8);
     let grid = scheme.granularity.scale_shape(rows, columns);
     let scales = Array2::from_shape_simple_fn(grid, || {
         let magnitude = 2.0_f32.powi((random() % 20) as i32 - 15) * (1.0 + random() as f32 / u32::MAX as f32);
@@ -99,9 +104,11 @@ fn write(
     writer.finish().unwrap();
 }
 
-/// Formats that keep the checkpoint's names in safetensors; GGUF has tests of its own.
+/// Formats that keep the checkpoint's names in safetensors; GGUF and ONNX have tests of their own.
 fn checkpoints() -> impl Iterator<Item = &'static dyn TargetFormat> {
-    target::ALL.iter().copied().filter(|format| !format.id().starts_with("gguf"))
+    let apart =
+        |format: &&'static dyn TargetFormat| !format.id().starts_with("gguf") && format.id() != "onnx";
+    target::ALL.iter().copied().filter(apart)
 }
 
 fn quantization(folder: &Path) -> Value {
@@ -117,10 +124,9 @@ fn claimed(format: &dyn TargetFormat, scheme: Scheme, shape: (usize, usize)) -> 
         }
         "awq" => bits == 4 && shape.0.is_multiple_of(8),
         "compressed-tensors" => true,
-        "onnx" => {
+        "nf4" | "fp4" => {
             let Granularity::PerGroup(size) = scheme.granularity else { return false };
-            let lowered = lowered(size.get(), shape.1);
-            [2, 4, 8].contains(&bits) && lowered.is_some_and(usize::is_power_of_two)
+            lowered(size.get(), shape.1).is_some_and(|size| size >= 32 && size.is_power_of_two())
         }
         "mlx" => {
             let group = match scheme.granularity {
@@ -214,9 +220,12 @@ fn round_trip(format: &'static dyn TargetFormat, plan: &[PlannedLinear], what: &
     assert_eq!(decoded.codes(), solution.codes());
     assert_eq!(decoded.scales_by_row(), solution.scales_by_row());
     assert_eq!(decoded.dequantize(), solution.dequantize());
-    let packed = stored.packed(linear, scheme, &checkpoint).unwrap().unwrap();
-    assert_eq!(packed.dequantize(), solution.dequantize(), "{what}");
-    assert_eq!(packed.unpack_codes(), solution.codes(), "{what}");
+    let packed = stored.packed(linear, scheme, &checkpoint).unwrap();
+    assert_eq!(packed.is_some(), scheme.levels == Levels::Uniform, "{what}");
+    if let Some(packed) = packed {
+        assert_eq!(packed.dequantize(), solution.dequantize(), "{what}");
+        assert_eq!(packed.unpack_codes(), solution.codes(), "{what}");
+    }
 }
 
 /// A model of three layers like SmolLM2's, in small: 128 does not divide its hidden size.
@@ -395,7 +404,8 @@ fn linears_left_in_16_bit_and_linears_of_another_width_are_told_to_every_reader(
 
 #[test]
 fn linears_that_runtimes_fuse_are_quantized_alike_or_refused() {
-    for format in checkpoints() {
+    // Transformers runs bitsandbytes' linears one by one.
+    for format in checkpoints().filter(|format| !["nf4", "fp4"].contains(&format.id())) {
         for change in [None, (!format.mixed_widths().is_empty()).then(|| BitWidth::new(8).unwrap())] {
             let mut plan = small_model(format, 4, group(64));
             plan[1].scheme = change.and_then(|bits| plan[1].scheme.map(|scheme| Scheme { bits, ..scheme }));
