@@ -4,8 +4,8 @@
 //! All three are estimated from calibration tokens, and from few tokens they learn those tokens' noise. So a stage's moments are gathered in two
 //! parts, and what is fitted to one is judged on the other (one fold of cross-validation, Stone 1974, section 3):
 //!
-//! - [`shares`]: the part of a regression that pays;
-//! - [`trial`]: some rows are solved for each damping of a ladder, and the damping with the least loss `tr(D H' Dᵀ)` is taken. `λI` is what a
+//! - `shares`: the part of a regression that pays;
+//! - `trial`: some rows are solved for each damping of a ladder, and the damping with the least loss `tr(D H' Dᵀ)` is taken. `λI` is what a
 //!   prior of small errors, equal in all directions, adds to the moment of the tokens that happened to be seen (shrinkage of a covariance
 //!   matrix: Ledoit and Wolf 2004), and how much of it is needed depends on how many tokens there are;
 //! - [`held_out`]: a solution that is worse than rounding to nearest there gives way to it.
