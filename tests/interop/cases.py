@@ -43,6 +43,7 @@ class Case:
 
 
 CT, GPTQ, GPTQ_V2, AWQ, MLX = "compressed-tensors", "gptq", "gptq-v2", "awq", "mlx"
+ONNX, NF4, FP4 = "onnx", "nf4", "fp4"
 
 # compressed-tensors first: GPTQModel changes transformers as it is imported.
 CASES = [
@@ -95,6 +96,25 @@ CASES = [
     Case("mlx-mixed", MLX, bits=2, target_bits="4.9"),
     # mlx-lm knows no sliding window on all layers, which leaves Mistral out.
     Case("mlx-4-qwen3", MLX, model="qwen3"),
+    Case("onnx-4", ONNX),
+    Case("onnx-4-asymmetric", ONNX, symmetric=False),
+    Case("onnx-2", ONNX, bits=2, options=["--group-size", "32"]),
+    Case("onnx-2-asymmetric", ONNX, bits=2, symmetric=False, options=["--group-size", "16"]),
+    Case("onnx-8", ONNX, bits=8),
+    Case("onnx-8-asymmetric", ONNX, bits=8, symmetric=False),
+    Case("onnx-4-rtn", ONNX, recipe="rtn"),
+    Case("onnx-mixed", ONNX, bits=2, target_bits="4.9"),
+    Case("onnx-4-exclude", ONNX, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("onnx-4-qwen2", ONNX, model="qwen2"),
+    Case("onnx-4-asymmetric-qwen3", ONNX, symmetric=False, model="qwen3"),
+    Case("onnx-4-llama3", ONNX, model="llama3"),
+    Case("onnx-4-mistral", ONNX, model="mistral"),
+    Case("nf4", NF4, options=["--group-size", "64", "--max-shard-size", "3MB"]),
+    Case("nf4-exclude", NF4, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("nf4-qwen2", NF4, model="qwen2"),
+    Case("nf4-qwen3", NF4, model="qwen3"),
+    Case("fp4", FP4, options=["--group-size", "64"]),
+    Case("fp4-mistral", FP4, model="mistral"),
     Case("gguf-f32", "gguf:f32", bits=0),
     Case("gguf-f16", "gguf:f16", bits=0),
     Case("gguf-bf16", "gguf:bf16", bits=0),

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import decoder  # noqa: E402
 import models  # noqa: E402
 import runtimes  # noqa: E402
-from cases import AWQ, CASES, CT, GPTQ, GPTQ_V2, MLX, WEIGHT_ERROR, Case  # noqa: E402
+from cases import AWQ, CASES, CT, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONNX, WEIGHT_ERROR, Case  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -134,12 +134,14 @@ def rounding_excess(weight: np.ndarray, linear: decoder.Linear) -> float:
 
 def check_files(results: Results, case: Case, source: Path, out: Path, linears: dict) -> None:
     """What was written, by the decoder of this suite: the quantized linears, and everything that must be as it was."""
-    before, after = decoder.read_safetensors(source), decoder.read_safetensors(out)
+    before, after = decoder.read_safetensors(source), decoder.read_checkpoint(out)
     modules = {name.removesuffix(".weight") for name in before if re.search(r"\.layers\.\d+\..*_proj\.weight$", name)}
     asked = {name for name in modules if case.excluded is None or not re.search(case.excluded, name)}
     results.no(f"{case.name}: linears quantized as asked", sorted(asked ^ set(linears)))
 
     kept = {name for name in before if name.removesuffix(".weight") not in linears}
+    # Of a graph, norms and biases meet activations in f32.
+    vectors = {name: ("F32", decoder.as_f32(before[name])) for name in kept if case.to == ONNX and before[name][1].ndim == 1}
     if dtype_of(source) == "float32":
         # Runtimes compute in 16 bit, and config.json says so: one rounding.
         results.no(f"{case.name}: config.json says the type of the tensors", [dtype_of(out)] * (dtype_of(out) != "float16"))
@@ -147,14 +149,20 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
             name: runtimes.rounded(decoder.as_f32(before[name]), "float16") for name in kept if before[name][0] == "F32"
         }
         before = before | {name: ("F16", value.astype(np.float16)) for name, value in changed.items()}
+    before = before | vectors
     changed = [
         name
         for name in kept
         if name not in after or after[name][0] != before[name][0] or not np.array_equal(after[name][1], before[name][1])
     ]
     results.no(f"{case.name}: other tensors unchanged", sorted(changed))
-    parts = re.compile(r"\.(qweight|qzeros|scales|biases|g_idx|weight|weight_(packed|scale|shape|zero_point))$")
-    extra = [name for name in after if name not in kept and parts.sub("", name) not in linears]
+    parts = re.compile(
+        r"\.(qweight|qzeros|scales|biases|g_idx|weight|weight_(packed|scale|shape|zero_point|codes|scales|zero_points)"
+        r"|weight\.(absmax|quant_map|quant_state\.bitsandbytes__(nf4|fp4)))$"
+    )
+    # A graph has tables of the rotation where other formats have a formula.
+    made = {"cos_cache", "sin_cache"} if case.to == ONNX else set()
+    extra = [name for name in after if name not in kept | made and parts.sub("", name) not in linears]
     results.no(f"{case.name}: no other tensor", sorted(extra))
     index = out / "model.safetensors.index.json"
     if "--max-shard-size" in case.options:
@@ -171,7 +179,7 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
         in_f16, in_bf16 = linear.scales.astype(np.float16), linear.scales.view(np.uint32) & 0xFFFF
         is_bf16 = before[f"{name}.weight"][0] == "BF16"
         finite = np.isfinite(linear.scales).all() and (linear.scales != 0).all()
-        if not finite or (in_f16 != linear.scales).any() and case.to in (GPTQ, GPTQ_V2, AWQ) or is_bf16 and in_bf16.any():
+        if not finite or (in_f16 != linear.scales).any() and case.to in (GPTQ, GPTQ_V2, AWQ) or is_bf16 and in_bf16.any() and linear.table is None:
             inexact.append(name)
     results.no(f"{case.name}: bits, shapes and zero points", wrong)
     results.no(f"{case.name}: scales exact in what is stored and multiplied", inexact)
@@ -272,6 +280,44 @@ def check_mlx(results: Results, case: Case, out: Path, ours, windows, linears: d
         results.no(f"{case.name}: mlx-lm writes", ["nothing"] * (not sentence.strip()))
 
 
+def check_onnx(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
+    """onnxruntime on whole windows and in pieces through the cache of keys and values, and its generator."""
+    name = f"{case.name}: onnxruntime"
+    with results.part(name):
+        session = runtimes.onnx(out)
+        whole = runtimes.onnx_logits(session, windows, [CONTEXT])
+        compare_f32(results, name, ours, whole, windows)
+        # Several texts go on by one token at a time, which is a rule of its attention; one text by any number.
+        for what, some, pieces in [("all", windows, [CONTEXT - 2, 1, 1]), ("one", windows[:1], [CONTEXT // 2, 1, CONTEXT // 2 - 1])]:
+            difference = np.abs(runtimes.onnx_logits(session, some, pieces) - whole[: len(some)]).max() / np.abs(whole).max()
+            results.at_most(f"{name}: logits in pieces, through the cache, {what}", difference, LOGITS)
+    name = f"{case.name}: onnxruntime-genai"
+    with results.part(name):
+        prompt = windows[0, : CONTEXT // 2]
+        theirs, sentence = runtimes.genai(out, prompt)
+        difference = np.abs(theirs - ours[0][0, len(prompt) - 1]).max() / np.abs(theirs).max()
+        results.at_most(f"{name}: logits after a prompt", difference, LOGITS)
+        if case.model == "demo":
+            results.no(f"{name}: writes", ["nothing"] * (not sentence.strip()))
+
+
+def check_bitsandbytes(results: Results, case: Case, out: Path, ours, windows, linears: dict) -> None:
+    """transformers with bitsandbytes: in f32 on what it dequantizes itself, and its own product, which on some processors is in bf16."""
+    name = f"{case.name}: transformers f32, dequantized"
+    with results.part(name):
+        # Dequantized linears are in f32, and what was loaded beside them is in config.json's type whatever was asked for.
+        model = runtimes.transformers(out, "float32").dequantize().float()
+        compare_weights(results, name, model, linears)
+        compare_f32(results, name, ours, runtimes.logits(model, windows), windows)
+    name = f"{case.name}: transformers as published"
+    with results.part(name):
+        model = runtimes.transformers(out, "auto")
+        compare_perplexity(results, name, ours, runtimes.logits(model, windows), windows)
+        if case.model == "demo":
+            sentence = runtimes.transformers_sentence(model, out, "The")
+            results.no(f"{case.name}: transformers writes", ["nothing"] * (not sentence.strip()))
+
+
 def check_gguf(results: Results, quantc: Quantc, case: Case, source: Path, out: Path, text: Path) -> None:
     """llama.cpp: what gguf-py decodes, what llama.cpp computes, and a sentence. It rounds activations to 8 bits before it multiplies
     with packed weights, and holds keys and values in 16 bit unless told otherwise."""
@@ -339,13 +385,13 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
             results,
             f"{case.name}: decoded here",
             ours,
-            runtimes.logits(runtimes.decoded(source, decoder.read_safetensors(out), linears), windows),
+            runtimes.logits(runtimes.decoded(source, decoder.read_checkpoint(out), linears), windows),
             windows,
         )
         if case.adapter:
             check_adapter(results, quantc, case, out, text, windows)
-        gptq, ct = check_gptq, check_compressed_tensors
-        loaders = {CT: ct, GPTQ: gptq, GPTQ_V2: gptq, AWQ: check_awq, MLX: check_mlx}
+        gptq, ct, bnb = check_gptq, check_compressed_tensors, check_bitsandbytes
+        loaders = {CT: ct, GPTQ: gptq, GPTQ_V2: gptq, AWQ: check_awq, MLX: check_mlx, ONNX: check_onnx, NF4: bnb, FP4: bnb}
         loaders[case.to](results, case, out, ours, windows, linears)
     runtimes.forget()
 

@@ -1,8 +1,9 @@
-"""An independent decoder of the checkpoints quantc writes: numpy only, written from the formats' documents and not from
+"""An independent decoder of the checkpoints quantc writes: numpy and a reader of protocol buffers, written from the formats' documents and not from
 quantc's sources, so that a misunderstanding shared by quantc's writer and its own reader does not pass unseen.
 
-GPTQ (v1 and v2), AWQ gemm, MLX affine and compressed-tensors pack-quantized, 2 to 8 bits. Codes and zero points are returned unsigned, as
-`weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for all formats.
+GPTQ (v1 and v2), AWQ gemm, MLX affine, compressed-tensors pack-quantized and ONNX MatMulNBits, 2 to 8 bits. Codes and zero points are returned
+unsigned, as `weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for all of them; for the tables of bitsandbytes
+`weight[n, k] = scale[n, group(k)] * table[code[n, k]]`.
 """
 
 import json
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-NUMPY_OF = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "U32": np.uint32, "I64": np.int64, "BF16": np.uint16}
+NUMPY_OF = {
+    "F32": np.float32, "F16": np.float16, "I32": np.int32, "U32": np.uint32, "I64": np.int64, "BF16": np.uint16, "U8": np.uint8,
+}  # fmt: skip
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Linear:
     group_of: np.ndarray  # [in_features]
     bits: int
     minimums: np.ndarray | None = None  # [out_features, groups], the value of code 0, in place of zero points
+    table: np.ndarray | None = None  # [codes], in place of zero points
 
     def step(self) -> np.ndarray:
         """The (signed) scale of every weight."""
@@ -34,6 +38,8 @@ class Linear:
         """The weights that the file stands for, in f32: one rounding, as in a runtime that computes in f32."""
         if self.minimums is not None:
             return self.codes.astype(np.float32) * self.step() + self.minimums[:, self.group_of]
+        if self.table is not None:
+            return self.table[self.codes] * self.step()
         return (self.codes - self.zero_points[:, self.group_of]).astype(np.float32) * self.step()
 
 
@@ -60,6 +66,28 @@ def read_safetensors(directory: Path) -> dict[str, tuple[str, np.ndarray]]:
                 raise ValueError(f"`{name}` is in two shards")
             tensors[name] = tensor
     return tensors
+
+
+def read_onnx(file: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Every tensor that a graph keeps in a file of its own; the small constants inside the graph are no weights."""
+    import onnx
+
+    names = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16", "UINT8": "U8"}
+    tensors = {}
+    for tensor in onnx.load(file, load_external_data=False).graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            dtype = names[onnx.TensorProto.DataType.Name(tensor.data_type)]
+            count = int(place["length"]) // np.dtype(NUMPY_OF[dtype]).itemsize
+            array = np.fromfile(file.parent / place["location"], NUMPY_OF[dtype], count, offset=int(place["offset"]))
+            tensors[tensor.name] = (dtype, array.reshape(tuple(tensor.dims)))
+    return tensors
+
+
+def read_checkpoint(directory: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Every tensor of an output, of whichever container."""
+    graph = Path(directory) / "model.onnx"
+    return read_onnx(graph) if graph.exists() else read_safetensors(directory)
 
 
 def as_f32(tensor: tuple[str, np.ndarray]) -> np.ndarray:
@@ -123,6 +151,29 @@ def mlx(tensors: dict, config: dict, module: str) -> Linear:
     return Linear(unpack(words, bits, in_features), scales, zero_points, group_of, bits, biases)
 
 
+def onnx_blocks(tensors: dict, config: dict, module: str) -> Linear:
+    """The inputs of one MatMulNBits: every row is a stream of bytes, and so are the zero points of a row."""
+    blobs, scales = tensors[f"{module}.weight_codes"][1], as_f32(tensors[f"{module}.weight_scales"])
+    bits, size = (config["linears"][module][key] for key in ("bits", "group_size"))
+    out_features, blocks, _ = blobs.shape
+    zero_points = np.full(scales.shape, 1 << (bits - 1))
+    if f"{module}.weight_zero_points" in tensors:
+        zero_points = unpack(tensors[f"{module}.weight_zero_points"][1], bits, blocks)
+    codes = unpack(blobs.reshape(out_features, -1), bits, blocks * size)
+    return Linear(codes, scales, zero_points, np.arange(blocks * size) // size, bits)
+
+
+def bitsandbytes(tensors: dict, config: dict, module: str) -> Linear:
+    """One linear on a table of 16 values, which is stored with it; of two codes in a byte the first is the high one."""
+    kind = config["bnb_4bit_quant_type"]
+    state = json.loads(tensors[f"{module}.weight.quant_state.bitsandbytes__{kind}"][1].tobytes())
+    packed, table = tensors[f"{module}.weight"][1].reshape(-1), tensors[f"{module}.weight.quant_map"][1]
+    codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(state["shape"]).astype(np.int64)
+    scales = as_f32(tensors[f"{module}.weight.absmax"]).reshape(state["shape"][0], -1)
+    group_of = np.arange(codes.shape[1]) // state["blocksize"]
+    return Linear(codes, scales, np.full(scales.shape, 8), group_of, 4, table=table)
+
+
 def compressed_tensors(tensors: dict, config: dict, module: str) -> Linear:
     """One compressed-tensors linear. Of the config groups, an exact name counts before a pattern before a class."""
 
@@ -152,7 +203,9 @@ def decode(directory: Path) -> dict[str, Linear]:
         "awq": (awq, ".qweight"),
         "mlx": (mlx, ".scales"),
         "compressed-tensors": (compressed_tensors, ".weight_packed"),
+        "onnx": (onnx_blocks, ".weight_codes"),
+        "bitsandbytes": (bitsandbytes, ".weight.absmax"),
     }["mlx" if "quantization" in whole else config["quant_method"]]
-    tensors = read_safetensors(directory)
+    tensors = read_checkpoint(directory)
     modules = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
     return {module: reader(tensors, config, module) for module in modules}

@@ -131,6 +131,57 @@ def token_ids(directory: Path, text: str) -> list[int]:
     return AutoTokenizer.from_pretrained(directory)(text, add_special_tokens=False)["input_ids"]
 
 
+def onnx(directory: Path):
+    """onnxruntime on the CPU."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def onnx_logits(session, windows: np.ndarray, pieces: list[int]) -> np.ndarray:
+    """[windows, context, vocabulary], all windows at once and their tokens a piece after the other, with what is kept of those before."""
+    batch = len(windows)
+    inputs = {entry.name: entry.shape for entry in session.get_inputs()}
+    outputs = [entry.name for entry in session.get_outputs()]
+    kept = {
+        name: np.zeros((batch, int(shape[1]), 0, int(shape[3])), np.float32)
+        for name, shape in inputs.items()
+        if name.startswith("past_key_values.")
+    }
+    found, end = [], 0
+    for piece in pieces:
+        start, end = end, end + piece
+        mask = np.ones((batch, end), np.int64)
+        results = dict(zip(outputs, session.run(None, {"input_ids": windows[:, start:end], "attention_mask": mask, **kept})))
+        found.append(results["logits"])
+        kept = {name: results[name.replace("past_key_values", "present")] for name in kept}
+    return np.concatenate(found, axis=1)
+
+
+def genai(directory: Path, prompt: np.ndarray) -> tuple[np.ndarray, str]:
+    """Logits of onnxruntime-genai after the tokens of a prompt, and what it writes next."""
+    import onnxruntime_genai
+
+    model = onnxruntime_genai.Model(str(directory))
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + 16, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    generator.append_tokens(prompt.astype(np.int32))
+    logits = np.array(generator.get_logits()).reshape(-1)
+    while not generator.is_done():
+        generator.generate_next_token()
+    written = generator.get_sequence(0)[len(prompt) :]
+    return logits, onnxruntime_genai.Tokenizer(model).decode(written)
+
+
+def transformers_sentence(model, directory: Path, prompt: str) -> str:
+    """What transformers writes after a prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    return tokenizer.decode(written, skip_special_tokens=True)
+
+
 def gguf_model(source: Path, file: Path):
     """transformers' own forward pass in f32 on the weights that gguf-py decodes. A name and an order of rows is undone for each."""
     import gguf
