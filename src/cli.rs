@@ -121,14 +121,20 @@ pub struct QuantizeArgs {
     /// Leave linears whose name matches in 16 bit; may be given several times
     #[arg(long, value_name = "REGEX")]
     exclude: Vec<String>,
+    /// Refuse what one of these would not load, as vllm,transformers
+    #[arg(long, value_name = "RUNTIME", value_delimiter = ',')]
+    runs_on: Vec<String>,
+    /// Refuse what a runtime would not load cut over N devices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    tensor_parallel: usize,
     /// Largest file of weights, such as 5GB or 500MB
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size, hide_short_help = true)]
     max_shard_size: u64,
     /// Do not measure perplexity and KL divergence
     #[arg(long, conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"])]
     no_evaluate: bool,
     /// Give a head that is tied to the embedding a tensor of its own, which a rotated residual stream needs
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     untie: bool,
     /// Replace an existing output
     #[arg(long)]
@@ -261,6 +267,9 @@ impl QuantizeArgs {
             (Some(bits), _) => Some(Budget::MeanBits(bits)),
             (None, bytes) => bytes.map(Budget::Bytes),
         };
+        if self.tensor_parallel == 0 {
+            return Err(argument("--tensor-parallel", &"expected at least 1 device, found 0"));
+        }
         let exclude = self
             .exclude
             .iter()
@@ -289,6 +298,8 @@ impl QuantizeArgs {
             )?,
             evaluation: (!self.no_evaluate).then(|| self.evaluation.into_text()).transpose()?,
             exclude,
+            runs_on: self.runs_on,
+            tensor_parallel: self.tensor_parallel,
             max_shard_size: self.max_shard_size,
             untie: self.untie,
             force: self.force,

@@ -25,6 +25,10 @@ pub struct QuantizeJob {
     pub adapter_rank: Option<usize>,
     /// Linears whose name matches stay in 16 bit.
     pub exclude: Vec<Regex>,
+    /// Runtimes that must load the output, by the beginning of their names.
+    pub runs_on: Vec<String>,
+    /// Devices that a runtime cuts the model over.
+    pub tensor_parallel: usize,
     /// llama.cpp's importance matrix, used as diagonal Hessians; then no calibration text is read.
     pub imatrix: Option<PathBuf>,
     /// Where an importance matrix of the original goes, if anywhere.

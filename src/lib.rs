@@ -14,6 +14,8 @@
 //!     budget: None,
 //!     adapter_rank: None,
 //!     exclude: Vec::new(),
+//!     runs_on: Vec::new(),
+//!     tensor_parallel: 1,
 //!     imatrix: None,
 //!     export_imatrix: None,
 //!     calibration: Calibration::Text(Text::BuiltInCalibration),
@@ -55,6 +57,7 @@ pub mod recipe;
 pub mod record;
 pub mod render;
 pub mod report;
+mod requirements;
 pub mod resources;
 pub mod scales;
 mod sensitivity;

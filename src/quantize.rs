@@ -15,6 +15,7 @@ use crate::pipeline::{self, Inputs, Track};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Phase, Report};
+use crate::requirements;
 use crate::resources::{Resources, Stopwatch};
 use crate::stored::StoredModel;
 use crate::texts::Texts;
@@ -39,6 +40,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     let source = StoredModel::open_original(&job.model)?;
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
+    plans.iter().try_for_each(|plan| requirements::demand(job, plan, &source.model))?;
     demand_own_inputs(job)?;
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     let known =

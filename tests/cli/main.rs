@@ -11,6 +11,7 @@ mod measuring;
 mod own_text;
 mod proof;
 mod quantizing;
+mod requirements;
 mod run;
 mod targets;
 mod transforms;

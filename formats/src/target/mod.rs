@@ -13,6 +13,7 @@ mod loaders;
 mod mlx;
 mod onnx;
 mod packed_parts;
+mod parallel;
 mod safetensors;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use crate::model_writer::{Contents, ModelWriter};
 
 pub(crate) use gguf::Stored as StoredGguf;
 pub use loaders::{LoaderRule, LoaderVerdict};
+pub use parallel::shard;
 
 /// Every format that is known.
 pub static ALL: &[&dyn TargetFormat] = &[
