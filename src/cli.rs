@@ -7,6 +7,7 @@ use regex::Regex;
 
 use calibration::sampling::Sampling;
 
+use crate::convert::ConvertJob;
 use crate::error::Error;
 use crate::generate::GenerateJob;
 use crate::job::{Budget, Calibration, EvaluateJob, Overrides, QuantizeJob, Target, Text, WindowRequest};
@@ -30,6 +31,11 @@ pub enum Command {
         after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize MODEL -o OUT --bits 3 --group-size 64 --to compressed-tensors --calibration text.txt"
     )]
     Quantize(Box<QuantizeArgs>),
+    /// Write a quantized checkpoint in another format: the same values or, with --lossy, the nearest
+    #[command(
+        after_help = "Example:\n  quantc convert demo/model-4bit --to compressed-tensors -o demo/model-ct"
+    )]
+    Convert(ConvertArgs),
     /// Measure a model's perplexity and, against a reference, its KL divergence and top-1 agreement
     #[command(
         after_help = "Example:\n  quantc evaluate demo/model-4bit --reference demo/model --evaluate-on demo/evaluation.txt"
@@ -171,6 +177,31 @@ pub struct RunArgs {
     pub export_json: Option<PathBuf>,
 }
 
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A quantized checkpoint in any format that is read, or a GGUF file
+    model: PathBuf,
+    /// Format (`quantc list formats`)
+    #[arg(long, value_name = "FORMAT")]
+    to: String,
+    /// Directory to write; it must not exist unless --force is given
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Round what the format cannot hold to the nearest that it can, instead of refusing
+    #[arg(long)]
+    lossy: bool,
+    /// Largest file of weights, such as 5GB or 500MB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    max_shard_size: u64,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    /// What every long run takes.
+    #[command(flatten)]
+    pub common: RunArgs,
+}
+
 /// Arguments of `evaluate`.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
@@ -304,6 +335,21 @@ impl QuantizeArgs {
             untie: self.untie,
             force: self.force,
         })
+    }
+}
+
+impl ConvertArgs {
+    /// The job.
+    #[must_use]
+    pub fn into_job(self) -> ConvertJob {
+        ConvertJob {
+            model: self.model,
+            output: self.output,
+            format: self.to,
+            lossy: self.lossy,
+            max_shard_size: self.max_shard_size,
+            force: self.force,
+        }
     }
 }
 

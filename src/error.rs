@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::convert::Difference;
 use crate::verify::Verification;
 
 /// An error of the driver or of a crate below, with the place it happened in.
@@ -111,6 +112,20 @@ pub enum Error {
         /// One reason for each runtime.
         reasons: String,
     },
+    /// A conversion that would change values.
+    #[error(
+        "{path}: {} would not be the same in {format}: {}",
+        counted(.differences),
+        told(.differences)
+    )]
+    NotTheSame {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The format.
+        format: &'static str,
+        /// What would change, by how much.
+        differences: Vec<Difference>,
+    },
     /// What was written is not what was solved.
     #[error("verification failed: {}", .0.problems.first().map_or("", |p| p.as_str()))]
     Verification(Box<Verification>),
@@ -150,6 +165,9 @@ impl Error {
             Self::Unknown { kind: "format", .. } => {
                 Some("`quantc list formats` says what each is for".to_owned())
             }
+            Self::NotTheSame { .. } => {
+                Some("--lossy rounds them to the nearest that the format holds".to_owned())
+            }
             Self::InterruptedMeasuring { .. } => Some("`quantc evaluate` measures it".to_owned()),
             Self::Verification(_) => {
                 Some("the files differ from what was solved; write them again from the original".to_owned())
@@ -171,4 +189,32 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+}
+
+/// Names of tensors that a message has room for.
+const NAMED: usize = 4;
+
+fn counted(differences: &[Difference]) -> String {
+    let number = differences.len();
+    format!("{number} tensor{}", if number == 1 { "" } else { "s" })
+}
+
+/// Which tensors differ, why the first does, and the worst of them.
+fn told(differences: &[Difference]) -> String {
+    let mut names: Vec<String> =
+        differences.iter().take(NAMED).map(|found| format!("`{}`", found.name)).collect();
+    if differences.len() > NAMED {
+        names.push(format!("and {} more", differences.len() - NAMED));
+    }
+    let reason = differences.first().map_or("", |first| first.reason.as_str());
+    let worst =
+        differences.iter().max_by(|a, b| a.relative_difference.total_cmp(&b.relative_difference)).map(
+            |worst| {
+                format!(
+                    "; the nearest there is differs by {:.2e} of its norm and {:.2e} at most in the worst of them, `{}`",
+                    worst.relative_difference, worst.largest_difference, worst.name
+                )
+            },
+        );
+    format!("{} ({reason}{})", names.join(", "), worst.unwrap_or_default())
 }

@@ -37,6 +37,7 @@ mod adapted;
 mod budget;
 mod carry;
 pub mod cli;
+pub mod convert;
 mod corpora;
 pub mod error;
 mod evaluate;
@@ -68,5 +69,6 @@ mod texts;
 mod transformed;
 pub mod verify;
 
+pub use convert::convert;
 pub use evaluate::evaluate;
 pub use quantize::quantize;

@@ -50,6 +50,16 @@ fn run(command: Command) -> Result<(), Error> {
                 several => export_json(export, &several),
             }
         }
+        Command::Convert(arguments) => {
+            let export = prepare(&arguments.common)?;
+            let job = arguments.into_job();
+            if let Some(export) = &export {
+                export.demand_outside("--export-json", &job.output)?;
+            }
+            let report = quantc::convert(&job, &Terminal::listening()?)?;
+            print(&text::conversion(&report))?;
+            export_json(export, &report)
+        }
         Command::Evaluate(arguments) => {
             let export = prepare(arguments.run())?;
             let report = quantc::evaluate(&arguments.into_job()?, &Terminal::listening()?)?;

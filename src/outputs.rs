@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use calibration::transforms::Transformed;
 use formats::adapter::DIRECTORY;
-use formats::model_writer::ModelWriter;
+use formats::container::{TensorData, TensorSpec};
+use formats::model_writer::{Contents, ModelWriter};
 use formats::output::OutputDirectory;
+use formats::target::TargetFormat;
 
 use crate::adapted::{AdaptedModel, AdapterWriter};
 use crate::carry::carry_over;
@@ -17,7 +19,7 @@ use crate::job::{Budget, QuantizeJob};
 use crate::pipeline::Outcome;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::record::{Record, file_records};
+use crate::record::{LinearRecord, Record, bytes_digest, file_records};
 use crate::report::{AdapterSummary, EvaluationReport, Size};
 use crate::stored::StoredModel;
 use crate::verify::{self, Verification};
@@ -65,12 +67,36 @@ impl OpenOutput {
         job: &QuantizeJob,
         place: &Path,
     ) -> Result<Self, Error> {
-        let directory = OutputDirectory::create(place, job.force)?;
-        let mut writer = plan.format.begin(directory.path(), &plan.contents(source, job))?;
-        let tensors = carry_over(source, transformed, &plan.carried, writer.as_mut())?;
-        let adapters = job.adapter_rank.map(|rank| AdapterWriter::create(directory.path(), plan, rank));
-        let adapters = adapters.transpose()?;
-        Ok(Self { place: place.to_owned(), directory, format: plan.format.id(), writer, adapters, tensors })
+        let contents = plan.contents(source, job);
+        let mut output =
+            Self::create(source, transformed, plan.format, &contents, &plan.carried, job.force, place)?;
+        let rank = job.adapter_rank;
+        let adapters = rank.map(|rank| AdapterWriter::create(output.directory.path(), plan, rank));
+        output.adapters = adapters.transpose()?;
+        Ok(output)
+    }
+
+    /// Begins an output with these contents, and carries over `copied`, those of them that `source` has as they are.
+    pub(crate) fn create(
+        source: &StoredModel,
+        transformed: Option<&Transformed<'_>>,
+        format: &'static dyn TargetFormat,
+        contents: &Contents<'_>,
+        copied: &[TensorSpec],
+        force: bool,
+        place: &Path,
+    ) -> Result<Self, Error> {
+        let directory = OutputDirectory::create(place, force)?;
+        let mut writer = format.begin(directory.path(), contents)?;
+        let tensors = carry_over(source, transformed, copied, writer.as_mut())?;
+        let (place, format) = (place.to_owned(), format.id());
+        Ok(Self { place, directory, format, writer, adapters: None, tensors })
+    }
+
+    /// Writes a tensor that is not quantized and that nobody carried over.
+    pub(crate) fn carry(&mut self, name: String, bytes: Vec<u8>) -> Result<(), Error> {
+        self.tensors.insert(name.clone(), bytes_digest(&bytes));
+        Ok(self.writer.carry(&TensorData { name, bytes })?)
     }
 
     /// Where solutions go.
@@ -79,15 +105,25 @@ impl OpenOutput {
     }
 
     /// Writes what is left, and the record.
-    pub(crate) fn finish(self, outcome: &Outcome, budget: Option<Budget>) -> Result<ClosedOutput, Error> {
-        let adapter = self.adapters.map(AdapterWriter::finish).transpose()?;
+    pub(crate) fn finish(mut self, outcome: &Outcome, budget: Option<Budget>) -> Result<ClosedOutput, Error> {
+        let adapter = self.adapters.take().map(AdapterWriter::finish).transpose()?;
+        self.close(outcome.records.iter().cloned().collect(), budget, adapter)
+    }
+
+    /// The same with the records of all solutions and what was written beside.
+    pub(crate) fn close(
+        self,
+        linears: BTreeMap<String, LinearRecord>,
+        budget: Option<Budget>,
+        adapter: Option<AdapterSummary>,
+    ) -> Result<ClosedOutput, Error> {
         let tensor_bytes = self.writer.tensor_bytes();
         self.writer.finish()?;
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format: self.format.to_owned(),
             budget,
-            linears: outcome.records.iter().cloned().collect(),
+            linears,
             tensors: self.tensors,
             files: file_records(self.directory.path())?,
         };
@@ -136,6 +172,11 @@ impl FinishedOutput {
         })
     }
 
+    /// Length of its files of weights.
+    pub(crate) fn file_bytes(&self) -> Result<u64, Error> {
+        Ok(self.written.checkpoint.file_bytes()?)
+    }
+
     /// How large it is.
     pub(crate) fn size(&self, source: &StoredModel, plan: &Plan, outcome: &Outcome) -> Result<Size, Error> {
         let parameters = source.summary()?.parameters;
@@ -147,7 +188,7 @@ impl FinishedOutput {
             .sum();
         let quantized: u64 = outcome.rows.iter().map(|row| (row.shape[0] * row.shape[1]) as u64).sum();
         Ok(Size {
-            bytes: self.written.checkpoint.file_bytes()?,
+            bytes: self.file_bytes()?,
             original_bytes: source.checkpoint.file_bytes()?,
             bits_per_weight: self.tensor_bytes as f64 * 8.0 / parameters as f64,
             linear_bits_per_weight: if quantized == 0 { 0.0 } else { packed as f64 * 8.0 / quantized as f64 },

@@ -344,7 +344,7 @@ fn settle_head(source: &StoredModel, job: &QuantizeJob, notes: &mut Vec<String>)
     Ok(job.untie && tied)
 }
 
-fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {
+pub(crate) fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {
     target::ALL.iter().copied().find(|format| format.id() == id).ok_or_else(|| Error::Unknown {
         kind: "format",
         found: id.to_owned(),
@@ -374,7 +374,11 @@ fn runtime_dtype(source: &StoredModel, notes: &mut Vec<String>) -> Result<Dtype,
     Ok(runtime)
 }
 
-fn runtimes(format: &dyn TargetFormat, linears: &[PlannedLinear]) -> Result<Vec<RuntimeRow>, Error> {
+/// Who loads the linears; fails where nobody does.
+pub(crate) fn runtimes(
+    format: &dyn TargetFormat,
+    linears: &[PlannedLinear],
+) -> Result<Vec<RuntimeRow>, Error> {
     let verdicts: Vec<_> = format.loaders().iter().map(|rule| rule.check(linears)).collect();
     if verdicts.iter().all(|verdict| !verdict.loads) {
         let reasons: Vec<_> = verdicts.iter().map(|v| format!("{} {}", v.runtime, v.remark)).collect();

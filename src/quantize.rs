@@ -221,11 +221,19 @@ fn demand_apart(job: &QuantizeJob) -> Result<(), Error> {
         Text::File(path) => Some(path),
         _ => None,
     });
-    let output = resolved(&job.output);
-    match files.chain(&job.imatrix).chain([&job.model]).find(|path| resolved(path).starts_with(&output)) {
+    demand_outside(&job.output, files.chain(&job.imatrix).chain([&job.model]))
+}
+
+/// Fails for a file or directory that is in the output, and would go with what the output replaces.
+pub(crate) fn demand_outside<'a>(
+    output: &Path,
+    mut inputs: impl Iterator<Item = &'a PathBuf>,
+) -> Result<(), Error> {
+    let place = resolved(output);
+    match inputs.find(|path| resolved(path).starts_with(&place)) {
         None => Ok(()),
         Some(path) => Err(Error::NotSuitable {
-            path: job.output.clone(),
+            path: output.to_owned(),
             problem: format!("would be replaced, and {} is in it", path.display()),
             hint: "choose another output",
         }),

@@ -12,6 +12,7 @@ use model::linear::Linear;
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, Axis};
 use quantizer::scheme::Scheme;
+use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
 use crate::error::Error;
@@ -100,6 +101,20 @@ impl StoredModel {
         self.format.as_ref().and_then(|format| format.scheme(linear))
     }
 
+    /// The codes and scales of a linear that has a grid.
+    pub(crate) fn decode(&self, linear: &Linear) -> Result<QuantizedTensor, Error> {
+        let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) else {
+            return Err(Error::Internal(format!("`{}` is not quantized", linear.name)));
+        };
+        Ok(format.decode(linear, scheme, &self.checkpoint)?)
+    }
+
+    /// The tensors of a linear that has a grid.
+    pub(crate) fn packed_tensors(&self, linear: &Linear) -> Vec<String> {
+        let stored = self.format.as_ref().zip(self.scheme(linear));
+        stored.map_or_else(Vec::new, |(format, scheme)| format.tensors(linear, scheme))
+    }
+
     /// Type of most of the weights that are not packed.
     pub(crate) fn dtype(&self) -> Result<Dtype, Error> {
         Ok(self.checkpoint.info(&self.model.embedding())?.dtype)
@@ -112,9 +127,7 @@ impl StoredModel {
         // A tied model may store its head all the same.
         known.insert(self.model.untied_head());
         for linear in self.model.linears() {
-            if let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) {
-                known.extend(format.tensors(linear, scheme));
-            }
+            known.extend(self.packed_tensors(linear));
         }
         self.checkpoint.names().filter(|name| !known.contains(*name)).map(str::to_owned).collect()
     }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::convert::ConvertReport;
 use crate::inspect::Inspection;
 use crate::job::Budget;
 use crate::report::{
@@ -121,6 +122,39 @@ pub fn report(report: &Report) -> String {
         for name in &report.unknown_tensors {
             line(&mut out, format_args!("  {name}"));
         }
+    }
+    notes(&mut out, &report.notes);
+    line(&mut out, format_args!("\n{}", resources(&report.resources)));
+    out
+}
+
+/// The outcome of `convert`.
+#[must_use]
+pub fn conversion(report: &ConvertReport) -> String {
+    let mut out = String::new();
+    let from = report.model.format.as_deref().unwrap_or("another format");
+    line(
+        &mut out,
+        format_args!(
+            "{}: {} in {}, from {from}, {} -> {}",
+            report.output,
+            report.model.architecture,
+            report.format,
+            bytes(report.original_bytes),
+            bytes(report.bytes)
+        ),
+    );
+    line(&mut out, format_args!("{} linears exact, {} tensors rounded", report.exact, report.rounded.len()));
+    line(&mut out, format_args!("{}\n", verification(&report.verification)));
+    line(&mut out, format_args!("{}", runtimes_table(&report.runtimes)));
+    if !report.rounded.is_empty() {
+        let mut rounded = table(&["rounded", "relative difference", "largest", "because"]);
+        for found in &report.rounded {
+            let relative = format!("{:.2e}", found.relative_difference);
+            let largest = format!("{:.2e}", found.largest_difference);
+            rounded.add_row([found.name.as_str(), &relative, &largest, &found.reason]);
+        }
+        line(&mut out, format_args!("\n{rounded}"));
     }
     notes(&mut out, &report.notes);
     line(&mut out, format_args!("\n{}", resources(&report.resources)));

@@ -198,12 +198,13 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
     ) -> Result<Option<PackedMatrix>, FormatsError>;
 }
 
+/// Where config.json says how a model is quantized, the key that counts first.
+pub const DESCRIPTIONS: [&str; 2] = ["quantization", "quantization_config"];
+
 /// What config.json says about quantization, if anything; where two keys do, the one that counts.
 #[must_use]
 pub fn description(config: &Value) -> Option<&Value> {
-    ["quantization", "quantization_config"]
-        .into_iter()
-        .find_map(|key| config.get(key).filter(|value| !value.is_null()))
+    DESCRIPTIONS.into_iter().find_map(|key| config.get(key).filter(|value| !value.is_null()))
 }
 
 /// Opens the format that config.json describes by [`description`].

@@ -1,0 +1,152 @@
+//! A checkpoint's grids in a format's terms, the closest first: forms that its values may take there.
+
+use formats::Dtype;
+use formats::target::{PlannedLinear, TargetFormat};
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
+
+use crate::error::Error;
+use crate::plan::runtimes;
+use crate::report::RuntimeRow;
+
+/// A grid for each linear that the format can hold and a runtime loads.
+pub(super) struct Form {
+    pub(super) linears: Vec<PlannedLinear>,
+    pub(super) notes: Vec<String>,
+    pub(super) runtimes: Vec<RuntimeRow>,
+}
+
+/// Which linears keep grids that differ.
+#[derive(Clone, Copy)]
+enum Sharing {
+    /// Each its own.
+    Own,
+    /// Those that runtimes fuse have one: the widest codes and the smallest groups among them.
+    Fused,
+    /// All have the commonest.
+    Common,
+}
+
+/// What becomes of levels and of the place of zero.
+#[derive(Clone, Copy)]
+enum Zero {
+    Own,
+    /// Equal steps with this zero.
+    Uniform(Symmetry),
+}
+
+/// Every form that the format can hold, the closest to the source first; `source` has the grids that were read.
+///
+/// # Errors
+/// The reason why the closest cannot be, where none can.
+pub(super) fn forms(
+    source: &[PlannedLinear],
+    format: &dyn TargetFormat,
+    runtime: Dtype,
+    layers: usize,
+) -> Result<Vec<Form>, Error> {
+    // Exact in the model's own type and, where values are not, as the file stores them.
+    let mut scales = vec![format.scale_dtype(runtime), format.scale_dtype(Dtype::F16)];
+    scales.dedup();
+    let zeros = [Zero::Own, Zero::Uniform(Symmetry::Asymmetric), Zero::Uniform(Symmetry::Symmetric)];
+    let mut forms: Vec<Form> = Vec::new();
+    let mut refusal = None;
+    for sharing in [Sharing::Own, Sharing::Fused, Sharing::Common] {
+        let shared = shared(source, sharing, format.mixed_widths());
+        for &scale_dtype in &scales {
+            for zero in zeros {
+                let linears = shared.iter().map(|planned| {
+                    let asked = planned.scheme.filter(|_| format.quantizes());
+                    let scheme = asked.map(|own| {
+                        format.grid(&planned.linear, layers, Scheme { scale_dtype, ..zero.of(own) })
+                    });
+                    PlannedLinear { scheme, ..planned.clone() }
+                });
+                match settled(linears.collect(), format) {
+                    Ok(form) if forms.iter().all(|known| known.linears != form.linears) => forms.push(form),
+                    Ok(_) => {}
+                    Err(error) => refusal = refusal.or(Some(error)),
+                }
+            }
+        }
+    }
+    match refusal {
+        Some(error) if forms.is_empty() => Err(error),
+        _ => Ok(forms),
+    }
+}
+
+fn settled(mut linears: Vec<PlannedLinear>, format: &dyn TargetFormat) -> Result<Form, Error> {
+    let notes = format.settle(&mut linears)?;
+    let runtimes = runtimes(format, &linears)?;
+    Ok(Form { linears, notes, runtimes })
+}
+
+impl Zero {
+    fn of(self, scheme: Scheme) -> Scheme {
+        match self {
+            Self::Own => scheme,
+            Self::Uniform(symmetry) => Scheme { levels: Levels::Uniform, symmetry, ..scheme },
+        }
+    }
+}
+
+/// The source's grids, with what linears share.
+fn shared(source: &[PlannedLinear], sharing: Sharing, widths: &[u8]) -> Vec<PlannedLinear> {
+    let mut linears = source.to_vec();
+    match sharing {
+        Sharing::Own => return linears,
+        Sharing::Fused => {
+            for stage in linears.chunk_by_mut(|first, second| first.fused_group == second.fused_group) {
+                let scheme = stage.iter().filter_map(|planned| planned.scheme).reduce(finer);
+                set_all(stage, scheme);
+            }
+        }
+        Sharing::Common => {
+            let mut counts: Vec<(Scheme, usize)> = Vec::new();
+            for scheme in linears.iter().filter_map(|planned| planned.scheme) {
+                match counts.iter_mut().find(|(known, _)| *known == scheme) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((scheme, 1)),
+                }
+            }
+            let commonest = counts.into_iter().rev().max_by_key(|(_, count)| *count);
+            set_all(&mut linears, commonest.map(|(scheme, _)| scheme));
+        }
+    }
+    // Narrower codes fit wider ones.
+    for scheme in linears.iter_mut().filter_map(|planned| planned.scheme.as_mut()) {
+        let wide = widths.iter().copied().filter(|&width| width >= scheme.bits.get()).min();
+        if let Some(bits) = wide.and_then(|width| BitWidth::new(width).ok()) {
+            // A table goes with its own width.
+            if bits != scheme.bits && scheme.levels == Levels::Uniform {
+                scheme.bits = bits;
+            }
+        }
+    }
+    linears
+}
+
+fn set_all(linears: &mut [PlannedLinear], scheme: Option<Scheme>) {
+    for planned in linears.iter_mut().filter(|planned| planned.scheme.is_some()) {
+        planned.scheme = scheme;
+    }
+}
+
+/// A grid as fine as both.
+fn finer(first: Scheme, second: Scheme) -> Scheme {
+    let granularity = match (first.granularity, second.granularity) {
+        (Granularity::PerGroup(one), Granularity::PerGroup(other)) => Granularity::PerGroup(one.min(other)),
+        (group @ Granularity::PerGroup(_), _) | (_, group @ Granularity::PerGroup(_)) => group,
+        (Granularity::PerChannel, _) | (_, Granularity::PerChannel) => Granularity::PerChannel,
+        (Granularity::PerTensor, Granularity::PerTensor) => Granularity::PerTensor,
+    };
+    let alike = first.levels == second.levels && first.symmetry == second.symmetry;
+    Scheme {
+        bits: first.bits.max(second.bits),
+        levels: if alike { first.levels } else { Levels::Uniform },
+        granularity,
+        symmetry: if alike { first.symmetry } else { Symmetry::Asymmetric },
+        scale_dtype: ScaleDtype::F32,
+    }
+}

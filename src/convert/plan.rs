@@ -1,0 +1,214 @@
+//! What a conversion writes: the closest form of the linears, all other tensors, and what of it will not be the same.
+
+use std::collections::BTreeSet;
+
+use formats::Dtype;
+use formats::container::TensorSpec;
+use formats::model_writer::Contents;
+use formats::target::{DESCRIPTIONS, PlannedLinear, TargetFormat};
+use model::linear::Linear;
+use quantizer::express::express;
+use serde_json::Value;
+
+use super::forms::{Form, forms};
+use super::nearest::{self, Difference};
+use crate::error::Error;
+use crate::progress::{Progress, go_on};
+use crate::stored::StoredModel;
+
+/// The decisions of a conversion.
+pub(super) struct Conversion<'s> {
+    source: &'s StoredModel,
+    pub(super) format: &'static dyn TargetFormat,
+    pub(super) form: Form,
+    /// Every tensor that is not packed, with its type in the output.
+    pub(super) carried: Vec<TensorSpec>,
+    pub(super) notes: Vec<String>,
+    /// Linears whose values are none of the form's.
+    inexact: Vec<Linear>,
+    /// config.json without a word of how the source is quantized.
+    config: Value,
+    runtime: Dtype,
+}
+
+impl<'s> Conversion<'s> {
+    /// Decides, or says why the format cannot hold the model at all.
+    pub(super) fn make(
+        source: &'s StoredModel,
+        format: &'static dyn TargetFormat,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
+        let runtime = source.dtype()?;
+        let grids = grids(source);
+        let forms = forms(&grids, format, runtime, source.model.layers.len())?;
+        let (form, inexact) = closest(source, forms, progress)?;
+        let mut carried = carried(source, runtime)?;
+        if !format.quantizes() {
+            let dense = grids.iter().filter(|planned| planned.scheme.is_some()).map(|planned| TensorSpec {
+                name: planned.linear.weight_name(),
+                dtype: runtime,
+                shape: vec![planned.linear.out_features, planned.linear.in_features],
+            });
+            carried.extend(dense);
+        }
+        let left_out = format.settle_carried(&source.model, &mut carried)?;
+        let mut notes = form.notes.clone();
+        if !left_out.is_empty() {
+            let names = left_out.join(", ");
+            notes.push(format!("left out, since {} has no place for them: {names}", format.id()));
+        }
+        if source.tokenizer()?.is_none() {
+            notes.push("there is no tokenizer.json beside the weights, so the output has none".to_owned());
+        }
+        let mut config = source.config.clone();
+        if let Some(config) = config.as_object_mut() {
+            config.retain(|key, _| !DESCRIPTIONS.contains(&key.as_str()));
+        }
+        Ok(Self { source, format, form, carried, notes, inexact, config, runtime })
+    }
+
+    /// What the output will hold.
+    pub(super) fn contents(&self, max_shard_bytes: u64) -> Contents<'_> {
+        Contents {
+            source: &self.source.path,
+            config: &self.config,
+            model: &self.source.model,
+            linears: &self.form.linears,
+            carried: &self.carried,
+            runtime: self.runtime,
+            untied: false,
+            max_shard_bytes,
+        }
+    }
+
+    /// The carried tensors that the source has under the same names, not packed.
+    pub(super) fn copied(&self) -> Vec<TensorSpec> {
+        let unpacked: BTreeSet<String> = self.unpacked().map(Linear::weight_name).collect();
+        self.carried.iter().filter(|spec| !unpacked.contains(&spec.name)).cloned().collect()
+    }
+
+    /// Linears that the source packs and the output does not.
+    pub(super) fn unpacked(&self) -> impl Iterator<Item = &Linear> {
+        let linears = self.form.linears.iter().filter(|planned| planned.scheme.is_none());
+        linears.map(|planned| &planned.linear).filter(|linear| self.source.scheme(linear).is_some())
+    }
+
+    /// The values of a linear that the output does not pack, as it has them.
+    pub(super) fn unpack(&self, linear: &Linear) -> Result<(Vec<u8>, Option<Difference>), Error> {
+        let name = linear.weight_name();
+        let spec = self.carried.iter().find(|spec| spec.name == name);
+        let spec = spec.ok_or_else(|| Error::Internal(format!("`{name}` has no place in the output")))?;
+        let values = nearest::flat(self.source.decode(linear)?.dequantize());
+        nearest::in_type(&linear.name, &values, spec.dtype)
+    }
+
+    /// Copied tensors that the output has in a type that does not hold them.
+    pub(super) fn rounded_copies(&self) -> Result<Vec<Difference>, Error> {
+        let mut found = Vec::new();
+        for spec in self.copied() {
+            let dtype = self.source.checkpoint.info(&spec.name)?.dtype;
+            if spec.dtype == dtype {
+                continue;
+            }
+            if let Some(values) = dtype.decode(&self.source.checkpoint.read(&spec.name)?) {
+                found.extend(nearest::in_type(&spec.name, &values, spec.dtype)?.1);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Fails where anything would not be the same, and says by how much.
+    pub(super) fn demand_exact(&self, progress: &dyn Progress) -> Result<(), Error> {
+        let mut differences = Vec::new();
+        for planned in &self.form.linears {
+            let (Some(scheme), true) = (planned.scheme, self.inexact.contains(&planned.linear)) else {
+                continue;
+            };
+            let tensor = self.source.decode(&planned.linear)?;
+            differences.extend(nearest::on_grid(&planned.linear.name, &tensor, scheme)?.1);
+            go_on(progress)?;
+        }
+        for linear in self.unpacked() {
+            differences.extend(self.unpack(linear)?.1);
+            go_on(progress)?;
+        }
+        differences.extend(self.rounded_copies()?);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let path = self.source.path.clone();
+        Err(Error::NotTheSame { path, format: self.format.id(), differences })
+    }
+}
+
+/// Every linear with the grid that the source has it on.
+fn grids(source: &StoredModel) -> Vec<PlannedLinear> {
+    let stages = source.model.layers.iter().flat_map(|layer| &layer.stages).enumerate();
+    let linears = stages.flat_map(|(number, stage)| stage.linears.iter().map(move |linear| (number, linear)));
+    linears
+        .map(|(fused_group, linear)| PlannedLinear {
+            linear: linear.clone(),
+            fused_group,
+            scheme: source.scheme(linear),
+        })
+        .collect()
+}
+
+/// The first of the forms that hold most linears exactly, and the linears that it does not.
+fn closest(
+    source: &StoredModel,
+    forms: Vec<Form>,
+    progress: &dyn Progress,
+) -> Result<(Form, Vec<Linear>), Error> {
+    let mut best: Option<(Form, Vec<Linear>)> = None;
+    for form in forms {
+        let least = best.as_ref().map_or(usize::MAX, |(_, inexact)| inexact.len());
+        progress.phase("comparing grids", form.linears.len());
+        let mut inexact = Vec::new();
+        for planned in &form.linears {
+            if let Some(scheme) = planned.scheme.filter(|_| inexact.len() < least)
+                && express(&source.decode(&planned.linear)?, scheme).is_err()
+            {
+                inexact.push(planned.linear.clone());
+            }
+            progress.step(&planned.linear.name);
+            go_on(progress)?;
+        }
+        progress.finish();
+        if inexact.len() < least {
+            best = Some((form, inexact));
+        }
+        if best.as_ref().is_some_and(|(_, inexact)| inexact.is_empty()) {
+            break;
+        }
+    }
+    best.ok_or_else(|| Error::Internal("no form of the linears".to_owned()))
+}
+
+/// The tensors of the source that are not parts of packed linears. What the source's format widened is as narrow again as the model.
+fn carried(source: &StoredModel, runtime: Dtype) -> Result<Vec<TensorSpec>, Error> {
+    let packed: Vec<&Linear> =
+        source.model.linears().filter(|linear| source.scheme(linear).is_some()).collect();
+    let modules: BTreeSet<&str> = packed.iter().map(|linear| linear.name.as_str()).collect();
+    let parts: BTreeSet<String> = packed.iter().flat_map(|linear| source.packed_tensors(linear)).collect();
+    let is_part = |name: &str| {
+        // Formats differ in what else they have beside the codes; a bias is the model's.
+        let beside =
+            name.rsplit_once('.').is_some_and(|(module, part)| part != "bias" && modules.contains(module));
+        beside || parts.contains(name)
+    };
+    let unknown: BTreeSet<String> = source.unknown_tensors().into_iter().collect();
+    let mut carried = Vec::new();
+    for name in source.checkpoint.names().filter(|name| !is_part(name)) {
+        let info = source.checkpoint.info(name)?;
+        let mut dtype = info.dtype;
+        if dtype == Dtype::F32 && runtime != Dtype::F32 && !unknown.contains(name) {
+            let values = dtype.decode(&source.checkpoint.read(name)?).unwrap_or_default();
+            if nearest::in_type(name, &values, runtime)?.1.is_none() {
+                dtype = runtime;
+            }
+        }
+        carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
+    }
+    Ok(carried)
+}
