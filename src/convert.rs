@@ -4,6 +4,7 @@
 //! open -> closest form of its grids that the format holds -> every tensor the same? -> write, verify, put in place
 //! ```
 
+mod beside;
 mod forms;
 mod nearest;
 mod plan;
@@ -26,6 +27,7 @@ use crate::resources::{Resources, Stopwatch};
 use crate::stored::StoredModel;
 use crate::verify::Verification;
 
+use beside::Beside;
 pub use nearest::Difference;
 use plan::Conversion;
 
@@ -93,11 +95,12 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
             hint: "`quantc quantize` writes every format from an original",
         });
     }
-    side_files::check(&source.path)?;
-    let conversion = Conversion::make(&source, format, progress)?;
+    let beside = Beside::of(&job.model, &source.path)?;
+    side_files::check(beside.path())?;
+    let conversion = Conversion::make(&source, format, beside, progress)?;
     let contents = conversion.contents(job.max_shard_size);
     let mut notes = conversion.notes.clone();
-    notes.extend(format.check(&contents)?);
+    notes.extend(format.check(&contents).map_err(conversion.beside.missing())?);
     if !job.lossy {
         conversion.demand_exact(progress)?;
     }

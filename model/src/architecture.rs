@@ -8,6 +8,8 @@
 pub struct Architecture {
     /// `model_type` in config.json.
     pub model_type: &'static str,
+    /// The class that `architectures` in config.json names.
+    pub class: &'static str,
     /// Which models belong to it, for people.
     pub summary: &'static str,
     /// Module of the token embedding, `[vocabulary, hidden]`.

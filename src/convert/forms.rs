@@ -62,7 +62,7 @@ pub(super) fn forms(
                     });
                     PlannedLinear { scheme, ..planned.clone() }
                 });
-                match settled(linears.collect(), format) {
+                match settled(linears.collect(), format, scale_dtype == scales[0]) {
                     Ok(form) if forms.iter().all(|known| known.linears != form.linears) => forms.push(form),
                     Ok(_) => {}
                     Err(error) => refusal = refusal.or(Some(error)),
@@ -76,8 +76,12 @@ pub(super) fn forms(
     }
 }
 
-fn settled(mut linears: Vec<PlannedLinear>, format: &dyn TargetFormat) -> Result<Form, Error> {
-    let notes = format.settle(&mut linears)?;
+/// What the format makes of these grids; `native` where scales are exact in the type that the model runs in.
+fn settled(mut linears: Vec<PlannedLinear>, format: &dyn TargetFormat, native: bool) -> Result<Form, Error> {
+    let mut notes = format.settle(&mut linears)?;
+    if !native && !format.fixes_grid() {
+        notes.push("scales are half-precision numbers, which runtimes round that run the model in its own type, bfloat16".to_owned());
+    }
     let runtimes = runtimes(format, &linears)?;
     Ok(Form { linears, notes, runtimes })
 }

@@ -10,6 +10,7 @@ use model::linear::Linear;
 use quantizer::express::express;
 use serde_json::Value;
 
+use super::beside::Beside;
 use super::forms::{Form, forms};
 use super::nearest::{self, Difference};
 use crate::error::Error;
@@ -19,6 +20,7 @@ use crate::stored::StoredModel;
 /// The decisions of a conversion.
 pub(super) struct Conversion<'s> {
     source: &'s StoredModel,
+    pub(super) beside: Beside,
     pub(super) format: &'static dyn TargetFormat,
     pub(super) form: Form,
     /// Every tensor that is not packed, with its type in the output.
@@ -36,6 +38,7 @@ impl<'s> Conversion<'s> {
     pub(super) fn make(
         source: &'s StoredModel,
         format: &'static dyn TargetFormat,
+        beside: Beside,
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let runtime = source.dtype()?;
@@ -60,17 +63,24 @@ impl<'s> Conversion<'s> {
         if source.tokenizer()?.is_none() {
             notes.push("there is no tokenizer.json beside the weights, so the output has none".to_owned());
         }
+        let unknown = source.unknown_tensors();
+        let copied = carried.iter().map(|spec| spec.name.as_str());
+        let copied: Vec<&str> = copied.filter(|name| unknown.iter().any(|known| known == name)).collect();
+        if !copied.is_empty() {
+            let names = copied.join(", ");
+            notes.push(format!("copied unchanged, not part of the architecture's description: {names}"));
+        }
         let mut config = source.config.clone();
         if let Some(config) = config.as_object_mut() {
             config.retain(|key, _| !DESCRIPTIONS.contains(&key.as_str()));
         }
-        Ok(Self { source, format, form, carried, notes, inexact, config, runtime })
+        Ok(Self { source, beside, format, form, carried, notes, inexact, config, runtime })
     }
 
     /// What the output will hold.
     pub(super) fn contents(&self, max_shard_bytes: u64) -> Contents<'_> {
         Contents {
-            source: &self.source.path,
+            source: self.beside.path(),
             config: &self.config,
             model: &self.source.model,
             linears: &self.form.linears,
@@ -136,8 +146,7 @@ impl<'s> Conversion<'s> {
         if differences.is_empty() {
             return Ok(());
         }
-        let path = self.source.path.clone();
-        Err(Error::NotTheSame { path, format: self.format.id(), differences })
+        Err(Error::NotTheSame { path: self.beside.model().to_owned(), format: self.format.id(), differences })
     }
 }
 

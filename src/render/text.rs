@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::convert::ConvertReport;
+use crate::convert::{ConvertReport, Difference};
 use crate::inspect::Inspection;
 use crate::job::Budget;
 use crate::report::{
@@ -148,17 +148,37 @@ pub fn conversion(report: &ConvertReport) -> String {
     line(&mut out, format_args!("{}\n", verification(&report.verification)));
     line(&mut out, format_args!("{}", runtimes_table(&report.runtimes)));
     if !report.rounded.is_empty() {
-        let mut rounded = table(&["rounded", "relative difference", "largest", "because"]);
-        for found in &report.rounded {
-            let relative = format!("{:.2e}", found.relative_difference);
-            let largest = format!("{:.2e}", found.largest_difference);
-            rounded.add_row([found.name.as_str(), &relative, &largest, &found.reason]);
-        }
-        line(&mut out, format_args!("\n{rounded}"));
+        line(&mut out, format_args!("\n{}", rounded_table(&report.rounded)));
     }
     notes(&mut out, &report.notes);
     line(&mut out, format_args!("\n{}", resources(&report.resources)));
     out
+}
+
+/// Rounded tensors of one kind in one row, with the worst of them.
+fn rounded_table(rounded: &[Difference]) -> Table {
+    let kind = |found: &Difference| found.name.rsplit('.').next().unwrap_or_default().to_owned();
+    let mut groups: Vec<(String, Vec<&Difference>)> = Vec::new();
+    for found in rounded {
+        match groups.iter_mut().find(|(known, _)| *known == kind(found)) {
+            Some((_, group)) => group.push(found),
+            None => groups.push((kind(found), vec![found])),
+        }
+    }
+    let mut table = table(&["rounded", "count", "relative difference: worst", "largest", "in", "because"]);
+    for (kind, group) in groups {
+        let worst = group.iter().max_by(|a, b| a.relative_difference.total_cmp(&b.relative_difference));
+        let Some(worst) = worst else { continue };
+        table.add_row([
+            kind,
+            group.len().to_string(),
+            format!("{:.2e}", worst.relative_difference),
+            format!("{:.2e}", worst.largest_difference),
+            worst.name.clone(),
+            worst.reason.clone(),
+        ]);
+    }
+    table
 }
 
 /// The outcome of `evaluate`.

@@ -3,6 +3,7 @@
 mod adapter;
 mod bad_input;
 mod budget;
+mod convert;
 mod generating;
 mod gguf;
 mod imatrix;

@@ -137,13 +137,19 @@ pub(crate) fn config(header: &Header, rope_factors: Option<&[f32]>) -> Result<se
         }
     }
     let has = |tensor: &str| header.tensors.contains_key(tensor);
-    Ok(json!({
-        "model_type": architecture.model_type, "hidden_size": hidden, "intermediate_size": number("feed_forward_length")?,
+    let mut config = json!({
+        "architectures": [architecture.class], "model_type": architecture.model_type, "hidden_size": hidden, "intermediate_size": number("feed_forward_length")?,
         "num_hidden_layers": number("block_count")?, "num_attention_heads": heads,
         "num_key_value_heads": number("attention.head_count_kv").unwrap_or(heads), "head_dim": head_dim,
         "vocab_size": embedding.shape.first(), "max_position_embeddings": context, "hidden_act": "silu",
         "rms_norm_eps": real("attention.layer_norm_rms_epsilon"), "rope_parameters": rope,
         "tie_word_embeddings": !has("output.weight"), "attention_bias": has("blk.0.attn_output.bias"),
         "mlp_bias": has("blk.0.ffn_up.bias")
-    }))
+    });
+    for key in ["bos_token_id", "eos_token_id"] {
+        if let Some(id) = header.values.get(&format!("tokenizer.ggml.{key}")).and_then(Value::as_u64) {
+            config[key] = json!(id);
+        }
+    }
+    Ok(config)
 }

@@ -7,6 +7,7 @@ use crate::architecture::{
 /// The shape that the others are described against.
 pub(super) const LLAMA: Architecture = Architecture {
     model_type: "llama",
+    class: "LlamaForCausalLM",
     summary: "Llama 1, 2, 3 and models of their shape",
     embedding: "model.embed_tokens",
     layers: "model.layers",

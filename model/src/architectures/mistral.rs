@@ -6,6 +6,7 @@ use crate::architecture::{Architecture, Attention, AttentionBias, DecoderLayer, 
 /// Llama whose layers may all be windowed.
 pub(super) const MISTRAL: Architecture = Architecture {
     model_type: "mistral",
+    class: "MistralForCausalLM",
     summary: "Mistral 7B, Nemo and Small (sliding window where configured)",
     layer: DecoderLayer {
         attention: Attention {

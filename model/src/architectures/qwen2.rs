@@ -6,6 +6,7 @@ use crate::architecture::{Architecture, Attention, AttentionBias, DecoderLayer, 
 /// Llama with biased attention inputs.
 pub(super) const QWEN2: Architecture = Architecture {
     model_type: "qwen2",
+    class: "Qwen2ForCausalLM",
     summary: "Qwen2 and Qwen2.5",
     llama_cpp: Some(LlamaCpp { name: "qwen2", rotates_neighbours: false }),
     layer: DecoderLayer {

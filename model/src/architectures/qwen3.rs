@@ -6,6 +6,7 @@ use crate::architecture::{Architecture, Attention, DecoderLayer, HeadNorms, Llam
 /// Llama with normalized heads.
 pub(super) const QWEN3: Architecture = Architecture {
     model_type: "qwen3",
+    class: "Qwen3ForCausalLM",
     summary: "Qwen3, dense",
     llama_cpp: Some(LlamaCpp { name: "qwen3", rotates_neighbours: false }),
     layer: DecoderLayer {
