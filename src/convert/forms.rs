@@ -1,4 +1,7 @@
-//! A checkpoint's grids in a format's terms, the closest first: forms that its values may take there.
+//! A checkpoint's grids in a format's terms: forms that its values may take there.
+//!
+//! Two orders count. Where several forms hold the same values, the simplest serves most runtimes: each linear's own width and groups, and
+//! a fixed zero rather than zero points that all are the same. Where none does, the closest is best to round to.
 
 use formats::Dtype;
 use formats::target::{PlannedLinear, TargetFormat};
@@ -14,6 +17,8 @@ pub(super) struct Form {
     pub(super) linears: Vec<PlannedLinear>,
     pub(super) notes: Vec<String>,
     pub(super) runtimes: Vec<RuntimeRow>,
+    /// How far its grids are from the source's: the lower, the closer.
+    pub(super) distance: usize,
 }
 
 /// Which linears keep grids that differ.
@@ -35,10 +40,10 @@ enum Zero {
     Uniform(Symmetry),
 }
 
-/// Every form that the format can hold, the closest to the source first; `source` has the grids that were read.
+/// Every form that the format can hold, the simplest first; `source` has the grids that were read.
 ///
 /// # Errors
-/// The reason why the closest cannot be, where none can.
+/// The reason why the first cannot be, where none can.
 pub(super) fn forms(
     source: &[PlannedLinear],
     format: &dyn TargetFormat,
@@ -48,13 +53,15 @@ pub(super) fn forms(
     // Exact in the model's own type and, where values are not, as the file stores them.
     let mut scales = vec![format.scale_dtype(runtime), format.scale_dtype(Dtype::F16)];
     scales.dedup();
-    let zeros = [Zero::Own, Zero::Uniform(Symmetry::Asymmetric), Zero::Uniform(Symmetry::Symmetric)];
+    let zeros =
+        [(Zero::Uniform(Symmetry::Symmetric), 2), (Zero::Own, 0), (Zero::Uniform(Symmetry::Asymmetric), 1)];
     let mut forms: Vec<Form> = Vec::new();
     let mut refusal = None;
+    let mut distance = 0;
     for sharing in [Sharing::Own, Sharing::Fused, Sharing::Common] {
         let shared = shared(source, sharing, format.mixed_widths());
         for &scale_dtype in &scales {
-            for zero in zeros {
+            for (zero, further) in zeros {
                 let linears = shared.iter().map(|planned| {
                     let asked = planned.scheme.filter(|_| format.quantizes());
                     let scheme = asked.map(|own| {
@@ -63,11 +70,17 @@ pub(super) fn forms(
                     PlannedLinear { scheme, ..planned.clone() }
                 });
                 match settled(linears.collect(), format, scale_dtype == scales[0]) {
-                    Ok(form) if forms.iter().all(|known| known.linears != form.linears) => forms.push(form),
-                    Ok(_) => {}
                     Err(error) => refusal = refusal.or(Some(error)),
+                    Ok(form) => {
+                        let distance = distance + further;
+                        match forms.iter_mut().find(|known| known.linears == form.linears) {
+                            Some(known) => known.distance = known.distance.min(distance),
+                            None => forms.push(Form { distance, ..form }),
+                        }
+                    }
                 }
             }
+            distance += zeros.len();
         }
     }
     match refusal {
@@ -83,7 +96,7 @@ fn settled(mut linears: Vec<PlannedLinear>, format: &dyn TargetFormat, native: b
         notes.push("scales are half-precision numbers, which runtimes round that run the model in its own type, bfloat16".to_owned());
     }
     let runtimes = runtimes(format, &linears)?;
-    Ok(Form { linears, notes, runtimes })
+    Ok(Form { linears, notes, runtimes, distance: 0 })
 }
 
 impl Zero {

@@ -163,7 +163,7 @@ fn grids(source: &StoredModel) -> Vec<PlannedLinear> {
         .collect()
 }
 
-/// The first of the forms that hold most linears exactly, and the linears that it does not.
+/// The first form that holds all linears exactly, or the closest of those that hold most; and the linears that it does not.
 fn closest(
     source: &StoredModel,
     forms: Vec<Form>,
@@ -175,7 +175,7 @@ fn closest(
         progress.phase("comparing grids", form.linears.len());
         let mut inexact = Vec::new();
         for planned in &form.linears {
-            if let Some(scheme) = planned.scheme.filter(|_| inexact.len() < least)
+            if let Some(scheme) = planned.scheme.filter(|_| inexact.len() <= least)
                 && express(&source.decode(&planned.linear)?, scheme).is_err()
             {
                 inexact.push(planned.linear.clone());
@@ -184,7 +184,10 @@ fn closest(
             go_on(progress)?;
         }
         progress.finish();
-        if inexact.len() < least {
+        let better = |(known, found): &(Form, Vec<Linear>)| {
+            (inexact.len(), form.distance) < (found.len(), known.distance)
+        };
+        if best.as_ref().is_none_or(better) {
             best = Some((form, inexact));
         }
         if best.as_ref().is_some_and(|(_, inexact)| inexact.is_empty()) {

@@ -66,10 +66,10 @@ fn formats_that_hold_the_same_grids_hold_the_same_solution() {
         assert_eq!(config["quantization_config"]["quant_method"], method);
         from = output;
     }
-    // There and back, the files are those of the first.
-    let codes = |output: &Path| std::fs::read(output.join("model.safetensors")).unwrap();
-    assert!(json(&from.join("quantc.json"))["tensors"] == json(&original.join("quantc.json"))["tensors"]);
-    assert_eq!(codes(&from).len(), codes(&original).len());
+    // There and back, it is what it was: the zero points that one format cannot do without are gone again.
+    let weights = |output: &Path| std::fs::read(output.join("model.safetensors")).unwrap();
+    assert_eq!(digests(&from), digests(&original));
+    assert!(weights(&from) == weights(&original));
 }
 
 #[test]
