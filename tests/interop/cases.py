@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 # Largest relative error |W - decoded| / |W| of a linear (Frobenius). A wrong order of codes or a wrong zero point gives 1 or more;
 # feedback of errors on little text gives up to 0.76, 0.47, 0.25 and 0.015.
 WEIGHT_ERROR = {2: 0.9, 3: 0.6, 4: 0.35, 5: 0.2, 6: 0.1, 8: 0.03}
+# Floats of three bits behind the first one are this far apart.
+FLOAT_ERROR = 0.0625
 
 
 @dataclass
@@ -58,6 +60,13 @@ CASES = [
     Case("ct-4-qwen2", CT, model="qwen2"),
     Case("ct-4-qwen3", CT, model="qwen3"),
     Case("ct-4-mistral", CT, model="mistral"),
+    Case("ct-w8a8-int8", CT + ":w8a8-int8", bits=8),
+    Case("ct-w8a8-int8-exclude", CT + ":w8a8-int8", bits=8, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
+    Case("ct-w8a8-fp8", CT + ":w8a8-fp8", bits=8),
+    Case("ct-fp8", CT + ":fp8", bits=8),
+    Case("ct-fp8-qwen2", CT + ":fp8", bits=8, model="qwen2"),
+    Case("ct-mxfp4", CT + ":mxfp4"),
+    Case("ct-mxfp4-qwen3", CT + ":mxfp4", model="qwen3"),
     Case("gptq-4", GPTQ, options=["--max-shard-size", "3MB"]),
     Case("gptq-3", GPTQ, bits=3),
     Case("gptq-2", GPTQ, bits=2),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 os.environ.update(
@@ -27,7 +28,7 @@ import numpy as np  # noqa: E402
 import decoder  # noqa: E402
 import models  # noqa: E402
 import runtimes  # noqa: E402
-from cases import AWQ, CASES, CT, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONNX, WEIGHT_ERROR, Case  # noqa: E402
+from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONNX, WEIGHT_ERROR, Case  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -189,7 +190,7 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
     if case.recipe == "rtn":
         results.at_most(f"{case.name}: steps from weight to decoded weight", worst, 0.5001)
     else:
-        results.at_most(f"{case.name}: weight error", worst, WEIGHT_ERROR[case.bits])
+        results.at_most(f"{case.name}: weight error", worst, FLOAT_ERROR if "fp8" in case.to else WEIGHT_ERROR[case.bits])
 
 
 def dtype_of(out: Path) -> str:
@@ -202,12 +203,16 @@ def check_compressed_tensors(results: Results, case: Case, out: Path, ours, wind
     asymmetric = not case.symmetric
     name = f"{case.name}: transformers f32"
     with results.part(name):
-        model = runtimes.transformers(out, "float32", dequantize=asymmetric)
+        # It decompresses four-bit floats into bfloat16 whatever the model's type, unless at load.
+        at_load = asymmetric or "mxfp4" in case.to
+        model = runtimes.transformers(out, "float32", dequantize=at_load)
         theirs = runtimes.logits(model, windows)
         # Decompressing everything at load rounds the weights to the scales' type.
         scales_in = {"float32": "float16"}.get(dtype_of(out), dtype_of(out))
         exact = compare_weights(results, name, model, linears, scales_in if asymmetric else "float32")
-        compare_f32(results, name, ours, theirs, windows, exact)
+        # Where it rounds inputs to 8 bit, it does so in f32 too.
+        compare = compare_perplexity if "w8a8" in case.to else partial(compare_f32, exact=exact)
+        compare(results, name, ours, theirs, windows)
     with results.part(f"{case.name}: transformers as published"):
         model = runtimes.transformers(out, "auto", dequantize=asymmetric)
         compare_perplexity(results, f"{case.name}: transformers as published", ours, runtimes.logits(model, windows), windows)
@@ -392,7 +397,7 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
             check_adapter(results, quantc, case, out, text, windows)
         gptq, ct, bnb = check_gptq, check_compressed_tensors, check_bitsandbytes
         loaders = {CT: ct, GPTQ: gptq, GPTQ_V2: gptq, AWQ: check_awq, MLX: check_mlx, ONNX: check_onnx, NF4: bnb, FP4: bnb}
-        loaders[case.to](results, case, out, ours, windows, linears)
+        loaders[case.to.split(":")[0]](results, case, out, ours, windows, linears)
     runtimes.forget()
 
 

@@ -2,7 +2,7 @@
 quantc's sources, so that a misunderstanding shared by quantc's writer and its own reader does not pass unseen.
 
 GPTQ (v1 and v2), AWQ gemm, MLX affine, compressed-tensors pack-quantized and ONNX MatMulNBits, 2 to 8 bits. Codes and zero points are returned
-unsigned, as `weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for all of them; for the tables of bitsandbytes
+unsigned, as `weight[n, k] = scale[n, group(k)] * (code[n, k] - zero_point[n, group(k)])`, for all of them; for tables and floats
 `weight[n, k] = scale[n, group(k)] * table[code[n, k]]`.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 NUMPY_OF = {
     "F32": np.float32, "F16": np.float16, "I32": np.int32, "U32": np.uint32, "I64": np.int64, "BF16": np.uint16, "U8": np.uint8,
+    "I8": np.int8, "F8_E4M3": np.uint8,
 }  # fmt: skip
 
 
@@ -174,8 +175,36 @@ def bitsandbytes(tensors: dict, config: dict, module: str) -> Linear:
     return Linear(codes, scales, np.full(scales.shape, 8), group_of, 4, table=table)
 
 
+def floats(bits: int, exponent_bits: int) -> np.ndarray:
+    """What each pattern of a float with a sign and no infinities stands for."""
+    pattern, mantissa_bits = np.arange(1 << bits), bits - 1 - exponent_bits
+    exponent, mantissa = pattern >> mantissa_bits & (1 << exponent_bits) - 1, pattern & (1 << mantissa_bits) - 1
+    bias, fraction = (1 << (exponent_bits - 1)) - 1, mantissa / (1 << mantissa_bits)
+    magnitude = np.where(exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent - bias))
+    return np.where(pattern >> (bits - 1), -magnitude, magnitude).astype(np.float32)
+
+
+def compressed_numbers(tensors: dict, form: str, module: str) -> Linear:
+    """One linear whose codes are numbers: integers or floats a byte, or pairs of four-bit floats with exponents for scales."""
+    stored_scales = tensors[f"{module}.weight_scale"]
+    bits, table = 8, None
+    if form == "mxfp4-pack-quantized":
+        packed = tensors[f"{module}.weight_packed"][1]
+        codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(packed.shape[0], -1).astype(np.int64)
+        scales = (2.0 ** (stored_scales[1].astype(np.float64) - 127)).astype(np.float32)
+        bits, table = 4, floats(4, 2)
+    else:
+        codes, scales = tensors[f"{module}.weight"][1].astype(np.int64), as_f32(stored_scales)
+        codes, table = (codes + 128, None) if form == "int-quantized" else (codes, floats(8, 4))
+    group_of = np.arange(codes.shape[1]) // (codes.shape[1] // scales.shape[1])
+    return Linear(codes, scales, np.full(scales.shape, 1 << (bits - 1)), group_of, bits, table=table)
+
+
 def compressed_tensors(tensors: dict, config: dict, module: str) -> Linear:
     """One compressed-tensors linear. Of the config groups, an exact name counts before a pattern before a class."""
+
+    if config["format"] != "pack-quantized":
+        return compressed_numbers(tensors, config["format"], module)
 
     def rank(target: str) -> int:
         if target == module:
@@ -202,7 +231,7 @@ def decode(directory: Path) -> dict[str, Linear]:
         "gptq": (gptq, ".qweight"),
         "awq": (awq, ".qweight"),
         "mlx": (mlx, ".scales"),
-        "compressed-tensors": (compressed_tensors, ".weight_packed"),
+        "compressed-tensors": (compressed_tensors, ".weight_scale"),
         "onnx": (onnx_blocks, ".weight_codes"),
         "bitsandbytes": (bitsandbytes, ".weight.absmax"),
     }["mlx" if "quantization" in whole else config["quant_method"]]

@@ -12,7 +12,8 @@ Which of them computes in what was measured on GPTQModel 7.7.0 and transformers 
   the weights it unpacked.
 * mlx-lm computes in the checkpoint's type; with scales, biases and the other tensors widened to f32 it does so in f32, exactly.
 * transformers decompresses compressed-tensors into the model's type at the first forward. Asymmetric checkpoints load only
-  with `dequantize=True`, which rounds the weights to the scales' type.
+  with `dequantize=True`, which rounds the weights to the scales' type. Four-bit floats come out in bfloat16 at the first forward, whatever
+  the model's type, and in the model's type with `dequantize=True`.
 """
 
 import gc

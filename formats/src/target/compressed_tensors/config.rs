@@ -1,0 +1,145 @@
+//! The library's `quantization_config`, written and read.
+
+use model::linear::Linear;
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use super::super::PlannedLinear;
+
+/// What config.json says of linears stored as `format`, whose inputs are rounded as `activations` says, or not.
+pub(super) fn describe(plan: &[PlannedLinear], format: &str, activations: &Value) -> Value {
+    let mut schemes: Vec<(Scheme, Vec<&str>)> = Vec::new();
+    for planned in plan {
+        let Some(scheme) = planned.scheme else { continue };
+        match schemes.iter_mut().find(|(known, _)| *known == scheme) {
+            Some((_, names)) => names.push(&planned.linear.name),
+            None => schemes.push((scheme, vec![&planned.linear.name])),
+        }
+    }
+    let several = schemes.len() > 1;
+    let groups: Map<String, Value> = schemes
+        .iter()
+        .enumerate()
+        .map(|(number, (scheme, names))| {
+            let targets = if several { json!(names) } else { json!(["Linear"]) };
+            let group = json!({
+                "targets": targets, "input_activations": activations, "output_activations": null, "weights": weights(*scheme)
+            });
+            (format!("group_{number}"), group)
+        })
+        .collect();
+    let kept =
+        plan.iter().filter(|planned| planned.scheme.is_none()).map(|planned| planned.linear.name.as_str());
+    let ignore: Vec<&str> = std::iter::once("lm_head").chain(kept).collect();
+    json!({
+        "quant_method": super::ID, "format": format, "quantization_status": "compressed",
+        "global_compression_ratio": null, "config_groups": groups, "ignore": ignore, "kv_cache_scheme": null
+    })
+}
+
+/// `QuantizationArgs` of the library, which refuses keys that it does not know.
+fn weights(scheme: Scheme) -> Value {
+    let (strategy, group_size) = match scheme.granularity {
+        Granularity::PerGroup(size) => ("group", json!(size.get())),
+        Granularity::PerChannel | Granularity::PerTensor => ("channel", Value::Null),
+    };
+    let mut weights = json!({
+        "num_bits": scheme.bits.get(), "type": kind(scheme.levels), "symmetric": scheme.symmetry == Symmetry::Symmetric,
+        "strategy": strategy, "group_size": group_size, "dynamic": false, "actorder": null, "block_structure": null,
+        "observer": "minmax", "observer_kwargs": {}
+    });
+    if scheme.scale_dtype == ScaleDtype::E8m0 {
+        weights["scale_dtype"] = json!("torch.uint8");
+        weights["zp_dtype"] = json!("torch.uint8");
+    }
+    weights
+}
+
+/// Inputs rounded to eight bits as they come, each token with a scale of its own.
+pub(super) fn dynamic_tokens(levels: Levels) -> Value {
+    json!({
+        "num_bits": 8, "type": kind(levels), "symmetric": true, "strategy": "token", "group_size": null, "dynamic": true,
+        "actorder": null, "block_structure": null, "observer": null, "observer_kwargs": {}
+    })
+}
+
+/// Whether that is what a configuration says of inputs.
+pub(super) fn are_dynamic_tokens(activations: &Value, levels: Levels) -> bool {
+    let asked = dynamic_tokens(levels);
+    ["num_bits", "type", "symmetric", "strategy", "dynamic"]
+        .iter()
+        .all(|key| activations.get(key) == asked.get(key))
+}
+
+fn kind(levels: Levels) -> &'static str {
+    if levels == Levels::Uniform { "int" } else { "float" }
+}
+
+/// What a group or an exclusion names.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// Every linear.
+    Linear,
+    /// One module.
+    Module(String),
+    /// Modules whose path matches from its start.
+    Pattern(Regex),
+}
+
+impl Target {
+    fn read(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().ok_or_else(|| format!("names the target {value}"))?;
+        Ok(match text.strip_prefix("re:") {
+            Some(pattern) => {
+                let anchored = Regex::new(&format!("^(?:{pattern})"));
+                Self::Pattern(anchored.map_err(|e| format!("names the target `{text}`: {e}"))?)
+            }
+            None if text == "Linear" => Self::Linear,
+            None => Self::Module(text.to_owned()),
+        })
+    }
+
+    pub(super) fn read_all(value: Option<&Value>) -> Result<Vec<Self>, String> {
+        value.and_then(Value::as_array).into_iter().flatten().map(Self::read).collect()
+    }
+
+    pub(super) fn matches(&self, linear: &Linear) -> bool {
+        match self {
+            Self::Linear => true,
+            Self::Module(name) => *name == linear.name,
+            Self::Pattern(pattern) => pattern.is_match(&linear.name),
+        }
+    }
+}
+
+/// The grid of weights, which must be on `levels`. Scales are what was read.
+pub(super) fn scheme(weights: &Value, levels: Levels) -> Result<Scheme, String> {
+    let get = |key: &str| weights.get(key).filter(|value| !value.is_null());
+    if let Some(found) = get("type").filter(|found| *found != kind(levels)) {
+        return Err(format!("has codes of type {found}, only {} are read in its format", kind(levels)));
+    }
+    if let Some(order) =
+        get("actorder").filter(|order| !["static", "weight"].iter().any(|fixed| *order == fixed))
+    {
+        return Err(format!("orders columns by {order}, only groups of consecutive columns are read"));
+    }
+    if get("dynamic").is_some_and(|dynamic| *dynamic != false) {
+        return Err("has dynamic weights, which is not read".to_owned());
+    }
+    let bits = get("num_bits").and_then(Value::as_u64).and_then(|bits| u8::try_from(bits).ok());
+    let bits = bits.and_then(|bits| BitWidth::new(bits).ok()).ok_or("has no usable `num_bits`")?;
+    let granularity = match get("strategy").and_then(Value::as_str) {
+        Some("channel") => Granularity::PerChannel,
+        Some("group") => get("group_size")
+            .and_then(Value::as_u64)
+            .and_then(|columns| GroupSize::new(columns as usize).ok())
+            .map(Granularity::PerGroup)
+            .ok_or("has no usable `group_size`")?,
+        other => return Err(format!("has the strategy {other:?}, expected channel or group")),
+    };
+    let symmetric = get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    let symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+    Ok(Scheme { bits, levels, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
+}

@@ -1,0 +1,313 @@
+//! Formats of the library whose codes are numbers themselves: `int-quantized`, `float-quantized` and `mxfp4-pack-quantized`.
+//!
+//! For a linear `P` with `K` input features and `N` output features:
+//!
+//! | tensor | type | shape | content |
+//! |---|---|---|---|
+//! | `P.weight` | I8, `F8_E4M3` | `[N, K]` | `w = scale * number` |
+//! | `P.weight_scale` | the model's | `[N, 1]` | |
+//! | or `P.weight_packed` | U8 | `[N, K/2]` | pairs of four-bit floats, the first in the low nibble |
+//! | `P.weight_scale` | U8 | `[N, K/32]` | `e` of the scale `2^(e-127)` |
+//!
+//! Inputs of the forms with `w8a8` in their name are rounded to eight bits by the runtime, token by token. Floats have a sign, which zero has
+//! too; ours has none.
+
+use std::path::Path;
+
+use model::linear::Linear;
+use ndarray::Array2;
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::QuantizedTensor;
+use serde_json::Value;
+
+use super::super::packed_parts::StoredLinear;
+use super::super::safetensors::{self, Described};
+use super::super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike};
+use super::{CompressedTensors, config, stored_scale};
+use crate::checkpoint::Dtype;
+use crate::container::{TensorData, TensorSpec};
+use crate::error::FormatsError;
+use crate::model_writer::{Contents, ModelWriter};
+
+/// One of them.
+#[derive(Debug)]
+pub(in super::super) struct Numbers {
+    id: &'static str,
+    summary: &'static str,
+    /// Its name in a configuration.
+    format: &'static str,
+    pub(super) levels: Levels,
+    /// Whether the runtime rounds inputs.
+    rounds_inputs: bool,
+    loaders: &'static [LoaderRule],
+}
+
+pub(in super::super) static W8A8_INT8: Numbers = Numbers {
+    id: "compressed-tensors:w8a8-int8",
+    summary: "8-bit integers, whole rows; the runtime rounds inputs to 8 bit as well",
+    format: "int-quantized",
+    levels: Levels::Uniform,
+    rounds_inputs: true,
+    loaders: &[Numbers::vllm(8, "NVIDIA GPUs from Turing on"), Numbers::transformers(8, "")],
+};
+pub(in super::super) static W8A8_FP8: Numbers = Numbers {
+    id: "compressed-tensors:w8a8-fp8",
+    summary: "8-bit floats, whole rows; the runtime rounds inputs to 8 bit as well",
+    format: "float-quantized",
+    levels: Levels::E4m3,
+    rounds_inputs: true,
+    loaders: &[Numbers::vllm(8, "NVIDIA GPUs from Ada on"), Numbers::transformers(8, "")],
+};
+pub(in super::super) static FP8: Numbers = Numbers {
+    id: "compressed-tensors:fp8",
+    summary: "8-bit floats, whole rows",
+    format: "float-quantized",
+    levels: Levels::E4m3,
+    rounds_inputs: false,
+    loaders: &[Numbers::vllm(8, "marlin kernel"), Numbers::transformers(8, "")],
+};
+pub(in super::super) static MXFP4: Numbers = Numbers {
+    id: "compressed-tensors:mxfp4",
+    summary: "4-bit floats in groups of 32, scales powers of two",
+    format: "mxfp4-pack-quantized",
+    levels: Levels::E2m1,
+    rounds_inputs: false,
+    loaders: &[
+        Numbers::vllm(4, "marlin kernel"),
+        Numbers::transformers(
+            4,
+            "models in other than bfloat16 with CompressedTensorsConfig(dequantize=True)",
+        ),
+    ],
+};
+
+/// Those that are known.
+static ALL: [&Numbers; 4] = [&W8A8_INT8, &W8A8_FP8, &FP8, &MXFP4];
+
+const F8: Dtype = Dtype::Other("F8_E4M3", 8);
+/// Columns that share a scale where not the whole row does.
+const GROUP: usize = 32;
+
+impl Numbers {
+    /// By its sources; not run by us.
+    const fn vllm(bits: u8, remark: &'static str) -> LoaderRule {
+        LoaderRule {
+            runtime: "vLLM 0.33",
+            symmetric_bits: if bits == 8 { &[8] } else { &[4] },
+            in_multiple: 16,
+            out_multiple: 16,
+            remark,
+            ..LoaderRule::ANY
+        }
+    }
+
+    const fn transformers(bits: u8, remark: &'static str) -> LoaderRule {
+        LoaderRule {
+            runtime: "transformers 5.23 (with compressed-tensors)",
+            symmetric_bits: if bits == 8 { &[8] } else { &[4] },
+            remark,
+            ..LoaderRule::ANY
+        }
+    }
+
+    /// The one that a configuration names, with or without rounding of inputs.
+    pub(super) fn named(format: &str, activations: &Value) -> Option<&'static Self> {
+        ALL.into_iter().find(|known| {
+            let rounded = config::are_dynamic_tokens(activations, known.levels);
+            known.format == format && if known.rounds_inputs { rounded } else { activations.is_null() }
+        })
+    }
+
+    fn is_packed(&self) -> bool {
+        self.levels == Levels::E2m1
+    }
+
+    fn granularity(&self) -> Granularity {
+        match GroupSize::new(GROUP) {
+            Ok(size) if self.is_packed() => Granularity::PerGroup(size),
+            _ => Granularity::PerChannel,
+        }
+    }
+
+    /// Whether a grid is the format's own.
+    pub(super) fn holds(&self, scheme: Scheme) -> bool {
+        scheme.levels == self.levels
+            && scheme.bits.get() == if self.is_packed() { 4 } else { 8 }
+            && scheme.granularity == self.granularity()
+            && scheme.symmetry == Symmetry::Symmetric
+    }
+
+    /// The code of zero among floats, which are as many below it as above.
+    fn zero(&self) -> u8 {
+        self.levels.table().map_or(0, |table| (table.len() / 2) as u8)
+    }
+
+    /// The bits of a number: two's complement, or a sign before a magnitude.
+    fn pattern(&self, code: u8) -> u8 {
+        let zero = self.zero();
+        match self.levels {
+            Levels::Uniform => code ^ 0x80,
+            _ if code >= zero => code - zero,
+            _ => self.sign() | (zero - code),
+        }
+    }
+
+    /// The code of a number; none where the bits are no number's.
+    fn code(&self, pattern: u8) -> Option<u8> {
+        let (zero, magnitude) = (self.zero(), pattern & !self.sign());
+        match self.levels {
+            Levels::Uniform => Some(pattern ^ 0x80),
+            _ if magnitude > zero => None,
+            _ if magnitude == pattern => Some(zero + magnitude),
+            _ => Some(zero - magnitude),
+        }
+    }
+
+    fn sign(&self) -> u8 {
+        if self.is_packed() { 8 } else { 0x80 }
+    }
+
+    fn codes_spec(&self) -> (&'static str, Dtype) {
+        match self.levels {
+            Levels::Uniform => ("weight", Dtype::I8),
+            Levels::E2m1 => ("weight_packed", Dtype::U8),
+            _ => ("weight", F8),
+        }
+    }
+
+    /// Reads one linear.
+    pub(super) fn decode(&self, stored: &StoredLinear<'_>) -> Result<QuantizedTensor, FormatsError> {
+        let (_, groups) = stored.groups()?;
+        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
+        let (suffix, dtype) = self.codes_spec();
+        let columns = if self.is_packed() { inputs / 2 } else { inputs };
+        let bytes = stored.checkpoint.read_as(&stored.name(suffix), dtype, &[outputs, columns])?;
+        let patterns = match self.is_packed() {
+            true => bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect(),
+            false => bytes,
+        };
+        let codes: Option<Vec<u8>> = patterns.iter().map(|&pattern| self.code(pattern)).collect();
+        let codes = codes.ok_or_else(|| stored.fail(suffix, "holds what is no number"))?;
+        let scale = stored.name("weight_scale");
+        let scales = if self.is_packed() {
+            let exponents = stored.checkpoint.read_as(&scale, Dtype::U8, &[outputs, groups])?;
+            let powers = exponents.iter().map(|&exponent| f32::from_bits(u32::from(exponent) << 23));
+            Array2::from_shape_vec((outputs, groups), powers.collect())
+        } else {
+            Ok(stored.checkpoint.read_matrix(&scale, (outputs, groups))?)
+        };
+        let scales = scales.map_err(|e| stored.fail("weight_scale", e.to_string()))?;
+        let codes = Array2::from_shape_vec((outputs, inputs), codes)
+            .map_err(|e| stored.fail(suffix, e.to_string()))?;
+        QuantizedTensor::new(stored.scheme, codes, scales, None)
+            .map_err(|e| stored.fail("weight_scale", format!("is no solution's: {e}")))
+    }
+}
+
+impl TargetFormat for Numbers {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn summary(&self) -> &'static str {
+        self.summary
+    }
+
+    fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
+        if self.is_packed() { ScaleDtype::E8m0 } else { CompressedTensors.scale_dtype(runtime) }
+    }
+
+    fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
+        Scheme {
+            bits: BitWidth::new(if self.is_packed() { 4 } else { 8 }).unwrap_or(asked.bits),
+            levels: self.levels,
+            granularity: self.granularity(),
+            symmetry: Symmetry::Symmetric,
+            ..asked
+        }
+    }
+
+    fn fixes_grid(&self) -> bool {
+        true
+    }
+
+    fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
+        demand_fused_alike(self.id, plan)?;
+        for planned in plan.iter() {
+            let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
+            let refuse = |problem: String, remedy| {
+                let linear = linear.name.clone();
+                Err(FormatsError::Unsupported { format: self.id, linear, problem, remedy })
+            };
+            if !self.holds(scheme) {
+                return refuse("its grid is another than the format's".to_owned(), "choose another format");
+            }
+            if self.is_packed() && !linear.in_features.is_multiple_of(GROUP) {
+                let problem = format!("{GROUP} does not divide its {} input features", linear.in_features);
+                return refuse(problem, "leave it in 16 bit with --exclude, or choose another format");
+            }
+        }
+        let rounded = "runtimes round inputs to 8 bit as well; `evaluate` computes with inputs as they are";
+        Ok(if self.rounds_inputs { vec![rounded.to_owned()] } else { Vec::new() })
+    }
+
+    fn loaders(&self) -> &'static [LoaderRule] {
+        self.loaders
+    }
+
+    fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
+        let (inputs, outputs) = (linear.in_features, linear.out_features);
+        let groups = inputs / scheme.granularity.columns_per_scale(inputs).max(1);
+        let spec = |suffix: &str, dtype, columns| TensorSpec {
+            name: format!("{}.{suffix}", linear.name),
+            dtype,
+            shape: vec![outputs, columns],
+        };
+        let (suffix, dtype) = self.codes_spec();
+        let (columns, scale) = match self.is_packed() {
+            true => (inputs / 2, Dtype::U8),
+            false => (inputs, stored_scale(scheme.scale_dtype)),
+        };
+        vec![spec(suffix, dtype, columns), spec("weight_scale", scale, groups)]
+    }
+
+    fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
+        let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
+        let patterns: Vec<u8> = tensor.codes().iter().map(|&code| self.pattern(code)).collect();
+        let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
+        let (codes, scales) = if self.is_packed() {
+            // A power of two: its exponent is its bits.
+            let exponents = scales.iter().map(|scale| (scale.to_bits() >> 23) as u8).collect();
+            (patterns.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect(), exponents)
+        } else {
+            let scales = stored_scale(tensor.scheme().scale_dtype).encode(&scales);
+            (patterns, scales.expect("scales are floating-point"))
+        };
+        vec![data(self.codes_spec().0, codes), data("weight_scale", scales)]
+    }
+
+    fn begin(
+        &'static self,
+        directory: &Path,
+        contents: &Contents<'_>,
+    ) -> Result<Box<dyn ModelWriter>, FormatsError> {
+        safetensors::begin(self, directory, contents)
+    }
+
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+        safetensors::weights_bytes(self, tensors, max_shard_bytes)
+    }
+
+    /// One reader serves all of the library's formats.
+    fn open(&self, _config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+        None
+    }
+}
+
+impl Described for Numbers {
+    fn config(&self, plan: &[PlannedLinear]) -> Value {
+        let inputs = if self.rounds_inputs { config::dynamic_tokens(self.levels) } else { Value::Null };
+        config::describe(plan, self.format, &inputs)
+    }
+}
