@@ -49,7 +49,10 @@ pub(in super::super) static W8A8_INT8: Numbers = Numbers {
     format: "int-quantized",
     levels: Levels::Uniform,
     rounds_inputs: true,
-    loaders: &[Numbers::vllm(8, "NVIDIA GPUs from Turing on"), Numbers::transformers(8, "")],
+    loaders: &[
+        Numbers::vllm(8, 16, "NVIDIA GPUs from Turing on; by its declared rules, not run by us"),
+        Numbers::transformers(8, ""),
+    ],
 };
 pub(in super::super) static W8A8_FP8: Numbers = Numbers {
     id: "compressed-tensors:w8a8-fp8",
@@ -57,7 +60,10 @@ pub(in super::super) static W8A8_FP8: Numbers = Numbers {
     format: "float-quantized",
     levels: Levels::E4m3,
     rounds_inputs: true,
-    loaders: &[Numbers::vllm(8, "NVIDIA GPUs from Ada on"), Numbers::transformers(8, "")],
+    loaders: &[
+        Numbers::vllm(8, 16, "NVIDIA GPUs from Ada on; by its declared rules, not run by us"),
+        Numbers::transformers(8, ""),
+    ],
 };
 pub(in super::super) static FP8: Numbers = Numbers {
     id: "compressed-tensors:fp8",
@@ -65,7 +71,10 @@ pub(in super::super) static FP8: Numbers = Numbers {
     format: "float-quantized",
     levels: Levels::E4m3,
     rounds_inputs: false,
-    loaders: &[Numbers::vllm(8, "marlin kernel"), Numbers::transformers(8, "")],
+    loaders: &[
+        Numbers::vllm(8, 64, "marlin kernel; by its declared rules, not run by us"),
+        Numbers::transformers(8, ""),
+    ],
 };
 pub(in super::super) static MXFP4: Numbers = Numbers {
     id: "compressed-tensors:mxfp4",
@@ -74,7 +83,7 @@ pub(in super::super) static MXFP4: Numbers = Numbers {
     levels: Levels::E2m1,
     rounds_inputs: false,
     loaders: &[
-        Numbers::vllm(4, "marlin kernel"),
+        Numbers::vllm(4, 64, "marlin kernel; by its declared rules, not run by us"),
         Numbers::transformers(
             4,
             "models in other than bfloat16 with CompressedTensorsConfig(dequantize=True)",
@@ -90,13 +99,12 @@ const F8: Dtype = Dtype::Other("F8_E4M3", 8);
 const GROUP: usize = 32;
 
 impl Numbers {
-    /// By its sources; not run by us.
-    const fn vllm(bits: u8, remark: &'static str) -> LoaderRule {
+    const fn vllm(bits: u8, multiple: usize, remark: &'static str) -> LoaderRule {
         LoaderRule {
             runtime: "vLLM 0.33",
             symmetric_bits: if bits == 8 { &[8] } else { &[4] },
-            in_multiple: 16,
-            out_multiple: 16,
+            in_multiple: multiple,
+            out_multiple: multiple,
             remark,
             ..LoaderRule::ANY
         }
