@@ -310,7 +310,7 @@ impl QuantizeArgs {
             recipe: Recipe::load(&self.recipe, &overrides)?,
             model: self.model,
             output: self.output,
-            targets: targets(&self.to, &widths),
+            targets: targets(&self.to, &widths)?,
             budget,
             adapter_rank: self.adapter_rank,
             imatrix: self.imatrix,
@@ -423,20 +423,21 @@ impl EvaluationArgs {
 }
 
 /// Each format at each width; a format that leaves no choice of width once.
-fn targets(formats: &[String], widths: &[BitWidth]) -> Vec<Target> {
+fn targets(formats: &[String], widths: &[BitWidth]) -> Result<Vec<Target>, Error> {
     let several: Vec<Option<BitWidth>> = match widths {
         [] | [_] => vec![None],
         several => several.iter().copied().map(Some).collect(),
     };
     let target = |format: &String, bits| Target { format: format.clone(), bits };
     let fixed = |id: &String| formats::target::ALL.iter().any(|known| known.id() == id && known.fixes_grid());
-    formats
-        .iter()
-        .flat_map(|format| {
-            let widths = if fixed(format) { &[None][..] } else { &several[..] };
-            widths.iter().map(move |&bits| target(format, bits))
-        })
-        .collect()
+    if several.len() > 1 && formats.iter().all(fixed) {
+        return Err(argument("--bits", &"no format of --to leaves a choice of width"));
+    }
+    let at_widths = formats.iter().flat_map(|format| {
+        let widths = if fixed(format) { &[None][..] } else { &several[..] };
+        widths.iter().map(move |&bits| target(format, bits))
+    });
+    Ok(at_widths.collect())
 }
 
 fn window_request(

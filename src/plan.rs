@@ -60,6 +60,8 @@ impl Plan {
         }
         let mut written = source.model.clone();
         written.hyperparameters.tied_head &= !untie;
+        let chooses = |target: &Target| find_format(&target.format).is_ok_and(|found| !found.fixes_grid());
+        let others_choose = job.targets.iter().any(chooses);
         let mut linears = Vec::new();
         let mut treatments = BTreeMap::new();
         let mut kept = Vec::new();
@@ -80,8 +82,8 @@ impl Plan {
                     scale_dtype: format.scale_dtype(runtime),
                 };
                 let scheme = format.grid(linear, source.model.layers.len(), asked);
-                // Beside other outputs, what is asked for is for those that have a choice.
-                if reason.is_none() && format.quantizes() && !(job.targets.len() > 1 && format.fixes_grid()) {
+                // Beside outputs that have a choice, what is asked for is for those.
+                if reason.is_none() && format.quantizes() && !(others_choose && format.fixes_grid()) {
                     demand_asked(format, linear, &treatment.asked, scheme)?;
                 }
                 let scheme = (reason.is_none() && format.quantizes()).then_some(scheme);

@@ -40,11 +40,19 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     let source = StoredModel::open_original(&job.model)?;
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
+    requirements::demand_known(job, &plans)?;
     plans.iter().try_for_each(|plan| requirements::demand(job, plan, &source.model))?;
     demand_own_inputs(job)?;
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
-    let known =
-        job.imatrix.as_deref().map(|path| MeanSquares::read(path, &plans[0], &source.model)).transpose()?;
+    // It must have what each of them asks for; the one that asks for most has all.
+    let read = |path: &Path| {
+        let mut read = plans.iter().map(|plan| Ok((plan, MeanSquares::read(path, plan, &source.model)?)));
+        let all = read.by_ref().collect::<Result<Vec<_>, Error>>()?;
+        Ok::<_, Error>(
+            all.into_iter().max_by_key(|(plan, _)| plan.quantized().count()).map(|(_, known)| known),
+        )
+    };
+    let known = job.imatrix.as_deref().map(read).transpose()?.flatten();
     // Text is read first: an hour of work must not end at a misspelled file name.
     let gathers = options.is_some() || importance.is_some();
     let texts = Texts::read(job, &source, &plans, known.as_ref(), gathers, &mut phases, progress)?;
@@ -59,6 +67,8 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         Some(options) => {
             let (widths, allocation) = options.choose(model, weights, &plans[0], &texts.windows, progress)?;
             plans[0] = plans[0].clone().with_widths(&widths)?;
+            // Other widths may be none of a runtime's that was asked for.
+            requirements::demand(job, &plans[0], &source.model)?;
             phases.end("weighing widths");
             Some(allocation)
         }
@@ -94,10 +104,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         outputs.into_iter().enumerate().map(|(number, output)| output.finish(outcome_of(number), job.budget));
     let closed = closed.collect::<Result<Vec<_>, Error>>()?;
     phases.end("quantizing");
-    let verified = closed.into_iter().map(|output| output.verify(progress));
-    let verified = verified.collect::<Result<Vec<_>, Error>>()?;
-    let finished: Vec<FinishedOutput> =
-        verified.into_iter().map(crate::outputs::VerifiedOutput::commit).collect::<Result<_, Error>>()?;
+    // One after the other: what is verified stands in its place, whatever becomes of the next.
+    let finished = closed.into_iter().map(|output| output.verify(progress)?.commit());
+    let finished: Vec<FinishedOutput> = finished.collect::<Result<_, Error>>()?;
     if let (Some(file), Some(gathered), Some(text)) = (importance, gathered, &texts.calibration) {
         file.write(gathered, &text.with(texts.own.as_ref()))?;
     }

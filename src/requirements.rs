@@ -7,6 +7,26 @@ use crate::error::Error;
 use crate::job::QuantizeJob;
 use crate::plan::Plan;
 
+/// Whether a loader is of the runtime that somebody calls `name`.
+fn is_called(rule: &LoaderRule, name: &str) -> bool {
+    !name.is_empty() && rule.runtime.to_lowercase().starts_with(&name.to_lowercase())
+}
+
+/// Fails where a runtime was asked for that loads none of the outputs' formats, whatever is in them.
+pub(crate) fn demand_known(job: &QuantizeJob, plans: &[Plan]) -> Result<(), Error> {
+    let rules = || plans.iter().flat_map(|plan| plan.format.loaders());
+    match job.runs_on.iter().find(|name| !rules().any(|rule| is_called(rule, name))) {
+        None => Ok(()),
+        Some(name) => {
+            let mut known: Vec<&str> = rules().map(|rule| rule.runtime).collect();
+            known.dedup();
+            let problem =
+                format!("no loader of the format is called `{name}`; known are {}", known.join(", "));
+            Err(Error::Argument { flag: "--runs-on", problem })
+        }
+    }
+}
+
 /// Fails where a runtime that was asked for would refuse the output, on so many devices as were asked for.
 pub(crate) fn demand(job: &QuantizeJob, plan: &Plan, model: &Model) -> Result<(), Error> {
     let parts = job.tensor_parallel;
@@ -31,14 +51,11 @@ pub(crate) fn demand(job: &QuantizeJob, plan: &Plan, model: &Model) -> Result<()
         refuse(flag, format!("{name} would not load {format}{devices}: {}", reasons.join("; ")))
     };
     for name in &job.runs_on {
-        let called = |rule: &&LoaderRule| rule.runtime.to_lowercase().starts_with(&name.to_lowercase());
-        let rules: Vec<&LoaderRule> = rules.iter().filter(called).collect();
-        if rules.is_empty() {
-            let known: Vec<&str> = plan.format.loaders().iter().map(|rule| rule.runtime).collect();
-            let problem = format!("no loader of {format} is called `{name}`; known are {}", known.join(", "));
-            return refuse("--runs-on", problem);
+        let rules: Vec<&LoaderRule> = rules.iter().filter(|rule| is_called(rule, name)).collect();
+        // Without any, another output of the job is for it.
+        if !rules.is_empty() {
+            demand_one("--runs-on", name, &rules)?;
         }
-        demand_one("--runs-on", name, &rules)?;
     }
     if job.runs_on.is_empty() {
         demand_one("--tensor-parallel", "every runtime", &rules.iter().collect::<Vec<_>>())?;

@@ -73,7 +73,7 @@ pub(crate) fn learn(
     let count = windows.len().min(WINDOWS);
     let chosen: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
     let is_held_out = |index: usize| (index + 1).is_multiple_of(count.min(HELD_OUT));
-    if passes == 0 || count < 2 {
+    if passes == 0 || count < 2 || !solved.iter().any(Solved::learns) {
         return Ok(None);
     }
     let tokens = chosen.iter().map(|window| window.len()).max().unwrap_or(0);

@@ -118,6 +118,9 @@ impl Texts {
                 "scales do not learn beside an adapter, which corrects what the solver left".to_owned(),
             );
         }
+        if job.recipe.scale_passes() > 0 && self.windows.len() < 2 {
+            self.notes.push("scales do not learn: that takes calibration text of two windows".to_owned());
+        }
         let propagates = plans.iter().any(Plan::propagates_errors);
         let Some(known) = known else {
             if self.windows.len() == 1 && propagates {

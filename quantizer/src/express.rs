@@ -101,7 +101,7 @@ pub fn express(tensor: &QuantizedTensor, scheme: Scheme) -> Result<QuantizedTens
             let found = found.ok_or(Inexact::Groups { columns: size, row, group })?;
             let part = codes.slice(s![row, members.clone()]);
             let moved = found.moved(scheme, part, row, group)?;
-            if !scheme.scale_dtype.holds(moved.scale) {
+            if moved.scale != 0.0 && !scheme.scale_dtype.holds(moved.scale) {
                 return Err(Inexact::Scale { scale: moved.scale, row, group });
             }
             scales[[row, group]] = moved.scale;

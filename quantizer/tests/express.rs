@@ -71,3 +71,13 @@ fn what_cannot_be_held_is_refused_with_the_reason() {
     let refusal = to(&rows, scheme(4, Granularity::PerTensor, Symmetry::Symmetric));
     assert!(matches!(refusal, Inexact::Groups { .. }), "{refusal}");
 }
+
+#[test]
+fn a_scale_of_zero_that_somebody_stored_stands_for_zeros() {
+    let tensor = rounded(scheme(4, groups(16), Symmetry::Symmetric));
+    let mut scales = tensor.scales().to_owned();
+    scales[[2, 1]] = 0.0;
+    let read = QuantizedTensor::new(tensor.scheme(), tensor.codes().to_owned(), scales, None).unwrap();
+    assert!(read.dequantize().row(2).iter().skip(16).take(16).all(|&weight| weight == 0.0));
+    assert_eq!(express(&read, tensor.scheme()).unwrap(), read);
+}

@@ -42,7 +42,7 @@ impl<'s> Conversion<'s> {
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let runtime = source.dtype()?;
-        let grids = grids(source);
+        let grids = grids(source)?;
         let forms = forms(&grids, format, runtime, source.model.layers.len())?;
         let (form, inexact) = closest(source, forms, progress)?;
         let mut carried = carried(source, runtime)?;
@@ -151,14 +151,17 @@ impl<'s> Conversion<'s> {
 }
 
 /// Every linear with the grid that the source has it on.
-fn grids(source: &StoredModel) -> Vec<PlannedLinear> {
+fn grids(source: &StoredModel) -> Result<Vec<PlannedLinear>, Error> {
     let stages = source.model.layers.iter().flat_map(|layer| &layer.stages).enumerate();
     let linears = stages.flat_map(|(number, stage)| stage.linears.iter().map(move |linear| (number, linear)));
     linears
-        .map(|(fused_group, linear)| PlannedLinear {
-            linear: linear.clone(),
-            fused_group,
-            scheme: source.scheme(linear),
+        .map(|(fused_group, linear)| {
+            // Some formats say how large groups are beside the tensor only.
+            let scheme = match source.scheme(linear) {
+                None => None,
+                Some(_) => Some(source.decode(linear)?.scheme()),
+            };
+            Ok(PlannedLinear { linear: linear.clone(), fused_group, scheme })
         })
         .collect()
 }

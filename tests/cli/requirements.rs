@@ -3,7 +3,10 @@
 use crate::run::{demo, fail, succeed, text};
 
 fn with<'a>(model: &'a str, output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = vec!["quantize", model, "-o", output, "--no-evaluate", "--recipe", "rtn"];
+    let mut arguments = vec!["quantize", model, "-o", output, "--no-evaluate"];
+    if !more.contains(&"--recipe") {
+        arguments.extend(["--recipe", "rtn"]);
+    }
     arguments.extend(more);
     arguments
 }
@@ -25,6 +28,20 @@ fn what_a_runtime_refuses_is_refused_before_the_work() {
     // 256 input features of o_proj, in groups of 128.
     let message = refused(&["--tensor-parallel", "4"]);
     assert!(message.contains("o_proj") && message.contains("group of 128"), "{message}");
+    // Widths that are chosen for a budget are held against it too.
+    let message = refused(&[
+        "--recipe",
+        "gptq",
+        "--target-bits",
+        "5",
+        "--runs-on",
+        "vllm",
+        "--samples",
+        "2",
+        "--context",
+        "32",
+    ]);
+    assert!(message.contains("vllm would not load gptq"), "{message}");
     assert!(refused(&["--tensor-parallel", "0"]).contains("at least 1"));
     let message = refused(&["--tensor-parallel", "2", "--bits", "2", "--runs-on", "vllm"]);
     assert!(message.contains("on 2 devices"), "{message}");

@@ -70,5 +70,9 @@ fn what_goes_with_one_output_is_refused_for_several() {
     assert!(with(&["--to", "gptq,mlx", "--target-bits", "5"]).contains("--target-bits"));
     assert!(with(&["--to", "gptq,mlx", "--adapter-rank", "4"]).contains("--adapter-rank"));
     assert!(with(&["--to", "gptq,nothing"]).contains("nothing"));
+    // Nothing is left that these could mean.
+    assert!(with(&["--to", "gguf:q4_k_m", "--bits", "3,4"]).contains("--bits"));
+    assert!(with(&["--to", "gguf:q4_k_m,gguf:q8_0", "--bits", "3"]).contains("--bits"));
+    assert!(with(&["--to", "gptq,mlx", "--runs-on", "llama.cpp"]).contains("llama.cpp"));
     assert!(with(&["--to", "gptq,awq", "--bits", "3"]).contains("awq"));
 }

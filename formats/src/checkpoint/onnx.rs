@@ -13,8 +13,8 @@ use crate::onnx::proto::{EXTERNAL, ModelProto, TensorProto, data_type};
 
 /// The graph's file.
 pub(crate) const ONNX_GRAPH: &str = "model.onnx";
-/// Largest graph, bytes: weights lie outside.
-const MOST_GRAPH: u64 = 256 << 20;
+/// Largest graph, bytes: weights lie outside, and a decoder's nodes are a few hundred kilobytes.
+const MOST_GRAPH: u64 = 16 << 20;
 /// Tables that a graph has beside the model's tensors.
 const MADE: [&str; 2] = ["cos_cache", "sin_cache"];
 

@@ -122,6 +122,7 @@ pub(crate) fn config(header: &Header, rope_factors: Option<&[f32]>) -> Result<se
                 rope[key] = json!(factors);
             }
             rope["attention_factor"] = json!(1.0);
+            rope["original_max_position_embeddings"] = json!(context);
         }
         ("none", None, _) | ("linear", None, None) => {}
         ("linear" | "yarn", None, Some(factor)) => {

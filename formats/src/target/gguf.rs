@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::Model;
-use model::linear::{Linear, LinearId};
+use model::linear::Linear;
 use quantizer::scheme::{ScaleDtype, Scheme};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value as Json;
@@ -43,7 +43,7 @@ enum Matrices {
     /// One layout of packed weights.
     Packed(&'static BlockLayout),
     /// A layout for each linear, given the number of layers.
-    Mixed(fn(LinearId, usize) -> &'static BlockLayout),
+    Mixed(fn(&Linear, usize) -> &'static BlockLayout),
 }
 use Matrices::{Dense, Mixed, Packed};
 
@@ -101,7 +101,7 @@ impl Gguf {
         match self.matrices {
             Dense(_) => None,
             Packed(layout) => Some(layout),
-            Mixed(choose) => Some(choose(linear.id, layers)),
+            Mixed(choose) => Some(choose(linear, layers)),
         }
     }
 

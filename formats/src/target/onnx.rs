@@ -38,6 +38,9 @@ const ID: &str = "onnx";
 /// Widths that the CPU kernels multiply with.
 const WIDTHS: [u8; 3] = [2, 4, 8];
 
+/// Columns of a block at most.
+const MOST_BLOCK: usize = 256;
+
 /// The format.
 #[derive(Debug)]
 pub(super) struct Onnx;
@@ -88,8 +91,9 @@ impl TargetFormat for Onnx {
                 let remedy = "use --group-size 16 to 1024, a power of two";
                 return refuse("a scale for whole rows has no place in blocks".to_owned(), remedy);
             };
-            if !size.get().is_power_of_two() {
-                let problem = format!("groups of {} columns are no power of two", size.get());
+            // The CPU kernels leave larger blocks undecoded, without a word.
+            if !size.get().is_power_of_two() || size.get() > MOST_BLOCK {
+                let problem = format!("blocks of {} columns have no kernel", size.get());
                 return refuse(problem, "use --group-size 16, 32, 64, 128 or 256");
             }
         }
