@@ -96,13 +96,8 @@ impl Forward<'_> {
         cache: &mut LayerCache,
     ) -> Array2<f32> {
         let heads = self.heads(layer);
-        let mut query = weights.linear(Role::Query).apply(input);
-        let mut key = weights.linear(Role::Key).apply(input);
-        let value = weights.linear(Role::Value).apply(input);
-        self.norm_heads(weights, &mut query, &mut key);
-        for rows in [&mut query, &mut key] {
-            self.rotary().rotate_from(first, rows, heads.dim);
-        }
+        let turn = |rows: &mut Array2<f32>| self.rotary().rotate_from(first, rows, heads.dim);
+        let [query, key, value] = self.projected(weights, input, turn);
         let positions = first..first + input.nrows();
         cache.keys.slice_mut(s![0, positions.clone(), ..]).assign(&key);
         cache.values.slice_mut(s![0, positions, ..]).assign(&value);
@@ -126,6 +121,22 @@ impl Forward<'_> {
         out
     }
 
+    /// Queries, keys and values of some tokens as attention meets them: normed, and turned by `turn`.
+    fn projected(
+        &self,
+        weights: &LayerWeights,
+        input: ArrayView2<'_, f32>,
+        turn: impl Fn(&mut Array2<f32>),
+    ) -> [Array2<f32>; 3] {
+        let mut query = weights.linear(Role::Query).apply(input);
+        let mut key = weights.linear(Role::Key).apply(input);
+        let value = weights.linear(Role::Value).apply(input);
+        self.norm_heads(weights, &mut query, &mut key);
+        turn(&mut query);
+        turn(&mut key);
+        [query, key, value]
+    }
+
     fn attend_token(
         &self,
         layer: &Layer,
@@ -135,13 +146,8 @@ impl Forward<'_> {
         cache: &mut LayerCache,
     ) -> Array2<f32> {
         let heads = self.heads(layer);
-        let mut query = weights.linear(Role::Query).apply(input);
-        let mut key = weights.linear(Role::Key).apply(input);
-        let value = weights.linear(Role::Value).apply(input);
-        self.norm_heads(weights, &mut query, &mut key);
-        for rows in [&mut query, &mut key] {
-            self.rotary().rotate_to(position, rows, heads.dim);
-        }
+        let turn = |rows: &mut Array2<f32>| self.rotary().rotate_to(position, rows, heads.dim);
+        let [query, key, value] = self.projected(weights, input, turn);
         cache.keys.slice_mut(s![.., position, ..]).assign(&key);
         cache.values.slice_mut(s![.., position, ..]).assign(&value);
         let mut out = Array2::zeros(query.dim());
