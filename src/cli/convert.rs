@@ -1,0 +1,49 @@
+//! Arguments of `convert`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::RunArgs;
+use super::values::parse_size;
+use crate::convert::ConvertJob;
+
+/// Arguments of `convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A quantized checkpoint in any format that is read, or a GGUF file
+    model: PathBuf,
+    /// Format (`quantc list formats`)
+    #[arg(long, value_name = "FORMAT")]
+    to: String,
+    /// Directory to write; it must not exist unless --force is given
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Round what the format cannot hold to the nearest that it can, instead of refusing
+    #[arg(long)]
+    lossy: bool,
+    /// Largest file of weights, such as 5GB or 500MB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    max_shard_size: u64,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    /// What every long run takes.
+    #[command(flatten)]
+    pub common: RunArgs,
+}
+
+impl ConvertArgs {
+    /// The job.
+    #[must_use]
+    pub fn into_job(self) -> ConvertJob {
+        ConvertJob {
+            model: self.model,
+            output: self.output,
+            format: self.to,
+            lossy: self.lossy,
+            max_shard_size: self.max_shard_size,
+            force: self.force,
+        }
+    }
+}

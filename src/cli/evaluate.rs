@@ -1,0 +1,85 @@
+//! Arguments of `evaluate`, and of every command that measures on a text.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::RunArgs;
+use super::values::window_request;
+use crate::error::Error;
+use crate::job::{EvaluateJob, Text, WindowRequest};
+
+/// Arguments of `evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// An original checkpoint or an output of `quantize`
+    model: PathBuf,
+    /// The model to compare with, usually the original
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<PathBuf>,
+    /// Measure with this LoRA adapter on top as well, such as OUT/adapter
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    /// Write the model's logits (with the adapter, if one is given), f32 [windows, tokens, vocabulary], and the windows' lengths to this
+    /// safetensors file
+    #[arg(long, value_name = "FILE")]
+    export_logits: Option<PathBuf>,
+    #[command(flatten)]
+    common: RunArgs,
+}
+
+/// The text that a model is measured on.
+#[derive(Debug, Args)]
+pub(super) struct EvaluationArgs {
+    /// Evaluation text, in the same forms [default: built in]
+    #[arg(long, value_name = "FILE")]
+    evaluate_on: Option<PathBuf>,
+    /// Windows of evaluation text [default: 128]
+    #[arg(long, value_name = "N")]
+    evaluate_samples: Option<usize>,
+    /// Tokens of an evaluation window, at most the model's context [default: 2048]
+    #[arg(long, value_name = "N")]
+    evaluate_context: Option<usize>,
+    /// Draw windows at random with this seed instead of from the start of the text; seeds `--calibration self` too
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+}
+
+impl EvaluateArgs {
+    /// What every long run takes.
+    #[must_use]
+    pub fn run(&self) -> &RunArgs {
+        &self.common
+    }
+
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A window without tokens.
+    pub fn into_job(self) -> Result<EvaluateJob, Error> {
+        let (text, windows) = self.evaluation.into_text()?;
+        Ok(EvaluateJob {
+            model: self.model,
+            reference: self.reference,
+            adapter: self.adapter,
+            text,
+            windows,
+            export_logits: self.export_logits,
+        })
+    }
+}
+
+impl EvaluationArgs {
+    pub(super) fn into_text(self) -> Result<(Text, WindowRequest), Error> {
+        let windows = window_request(
+            "--evaluate-samples",
+            self.evaluate_samples.unwrap_or(128),
+            "--evaluate-context",
+            self.evaluate_context.unwrap_or(2048),
+            self.seed,
+        )?;
+        Ok((self.evaluate_on.map_or(Text::BuiltInEvaluation, Text::File), windows))
+    }
+}

@@ -1,0 +1,181 @@
+//! Arguments of `quantize`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use quantizer::scheme::{BitWidth, Symmetry};
+use regex::Regex;
+
+use super::RunArgs;
+use super::evaluate::EvaluationArgs;
+use super::values::{argument, parse_granularity, parse_size, window_request};
+use crate::error::Error;
+use crate::job::{Budget, Calibration, Overrides, QuantizeJob, Target, Text};
+use crate::recipe::Recipe;
+
+/// Arguments of `quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Directory of the Hugging Face checkpoint
+    model: PathBuf,
+    /// Directory to write; it must not exist unless --force is given
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Bits of a code, 2 to 8, or 3,4 for both [default: 4 or recipe's]
+    #[arg(long, value_delimiter = ',')]
+    bits: Vec<u8>,
+    /// Choose widths for at most N bits a weight, everything counted
+    #[arg(long, value_name = "N", conflicts_with_all = ["bits", "target_size"], allow_hyphen_values = true)]
+    target_bits: Option<f64>,
+    /// Choose widths for at most so large files of weights, such as 2GB
+    #[arg(long, value_name = "SIZE", conflicts_with = "bits", value_parser = parse_size)]
+    target_size: Option<u64>,
+    /// Input columns that share a scale, 16 to 1024, or `channel`, or `tensor` [default: 128, or the recipe's]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    group_size: Option<String>,
+    /// Zero points fixed at the middle of the grid (the default)
+    #[arg(long, conflicts_with = "asymmetric")]
+    symmetric: bool,
+    /// A zero point for every scale
+    #[arg(long)]
+    asymmetric: bool,
+    /// `rtn`, `gptq`, `default`, `max`, or a recipe file (TOML)
+    #[arg(long, default_value = "default")]
+    recipe: String,
+    /// Format, or several: gptq,mlx (`quantc list formats`)
+    #[arg(long, value_name = "FORMAT", default_value = "gptq", value_delimiter = ',')]
+    to: Vec<String>,
+    /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in];
+    /// `self`: the model writes it (a file of that name is `./self`)
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Solve by llama.cpp's importance matrix instead of calibration text
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "samples", "context", "target_bits", "target_size", "export_imatrix"])]
+    imatrix: Option<PathBuf>,
+    /// Write the original's importance matrix to this file (GGUF)
+    #[arg(long, value_name = "FILE")]
+    export_imatrix: Option<PathBuf>,
+    /// Windows of calibration text
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    samples: usize,
+    /// Tokens of a calibration window, at most the model's context
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    context: usize,
+    #[command(flatten)]
+    evaluation: EvaluationArgs,
+    /// Write OUT/adapter too: the best correction of this rank, for PEFT
+    #[arg(long, value_name = "RANK")]
+    adapter_rank: Option<usize>,
+    /// Leave linears whose name matches in 16 bit; may be given several times
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<String>,
+    /// Refuse what one of these would not load, as vllm,transformers
+    #[arg(long, value_name = "RUNTIME", value_delimiter = ',')]
+    runs_on: Vec<String>,
+    /// Refuse what a runtime would not load cut over N devices
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    tensor_parallel: usize,
+    /// Largest file of weights, such as 5GB or 500MB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size, hide_short_help = true)]
+    max_shard_size: u64,
+    /// Do not measure perplexity and KL divergence
+    #[arg(long, conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"])]
+    no_evaluate: bool,
+    /// Give a head that is tied to the embedding a tensor of its own, which a rotated residual stream needs
+    #[arg(long, hide_short_help = true)]
+    untie: bool,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: RunArgs,
+}
+
+impl QuantizeArgs {
+    /// What every long run takes.
+    #[must_use]
+    pub fn run(&self) -> &RunArgs {
+        &self.common
+    }
+
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A width, group size, expression or recipe that cannot be.
+    pub fn into_job(self) -> Result<QuantizeJob, Error> {
+        let symmetry = match (self.symmetric, self.asymmetric) {
+            (true, _) => Some(Symmetry::Symmetric),
+            (_, true) => Some(Symmetry::Asymmetric),
+            _ => None,
+        };
+        let widths = self.bits.iter().map(|&bits| BitWidth::new(bits)).collect::<Result<Vec<_>, _>>();
+        let widths = widths.map_err(|e| argument("--bits", &e))?;
+        let overrides = Overrides {
+            bits: widths.first().copied().filter(|_| widths.len() == 1),
+            granularity: self.group_size.as_deref().map(parse_granularity).transpose()?,
+            symmetry,
+        };
+        let budget = match (self.target_bits, self.target_size) {
+            (Some(bits), _) if !(bits.is_finite() && bits > 0.0) => {
+                return Err(argument("--target-bits", &format!("expected a number above 0, found {bits}")));
+            }
+            (Some(bits), _) => Some(Budget::MeanBits(bits)),
+            (None, bytes) => bytes.map(Budget::Bytes),
+        };
+        if self.tensor_parallel == 0 {
+            return Err(argument("--tensor-parallel", &"expected at least 1 device, found 0"));
+        }
+        let exclude = self
+            .exclude
+            .iter()
+            .map(|text| Regex::new(text).map_err(|e| argument("--exclude", &e)))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(QuantizeJob {
+            recipe: Recipe::load(&self.recipe, &overrides)?,
+            model: self.model,
+            output: self.output,
+            targets: targets(&self.to, &widths)?,
+            budget,
+            adapter_rank: self.adapter_rank,
+            imatrix: self.imatrix,
+            export_imatrix: self.export_imatrix,
+            calibration: match self.calibration {
+                None => Calibration::Text(Text::BuiltInCalibration),
+                Some(own) if own.as_os_str() == "self" => Calibration::Own,
+                Some(path) => Calibration::Text(Text::File(path)),
+            },
+            calibration_windows: window_request(
+                "--samples",
+                self.samples,
+                "--context",
+                self.context,
+                self.evaluation.seed,
+            )?,
+            evaluation: (!self.no_evaluate).then(|| self.evaluation.into_text()).transpose()?,
+            exclude,
+            runs_on: self.runs_on,
+            tensor_parallel: self.tensor_parallel,
+            max_shard_size: self.max_shard_size,
+            untie: self.untie,
+            force: self.force,
+        })
+    }
+}
+
+/// Each format at each width; a format that leaves no choice of width once.
+fn targets(formats: &[String], widths: &[BitWidth]) -> Result<Vec<Target>, Error> {
+    let several: Vec<Option<BitWidth>> = match widths {
+        [] | [_] => vec![None],
+        several => several.iter().copied().map(Some).collect(),
+    };
+    let target = |format: &String, bits| Target { format: format.clone(), bits };
+    let fixed = |id: &String| formats::target::ALL.iter().any(|known| known.id() == id && known.fixes_grid());
+    if several.len() > 1 && formats.iter().all(fixed) {
+        return Err(argument("--bits", &"no format of --to leaves a choice of width"));
+    }
+    let at_widths = formats.iter().flat_map(|format| {
+        let widths = if fixed(format) { &[None][..] } else { &several[..] };
+        widths.iter().map(move |&bits| target(format, bits))
+    });
+    Ok(at_widths.collect())
+}
