@@ -1,5 +1,6 @@
 //! The command line: flags become jobs here and nowhere else. The arguments of each subcommand are in a file of their own.
 
+mod compare;
 mod convert;
 mod evaluate;
 mod generate;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use compare::CompareArgs;
 pub use convert::ConvertArgs;
 pub use evaluate::EvaluateArgs;
 pub use generate::GenerateArgs;
@@ -42,6 +44,9 @@ pub enum Command {
         after_help = "Example:\n  quantc evaluate demo/model-4bit --reference demo/model --evaluate-on demo/evaluation.txt"
     )]
     Evaluate(EvaluateArgs),
+    /// Measure several models side by side: perplexity, divergence, size, speed, and where they differ most
+    #[command(after_help = "Example:\n  quantc compare demo/model demo/model-4bit")]
+    Compare(CompareArgs),
     /// Let a model write: the answer to a prompt, or a conversation when no prompt is given
     #[command(after_help = "Example:\n  quantc generate demo/model-4bit --prompt 'the old house'")]
     Generate(GenerateArgs),

@@ -37,6 +37,7 @@ mod adapted;
 mod budget;
 mod carry;
 pub mod cli;
+pub mod compare;
 pub mod convert;
 mod corpora;
 pub mod error;
@@ -69,6 +70,7 @@ mod texts;
 mod transformed;
 pub mod verify;
 
+pub use compare::compare;
 pub use convert::convert;
 pub use evaluate::evaluate;
 pub use quantize::quantize;

@@ -10,6 +10,7 @@ use quantc::error::Error;
 use quantc::export::ExportFile;
 use quantc::generate::Speaker;
 use quantc::progress::Terminal;
+use quantc::render::comparison::comparison;
 use quantc::render::text;
 use serde::Serialize;
 
@@ -64,6 +65,12 @@ fn run(command: Command) -> Result<(), Error> {
             let export = prepare(arguments.run())?;
             let report = quantc::evaluate(&arguments.into_job()?, &Terminal::listening()?)?;
             print(&text::evaluate(&report))?;
+            export_json(export, &report)
+        }
+        Command::Compare(arguments) => {
+            let export = prepare(arguments.run())?;
+            let report = quantc::compare(&arguments.into_job()?, &Terminal::listening()?)?;
+            print(&comparison(&report))?;
             export_json(export, &report)
         }
         Command::Generate(arguments) => {

@@ -137,7 +137,8 @@ impl TextTokenizer {
     }
 
     /// What the tokenizer calls a token.
-    pub(crate) fn name_of(&self, token: u32) -> Option<String> {
+    #[must_use]
+    pub fn name_of(&self, token: u32) -> Option<String> {
         self.tokenizer.id_to_token(token)
     }
 

@@ -1,3 +1,4 @@
 //! Reports for people and for programs.
 
+pub mod comparison;
 pub mod text;

@@ -250,7 +250,8 @@ pub fn inspection(found: &Inspection) -> String {
     out
 }
 
-fn windows(count: usize, context: usize, tokens: usize) -> String {
+/// A number of windows and their length.
+pub(super) fn windows(count: usize, context: usize, tokens: usize) -> String {
     let up_to = if tokens < count * context { "up to " } else { "" };
     format!("{count} windows of {up_to}{context} tokens")
 }
@@ -382,7 +383,8 @@ fn linears_table(linears: &[LinearRow]) -> String {
     format!("{table}\n")
 }
 
-fn notes(out: &mut String, notes: &[String]) {
+/// What was not done as asked.
+pub(super) fn notes(out: &mut String, notes: &[String]) {
     if !notes.is_empty() {
         line(out, format_args!("\nnotes:"));
         for note in notes {
@@ -391,7 +393,8 @@ fn notes(out: &mut String, notes: &[String]) {
     }
 }
 
-fn resources(cost: &Resources) -> String {
+/// What a run cost.
+pub(super) fn resources(cost: &Resources) -> String {
     format!(
         "{:.1} s on the clock, {:.1} s of processors, {} at most in memory",
         cost.wall_seconds,

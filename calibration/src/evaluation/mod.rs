@@ -5,21 +5,26 @@
 //! weights of one layer of one model are in memory. The head comes in slices of the vocabulary, and logits exist for a few tokens and one
 //! slice at a time.
 
+pub mod comparison;
+pub mod endings;
 mod scoring;
 pub(crate) mod softmax;
 mod statistics;
+mod stream;
 
 use std::ops::ControlFlow;
 
 use model::Model;
-use ndarray::{Array1, ArrayView2, s};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::error::CalibrationError;
-use crate::forward::{Forward, WindowState};
-use crate::weights::{LinearOperator, WeightSource};
+use crate::forward::Forward;
+use crate::weights::WeightSource;
+pub use scoring::Favourite;
 use scoring::{WindowFigures, WindowScore};
-pub use statistics::Estimate;
+pub use statistics::{Estimate, PairedDifference};
+use stream::Stream;
 
 /// Numbers of a slice of the head.
 const HEAD_SLICE: usize = 1 << 22;
@@ -75,14 +80,14 @@ pub fn evaluate(
     let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
     let measured = Stream::run(&forward, measured, windows, step)?;
     let reference = reference.map(|source| Stream::run(&forward, source, windows, step)).transpose()?;
-    let figures = score_windows(&forward, windows, &measured, reference.as_ref())?;
+    let figures = score_windows(windows, &measured, reference.as_ref())?;
 
     let score_of =
         |nll: &dyn Fn(&WindowFigures) -> Vec<f64>| score(&figures.iter().map(nll).collect::<Vec<_>>());
     let divergence = reference.is_some().then(|| {
         let divergences: Vec<_> = figures.iter().map(|window| window.divergence.clone()).collect();
         let positions: usize = divergences.iter().map(Vec::len).sum();
-        let agreements: usize = figures.iter().map(|window| window.agreements).sum();
+        let agreements = figures.iter().flat_map(WindowFigures::agreements).filter(|&agrees| agrees).count();
         Divergence {
             mean: statistics::mean(&divergences),
             p99: statistics::quantile(&divergences, 0.99),
@@ -109,83 +114,36 @@ pub fn visit_logits(
     let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
     let stream = Stream::run(&forward, source, windows, &mut || ControlFlow::Continue(()))?;
     let head = source.head_rows(0..model.hyperparameters.vocabulary).map_err(CalibrationError::Source)?;
-    for state in &stream.states {
-        see(forward.logits(&stream.final_norm, &head, state.hidden()).view());
+    for (window, tokens) in windows.iter().enumerate() {
+        see(stream.logits(&head, window, 0..tokens.len()).view());
     }
     Ok(())
 }
 
-/// One model after its last layer.
-struct Stream<'s> {
-    source: &'s dyn WeightSource,
-    final_norm: Array1<f32>,
-    /// One for each window.
-    states: Vec<WindowState>,
-}
-
-impl<'s> Stream<'s> {
-    fn run(
-        forward: &Forward<'_>,
-        source: &'s dyn WeightSource,
-        windows: &[Vec<u32>],
-        step: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<Self, CalibrationError> {
-        let embed = |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new);
-        let embedded = windows.par_iter().map(embed).collect::<Result<Vec<_>, _>>();
-        let mut states = embedded.map_err(CalibrationError::Source)?;
-        for layer in &forward.model().layers {
-            let weights = source.layer(layer).map_err(CalibrationError::Source)?;
-            states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
-            if let Some(window) = states.iter().position(|state| !state.is_finite()) {
-                return Err(CalibrationError::NotFinite { window, place: format!("layer {}", layer.index) });
-            }
-            if step().is_break() {
-                return Err(CalibrationError::Interrupted);
-            }
-        }
-        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
-        Ok(Self { source, final_norm, states })
-    }
-
-    fn logits(
-        &self,
-        forward: &Forward<'_>,
-        head: &LinearOperator,
-        window: usize,
-        positions: std::ops::Range<usize>,
-    ) -> ndarray::Array2<f32> {
-        forward.logits(&self.final_norm, head, self.states[window].hidden().slice(s![positions, ..]))
-    }
-}
-
 /// Figures of all windows, in order.
 fn score_windows(
-    forward: &Forward<'_>,
-    windows: &[Vec<u32>],
+    windows: &[impl AsRef<[u32]> + Sync],
     measured: &Stream<'_>,
     reference: Option<&Stream<'_>>,
 ) -> Result<Vec<WindowFigures>, CalibrationError> {
-    let numbers = &forward.model().hyperparameters;
-    let slice = (HEAD_SLICE / numbers.hidden_size).clamp(1, numbers.vocabulary);
+    let numbers = &measured.model().hyperparameters;
+    let width = reference.map_or(0, |stream| stream.model().hyperparameters.hidden_size);
+    let slice = (HEAD_SLICE / numbers.hidden_size.max(width)).clamp(1, numbers.vocabulary);
     let mut scores: Vec<WindowScore<'_>> =
-        windows.iter().map(|tokens| WindowScore::new(tokens, reference.is_some())).collect();
+        windows.iter().map(|tokens| WindowScore::new(tokens.as_ref(), reference.is_some())).collect();
     for first in (0..numbers.vocabulary).step_by(slice) {
         let vocabulary = first..(first + slice).min(numbers.vocabulary);
-        let head_of = |stream: &Stream<'_>| {
-            stream.source.head_rows(vocabulary.clone()).map_err(CalibrationError::Source)
-        };
-        let measured_head = head_of(measured)?;
+        let measured_head = measured.head_rows(vocabulary.clone())?;
         let reference = match reference {
-            Some(stream) => Some((stream, head_of(stream)?)),
+            Some(stream) => Some((stream, stream.head_rows(vocabulary.clone())?)),
             None => None,
         };
         scores.par_iter_mut().enumerate().for_each(|(window, score)| {
             for first in (0..score.positions()).step_by(POSITIONS) {
                 let positions = first..(first + POSITIONS).min(score.positions());
-                let logits = measured.logits(forward, &measured_head, window, positions.clone());
-                let others = reference
-                    .as_ref()
-                    .map(|(stream, head)| stream.logits(forward, head, window, positions.clone()));
+                let logits = measured.logits(&measured_head, window, positions.clone());
+                let others =
+                    reference.as_ref().map(|(stream, head)| stream.logits(head, window, positions.clone()));
                 score.add(positions, vocabulary.clone(), logits.view(), others.as_ref().map(|l| l.view()));
             }
         });

@@ -6,6 +6,15 @@ use ndarray::{ArrayView1, ArrayView2};
 
 use super::softmax::{Difference, Softmax};
 
+/// The token that a model ranks first at a position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Favourite {
+    /// The token.
+    pub token: u32,
+    /// Its probability.
+    pub probability: f32,
+}
+
 /// One window's positions that have a next token, with the figures gathered so far.
 pub(super) struct WindowScore<'w> {
     /// Token that each position should predict.
@@ -25,8 +34,18 @@ pub(super) struct WindowFigures {
     pub(super) reference_nll: Vec<f64>,
     /// KL(reference || measured), nats; empty without a reference.
     pub(super) divergence: Vec<f32>,
-    /// Positions where both rank the same token first.
-    pub(super) agreements: usize,
+    /// What the measured model ranks first.
+    pub(super) measured_first: Vec<Favourite>,
+    /// What the reference ranks first; empty without one.
+    pub(super) reference_first: Vec<Favourite>,
+}
+
+impl WindowFigures {
+    /// Whether both models rank the same token first, for each position; empty without a reference.
+    pub(super) fn agreements(&self) -> Vec<bool> {
+        let pairs = self.reference_first.iter().zip(&self.measured_first);
+        pairs.map(|(reference, measured)| reference.token == measured.token).collect()
+    }
 }
 
 impl<'w> WindowScore<'w> {
@@ -77,9 +96,14 @@ impl<'w> WindowScore<'w> {
             pairs.map(|((p, q), difference)| difference.divergence(p, q) as f32).collect();
         let finite = measured_nll.iter().chain(&reference_nll).all(|value| value.is_finite())
             && divergence.iter().all(|value| value.is_finite());
-        let agreements =
-            self.reference.iter().zip(&self.measured).filter(|(p, q)| p.likeliest == q.likeliest).count();
-        finite.then_some(WindowFigures { measured_nll, reference_nll, divergence, agreements })
+        let firsts = |softmaxes: &[Softmax]| softmaxes.iter().map(Softmax::favourite).collect();
+        finite.then(|| WindowFigures {
+            measured_nll,
+            reference_nll,
+            divergence,
+            measured_first: firsts(&self.measured),
+            reference_first: firsts(&self.reference),
+        })
     }
 }
 
@@ -158,7 +182,7 @@ mod tests {
         let mut score = WindowScore::new(&[5, 299, 0, 150], true);
         score.add(0..3, 0..300, logits.view(), Some(logits.view()));
         let found = score.finish().unwrap();
-        assert_eq!((found.divergence, found.agreements), (vec![0.0; 3], 3));
+        assert_eq!((&found.divergence, found.agreements()), (&vec![0.0; 3], vec![true; 3]));
         assert_eq!(found.measured_nll, found.reference_nll);
     }
 }

@@ -11,6 +11,8 @@
 
 use kernels::elementwise;
 
+use super::scoring::Favourite;
+
 /// The softmax of one position of one model, as far as the vocabulary was seen.
 #[derive(Clone, Copy)]
 pub(crate) struct Softmax {
@@ -55,6 +57,11 @@ impl Softmax {
     /// Negative log-likelihood of the target, nats.
     pub(crate) fn nll(&self) -> f64 {
         self.log_total() - f64::from(self.target)
+    }
+
+    /// The likeliest token, when the whole vocabulary was seen.
+    pub(super) fn favourite(&self) -> Favourite {
+        Favourite { token: self.likeliest as u32, probability: (1.0 / self.total) as f32 }
     }
 
     /// Replaces a slice's logits by their probabilities, when the whole vocabulary was seen.

@@ -1,0 +1,95 @@
+//! One model on its way through windows of tokens: all of them after the same layer, so that one layer's weights are in memory.
+
+use std::ops::{ControlFlow, Range};
+
+use model::{Layer, Model};
+use ndarray::{Array1, Array2, ArrayView2, s};
+use rayon::prelude::*;
+
+use crate::error::CalibrationError;
+use crate::forward::{Forward, WindowState};
+use crate::weights::{LinearOperator, WeightSource};
+
+/// The hidden states of all windows.
+pub(super) struct Stream<'s> {
+    forward: &'s Forward<'s>,
+    source: &'s dyn WeightSource,
+    final_norm: Array1<f32>,
+    /// One for each window.
+    states: Vec<WindowState>,
+}
+
+impl<'s> Stream<'s> {
+    /// Before the first layer.
+    pub(super) fn start(
+        forward: &'s Forward<'s>,
+        source: &'s dyn WeightSource,
+        windows: &[impl AsRef<[u32]> + Sync],
+    ) -> Result<Self, CalibrationError> {
+        let embedded = windows.par_iter().map(|tokens| source.embed(tokens.as_ref()).map(WindowState::new));
+        let states = embedded.collect::<Result<Vec<_>, _>>().map_err(CalibrationError::Source)?;
+        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
+        Ok(Self { forward, source, final_norm, states })
+    }
+
+    /// After the last layer; `step` is called after each.
+    pub(super) fn run(
+        forward: &'s Forward<'s>,
+        source: &'s dyn WeightSource,
+        windows: &[impl AsRef<[u32]> + Sync],
+        step: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Self, CalibrationError> {
+        let mut stream = Self::start(forward, source, windows)?;
+        for layer in &forward.model().layers {
+            stream.advance(layer)?;
+            if step().is_break() {
+                return Err(CalibrationError::Interrupted);
+            }
+        }
+        Ok(stream)
+    }
+
+    /// Takes every window through a layer.
+    pub(super) fn advance(&mut self, layer: &Layer) -> Result<(), CalibrationError> {
+        let weights = self.source.layer(layer).map_err(CalibrationError::Source)?;
+        let forward = self.forward;
+        self.states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
+        match self.states.iter().position(|state| !state.is_finite()) {
+            None => Ok(()),
+            Some(window) => {
+                Err(CalibrationError::NotFinite { window, place: format!("layer {}", layer.index) })
+            }
+        }
+    }
+
+    pub(super) fn model(&self) -> &'s Model {
+        self.forward.model()
+    }
+
+    /// The residual stream of each window, `[tokens, hidden]`.
+    pub(super) fn hidden(&self) -> impl ExactSizeIterator<Item = ArrayView2<'_, f32>> {
+        self.states.iter().map(WindowState::hidden)
+    }
+
+    /// Forgets all tokens of each window before the position that `first` gives for it.
+    pub(super) fn keep_from(&mut self, first: &[usize]) {
+        for (state, &first) in self.states.iter_mut().zip(first) {
+            *state = WindowState::new(state.hidden().slice(s![first.., ..]).to_owned());
+        }
+    }
+
+    pub(super) fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, CalibrationError> {
+        self.source.head_rows(rows).map_err(CalibrationError::Source)
+    }
+
+    /// Logits of some positions of a window for the vocabulary that `head` holds the rows of.
+    pub(super) fn logits(
+        &self,
+        head: &LinearOperator,
+        window: usize,
+        positions: Range<usize>,
+    ) -> Array2<f32> {
+        let hidden = self.states[window].hidden();
+        self.forward.logits(&self.final_norm, head, hidden.slice(s![positions, ..]))
+    }
+}
