@@ -7,6 +7,7 @@ use calibration::evaluation::{self, Estimate, Evaluation, Score};
 use calibration::weights::WeightSource;
 
 use crate::adapted::AdaptedModel;
+use crate::choices::{ChoicesReport, Questions};
 use crate::corpora;
 use crate::error::Error;
 use crate::export::ExportFile;
@@ -26,7 +27,14 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
         job.export_logits.as_deref().map(|path| ExportFile::create("--export-logits", path)).transpose()?;
     let model = StoredModel::open(&job.model)?;
     let reference = job.reference.as_deref().map(StoredModel::open).transpose()?;
-    let text = corpora::read(&job.text, job.windows, &model.model, model.tokenizer()?.as_ref())?;
+    if let Some(reference) = &reference {
+        demand_same_shape(&model, reference)?;
+    }
+    let tokenizer = model.tokenizer()?;
+    let questions = job.choices.as_deref();
+    let questions =
+        questions.map(|path| Questions::read(path, &model.model, tokenizer.as_ref())).transpose()?;
+    let text = corpora::read(&job.text, job.windows, &model.model, tokenizer.as_ref())?;
     let adapted =
         job.adapter.as_deref().map(|directory| AdaptedModel::open(&model, directory)).transpose()?;
     if let Some(file) = logits {
@@ -35,11 +43,15 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     }
     let models = Models { measured: &model, adapted: adapted.as_ref(), reference: reference.as_ref() };
     let evaluation = measure(models, &text.windows.tokens, text.summary, progress)?;
+    let choices = questions.as_ref().map(|questions| choose(questions, models, progress)).transpose()?;
+    let mut notes = text.notes;
+    notes.extend(questions.as_ref().and_then(Questions::note));
     Ok(EvaluateReport {
         version: env!("CARGO_PKG_VERSION"),
         model: model.summary()?,
         evaluation,
-        notes: text.notes,
+        choices,
+        notes,
         resources: watch.read(),
     })
 }
@@ -52,6 +64,23 @@ pub(crate) struct Models<'m> {
     pub(crate) adapted: Option<&'m AdaptedModel<'m>>,
     /// What divergences are from.
     pub(crate) reference: Option<&'m StoredModel>,
+}
+
+/// Lets every model answer the questions.
+fn choose(
+    questions: &Questions,
+    models: Models<'_>,
+    progress: &dyn Progress,
+) -> Result<ChoicesReport, Error> {
+    let Models { measured, adapted, reference } = models;
+    let model = &measured.model;
+    let count = 1 + usize::from(adapted.is_some()) + usize::from(reference.is_some());
+    progress.phase("answering", questions.steps(model, count));
+    let answers = questions.answer(model, measured, progress)?;
+    let adapted = adapted.map(|adapted| questions.answer(model, adapted, progress)).transpose()?;
+    let reference = reference.map(|reference| questions.answer(model, reference, progress)).transpose()?;
+    progress.finish();
+    Ok(questions.report(answers, adapted.as_deref(), reference.as_deref()))
 }
 
 /// Scores the measured model, without its adapter and with it, and its divergence from the reference, on the windows of `text`.

@@ -100,6 +100,8 @@ pub struct EvaluateJob {
     pub text: Text,
     /// How much of it.
     pub windows: WindowRequest,
+    /// Multiple-choice questions to answer as well (JSON lines).
+    pub choices: Option<PathBuf>,
     /// Where the model's logits go, if anywhere.
     pub export_logits: Option<PathBuf>,
 }

@@ -36,6 +36,7 @@
 mod adapted;
 mod budget;
 mod carry;
+pub mod choices;
 pub mod cli;
 pub mod compare;
 pub mod convert;

@@ -5,6 +5,7 @@ use quantizer::Shares;
 use quantizer::guard::held_out::HeldOutLoss;
 use serde::Serialize;
 
+use crate::choices::ChoicesReport;
 use crate::job::{Budget, WindowRequest};
 use crate::resources::Resources;
 use crate::scales::LearnedScales;
@@ -72,6 +73,9 @@ pub struct EvaluateReport {
     pub model: ModelSummary,
     /// Perplexity and divergence.
     pub evaluation: EvaluationReport,
+    /// Multiple-choice questions, where some were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choices: Option<ChoicesReport>,
     /// What was not done as asked.
     pub notes: Vec<String>,
     /// Cost of the whole run.

@@ -22,6 +22,10 @@ pub struct EvaluateArgs {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
+    /// Answer multiple-choice questions too: JSON lines with `question`, `choices` and `answer` (from 0, or a letter), such as
+    /// demo/choices.jsonl
+    #[arg(long, value_name = "FILE")]
+    choices: Option<PathBuf>,
     /// Write the model's logits (with the adapter, if one is given), f32 [windows, tokens, vocabulary], and the windows' lengths to this
     /// safetensors file
     #[arg(long, value_name = "FILE")]
@@ -66,6 +70,7 @@ impl EvaluateArgs {
             adapter: self.adapter,
             text,
             windows,
+            choices: self.choices,
             export_logits: self.export_logits,
         })
     }

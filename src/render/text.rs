@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::choices::ChoicesReport;
 use crate::convert::{ConvertReport, Difference};
 use crate::inspect::Inspection;
 use crate::job::Budget;
@@ -189,6 +190,10 @@ pub fn evaluate(report: &EvaluateReport) -> String {
     let format = model.format.as_deref().unwrap_or("not quantized");
     line(&mut out, format_args!("{}: {}, {}, {}\n", model.path, model.architecture, model.dtype, format));
     out.push_str(&evaluation_table(&report.evaluation));
+    if let Some(choices) = &report.choices {
+        out.push('\n');
+        out.push_str(&choices_table(choices));
+    }
     notes(&mut out, &report.notes);
     line(&mut out, format_args!("\n{}", resources(&report.resources)));
     out
@@ -306,6 +311,34 @@ fn evaluation_table(evaluation: &EvaluationReport) -> String {
     }
     line(&mut out, format_args!("{table}"));
     out
+}
+
+/// Answers of each model.
+fn choices_table(choices: &ChoicesReport) -> String {
+    let percent = |value: f64, error: f64| format!("{:.2} ± {:.2} %", value * 100.0, error * 100.0);
+    let mut table = table(&["", "right", "right, by likelihood per character"]);
+    let rows = [
+        ("reference", choices.reference.as_ref()),
+        ("measured", Some(&choices.measured)),
+        ("with adapter", choices.adapted.as_ref()),
+    ];
+    for (name, found) in rows.into_iter().filter_map(|(name, found)| Some((name, found?))) {
+        let normalized = percent(found.normalized, found.normalized_stderr);
+        table.add_row([name.to_owned(), percent(found.accuracy, found.accuracy_stderr), normalized]);
+    }
+    if let Some(found) = &choices.difference {
+        let signed = |value: f64, error: f64| format!("{:+.2} ± {:.2} %", value * 100.0, error * 100.0);
+        table.add_row([
+            "difference, paired".to_owned(),
+            signed(found.accuracy, found.accuracy_stderr),
+            signed(found.normalized, found.normalized_stderr),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let chance = choices.by_chance * 100.0;
+    format!("{} questions of {}, {chance:.0} % right by chance:\n{table}\n", choices.questions, choices.file)
 }
 
 /// Stages of one kind side by side, with the width of each layer.

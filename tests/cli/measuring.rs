@@ -118,3 +118,57 @@ fn the_demo_model_scores_what_the_reference_implementation_scored() {
     let perplexity = evaluation["original"]["perplexity"].as_f64().unwrap();
     assert!((perplexity - 40.135).abs() < 0.002, "{perplexity}");
 }
+
+#[test]
+fn questions_are_answered_by_every_model_beside_perplexity() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--bits", "3", "--no-evaluate"]);
+    let report = folder.path().join("report.json");
+    let choices = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/choices.jsonl");
+    let mut arguments = vec!["evaluate", text(&output), "--reference", text_of_demo(), "--choices", choices];
+    arguments.extend(["--export-json", text(&report)]);
+    arguments.extend(WINDOWS);
+    let table = succeed(&arguments);
+    assert!(table.contains("12 questions of") && table.contains("difference, paired"), "{table}");
+    let report = json(&report);
+    let found = &report["choices"];
+    let answers = found["answers"].as_array().unwrap();
+    let right = answers.iter().filter(|answered| answered["answer"] == answered["likeliest"]).count();
+    let share = found["measured"]["accuracy"].as_f64().unwrap();
+    assert!((share - right as f64 / 12.0).abs() < 1e-12 && share > 0.8, "{found}");
+    assert!((found["by_chance"].as_f64().unwrap() - 0.375).abs() < 1e-9);
+    assert!(report["evaluation"]["quantized"]["perplexity"].as_f64().unwrap() > 1.0);
+}
+
+#[test]
+fn a_question_that_is_none_is_named_by_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("questions.jsonl");
+    let arguments = ["evaluate", text_of_demo(), "--choices", text(&file)];
+    for (line, problem) in [
+        ("{\"question\": \"q\", \"choices\": [\"a\"], \"answer\": 0}", "expected 2 to 26"),
+        ("{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": \"C\"}", "letter from A to B"),
+        ("{\"text\": \"q\"}", "found no `question`"),
+        ("[1", "EOF"),
+    ] {
+        std::fs::write(&file, format!("\n{line}\n")).unwrap();
+        let message = fail(1, &arguments);
+        assert!(message.contains("line 2: ") && message.contains(problem), "{message}");
+    }
+    // What is before a choice may be cut, and then a note says so; the choice itself may not.
+    let long = "word ".repeat(400);
+    let questions = format!(
+        "{{\"question\": \"{long}\", \"choices\": [\"a\", \"b\"], \"answer\": 0}}\n{}",
+        "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 0}"
+    );
+    std::fs::write(&file, questions).unwrap();
+    let table = succeed(&[&arguments[..], &WINDOWS].concat());
+    assert!(table.contains("1 of 2 questions of"), "{table}");
+    std::fs::write(
+        &file,
+        format!("{{\"question\": \"q\", \"choices\": [\"a\", \"{long}\"], \"answer\": 0}}"),
+    )
+    .unwrap();
+    let message = fail(1, &arguments);
+    assert!(message.contains("the model attends to 256"), "{message}");
+}

@@ -414,6 +414,34 @@ def sources(work: Path, demo: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
+def check_choices(results: Results, quantc: Quantc, demo: Path, work: Path) -> None:
+    """Multiple-choice questions: the log-likelihood of every choice by transformers, and the answers that follow from it."""
+    questions, report = demo / "choices.jsonl", work / "choices.json"
+    with results.part("choices"):
+        size = ["--evaluate-samples", WINDOWS, "--evaluate-context", CONTEXT]
+        quantc("evaluate", demo / "model", "--choices", questions, *size, "--export-json", report)
+        found = json.loads(report.read_text())["choices"]
+        model, rows = runtimes.original(demo / "model"), [json.loads(line) for line in questions.read_text().splitlines()]
+        largest, wrong, right = 0.0, [], {"accuracy": [], "normalized": []}
+        for row, ours in zip(rows, found["answers"], strict=True):
+            choices = row["choices"]
+            theirs = [runtimes.likelihood_of_ending(model, demo / "model", row["question"], " " + text) for text in choices]
+            largest = max(largest, np.abs(np.array(ours["log_likelihoods"]) / theirs - 1).max())
+            answer = "ABC".index(row["answer"]) if isinstance(row["answer"], str) else row["answer"]
+            plain = int(np.argmax(theirs))
+            normalized = int(np.argmax([value / len(text) for value, text in zip(theirs, choices, strict=True)]))
+            right["accuracy"].append(plain == answer)
+            right["normalized"].append(normalized == answer)
+            expected = {"answer": answer, "likeliest": plain, "likeliest_normalized": normalized}
+            wrong += [row["question"] for key, value in expected.items() if ours[key] != value]
+        results.at_most("choices: log-likelihoods", largest, NLL)
+        results.no("choices: answers", wrong)
+        for key, values in right.items():
+            results.at_most(f"choices: {key}", abs(found["measured"][key] - np.mean(values)), 1e-12)
+            stderr = np.std(values, ddof=1) / np.sqrt(len(values))
+            results.at_most(f"choices: standard error of {key}", abs(found["measured"][f"{key}_stderr"] - stderr), 1e-9)
+
+
 def check_decoder(results: Results) -> None:
     """The decoder against the worked examples of the formats' documents."""
     examples = {
@@ -449,6 +477,8 @@ def main() -> int:
     quantc = Quantc(arguments.quantc.resolve())
     with results.part("making the random models"):
         found = sources(arguments.work, arguments.demo)
+        if re.search(arguments.only, "choices"):
+            check_choices(results, quantc, arguments.demo, arguments.work)
         for case in CASES:
             if re.search(arguments.only, case.name):
                 start = time.monotonic()

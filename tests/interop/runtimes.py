@@ -39,6 +39,17 @@ def window_nll(logits: np.ndarray, windows: np.ndarray) -> np.ndarray:
     return -log_p.gather(-1, targets)[..., 0].mean(1).numpy()
 
 
+@torch.no_grad()
+def likelihood_of_ending(model, directory: Path, before: str, ending: str) -> float:
+    """Log-likelihood of the tokens that `ending` adds to those of `before`, behind the bos token if there is one; nats, f64."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    tokens, known = bos + encode(before + ending), len(bos) + len(encode(before))
+    log_p = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1)
+    return sum(float(log_p[place - 1, tokens[place]]) for place in range(known, len(tokens)))
+
+
 def text_windows(directory: Path, text: Path, context: int, count: int) -> np.ndarray:
     """Disjoint windows from the start of the text, each with the bos token first where the tokenizer has one."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
