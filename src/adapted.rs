@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
+use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, Linears, SourceError, WeightSource};
 use formats::adapter::{self, StoredAdapter};
 use formats::container::SafetensorsWriter;
 use formats::{Dtype, side_files};
@@ -30,6 +30,21 @@ impl<'m> AdaptedModel<'m> {
     }
 }
 
+impl AdaptedModel<'_> {
+    /// Adds the adapters of some linears of a layer.
+    fn adapt(&self, layer: &Layer, linears: &mut Linears) -> Result<(), SourceError> {
+        for linear in layer.linears() {
+            let Some(operator) = linears.get_mut(&linear.id.slot()) else { continue };
+            let Some(adapter) = self.adapter.read(linear)? else { continue };
+            operator.weights = LinearWeights::Dense(match &operator.weights {
+                LinearWeights::Dense(matrix) => matrix + &adapter.product(),
+                LinearWeights::Packed(matrix) => matrix.dequantize() + &adapter.product(),
+            });
+        }
+        Ok(())
+    }
+}
+
 impl WeightSource for AdaptedModel<'_> {
     fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
         WeightSource::embed(self.model, tokens)
@@ -37,15 +52,14 @@ impl WeightSource for AdaptedModel<'_> {
 
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
         let mut weights = self.model.layer_weights(layer)?;
-        for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
-            let Some(adapter) = self.adapter.read(linear)? else { continue };
-            let dense = match &weights.linear(linear.id.role).weights {
-                LinearWeights::Dense(matrix) => matrix + &adapter.product(),
-                LinearWeights::Packed(matrix) => matrix.dequantize() + &adapter.product(),
-            };
-            weights.replace(linear.id.role, dense);
-        }
+        self.adapt(layer, &mut weights.linears)?;
         Ok(weights)
+    }
+
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
+        let mut linears = self.model.expert(layer, expert)?;
+        self.adapt(layer, &mut linears)?;
+        Ok(linears)
     }
 
     fn final_norm(&self) -> Result<Array1<f32>, SourceError> {

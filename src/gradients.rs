@@ -8,15 +8,15 @@
 //! norm, and weights are over its square.
 //!
 //! Windows are taken in batches whose hidden states before every layer fit a budget; each batch reads the layers twice, forwards and
-//! backwards. The gradients are those of random probes of the Fisher matrix ([`Backward::fisher_probe`]), so no label of the text is used.
+//! backwards. The gradients go through the experts of a layer, and none of theirs is kept. The gradients are those of random probes of the Fisher matrix ([`Backward::fisher_probe`]), so no label of the text is used.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use calibration::CalibrationError;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
-use model::linear::{Linear, LinearId, Role};
+use calibration::weights::{LinearOperator, WeightSource};
+use model::linear::{Linear, LinearId, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use quantizer::output::{OutputHessian, OutputHessianAccumulator};
@@ -139,9 +139,8 @@ impl Probe<'_> {
         let mut before: Vec<Vec<Array2<f32>>> = Vec::with_capacity(self.model.layers.len());
         for layer in &self.model.layers {
             go_on(self.progress)?;
-            let weights = self.source.layer(layer).map_err(Error::from_source)?;
             before.push(states.iter().map(|state| state.hidden().to_owned()).collect());
-            states.par_iter_mut().for_each(|state| self.forward.advance_layer(layer, &weights, state));
+            self.forward.advance_windows(layer, self.source, &mut states).map_err(Error::from_source)?;
             let place = || format!("layer {}", layer.index);
             demand_finite(first, states.iter().map(WindowState::hidden), &place)?;
             self.progress.step("");
@@ -159,17 +158,22 @@ impl Probe<'_> {
         })?;
         for layer in self.model.layers.iter().rev() {
             go_on(self.progress)?;
-            let weights = self.source.layer(layer).map_err(Error::from_source)?;
             let inputs = before.pop().unwrap_or_default();
-            let mut back: Vec<Passed> = inputs
-                .par_iter()
-                .zip(&gradients)
-                .map(|(input, gradient)| pass(&backward, layer, &weights, input.view(), gradient.view()))
-                .collect();
-            for (place, stage) in layer.stages.iter().enumerate() {
+            let mut back: Vec<OutputGradients> = inputs.iter().map(|_| OutputGradients::new()).collect();
+            // Of experts nothing is kept: all of them together would be many times what a dense layer is.
+            let keep = |kept: &mut OutputGradients, visit: Visit<'_>| {
+                if let Visit::Linear(linear) = visit
+                    && linear.slot.part.expert().is_none()
+                {
+                    kept.insert(linear.slot, linear.output_gradient.to_owned());
+                }
+            };
+            let passed = backward.windows_vjp(layer, self.source, &inputs, &gradients, &mut back, &keep);
+            gradients = passed.map_err(Error::from_source)?;
+            for (place, stage) in layer.stages.iter().enumerate().filter(|(_, s)| s.part().expert().is_none())
+            {
                 self.kept.take(layer, place, stage, &mut back)?;
             }
-            gradients = back.into_iter().map(|passed| passed.input).collect();
             let place = || format!("gradient before layer {}", layer.index);
             demand_finite(first, gradients.iter().map(|gradient| gradient.view()), &place)?;
             self.progress.step("");
@@ -180,15 +184,23 @@ impl Probe<'_> {
 
 impl Kept {
     /// Takes from the gradients of a stage's outputs what is asked for.
-    fn take(&mut self, layer: &Layer, place: usize, stage: &Stage, back: &mut [Passed]) -> Result<(), Error> {
-        let mut weights: Option<Vec<Vec<f32>>> = self
-            .tokens
-            .contains_key(&(layer.index, place))
-            .then(|| back.iter().map(|passed| vec![0.0; passed.input.nrows()]).collect());
+    fn take(
+        &mut self,
+        layer: &Layer,
+        place: usize,
+        stage: &Stage,
+        back: &mut [OutputGradients],
+    ) -> Result<(), Error> {
+        let mut weights: Option<Vec<Vec<f32>>> = self.tokens.contains_key(&(layer.index, place)).then(|| {
+            let first = stage.linears.first().map(|linear| linear.id.slot());
+            let of_window =
+                |passed: &OutputGradients| first.and_then(|slot| passed.get(&slot)).map_or(0, Array2::nrows);
+            back.iter().map(|passed| vec![0.0; of_window(passed)]).collect()
+        });
         for linear in &stage.linears {
             let mut moment = self.moments.get_mut(&linear.id);
             for (window, passed) in back.iter_mut().enumerate() {
-                let Some(mut gradients) = passed.outputs.remove(&linear.id.role) else { continue };
+                let Some(mut gradients) = passed.remove(&linear.id.slot()) else { continue };
                 let norms = cut(&mut gradients);
                 if let Some(weights) = &mut weights {
                     for (weight, norm) in weights[window].iter_mut().zip(norms) {
@@ -252,27 +264,8 @@ fn demand_finite<'a>(
     Ok(())
 }
 
-/// Gradients of one window that went back through a layer.
-struct Passed {
-    input: Array2<f32>,
-    outputs: BTreeMap<Role, Array2<f32>>,
-}
-
-fn pass(
-    backward: &Backward<'_, '_>,
-    layer: &Layer,
-    weights: &LayerWeights,
-    input: ArrayView2<'_, f32>,
-    gradient: ArrayView2<'_, f32>,
-) -> Passed {
-    let mut outputs = BTreeMap::new();
-    let input = backward.layer_vjp(layer, weights, input, gradient, &mut |visit| {
-        if let Visit::Linear(linear) = visit {
-            outputs.insert(linear.role, linear.output_gradient.to_owned());
-        }
-    });
-    Passed { input, outputs }
-}
+/// Gradients of what the linears of a layer gave, of one window that went back through it.
+type OutputGradients = BTreeMap<Slot, Array2<f32>>;
 
 /// The head in slices of the vocabulary.
 pub(crate) fn head(model: &Model, source: &dyn WeightSource) -> Result<Vec<LinearOperator>, Error> {

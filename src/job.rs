@@ -37,6 +37,8 @@ pub struct QuantizeJob {
     pub calibration: Calibration,
     /// How much of it.
     pub calibration_windows: WindowRequest,
+    /// Calibration tokens that every expert is to see, for which more windows are drawn.
+    pub min_expert_tokens: Option<usize>,
     /// Text that both models are measured on; none: no measurement.
     pub evaluation: Option<(Text, WindowRequest)>,
     /// Largest file of weights, bytes.

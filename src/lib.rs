@@ -43,6 +43,8 @@ pub mod convert;
 mod corpora;
 pub mod error;
 mod evaluate;
+mod expert_tokens;
+pub mod experts;
 pub mod export;
 pub mod generate;
 mod gradients;

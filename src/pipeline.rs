@@ -1,7 +1,8 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
 use formats::model_writer::ModelWriter;
-use model::linear::Linear;
+use model::graph::StageInput;
+use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
 use quantizer::adapter::best_adapter;
@@ -17,6 +18,7 @@ use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
 
 use crate::adapted::AdapterWriter;
 use crate::error::Error;
+use crate::experts::{ExpertCoverage, LayerExperts};
 use crate::gradients::{self, Gradients};
 use crate::importance::{ImportanceGatherer, MeanSquares};
 use crate::plan::Plan;
@@ -25,7 +27,7 @@ use crate::recipe::Treatment;
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::scales::{self, LearnedScales, Solved};
-use crate::statistics::StageStatistics;
+use crate::statistics::{Sent, StageStatistics};
 use crate::streams::Streams;
 
 /// What the layer loop leaves behind.
@@ -39,6 +41,8 @@ pub(crate) struct Outcome {
     pub(crate) notes: Vec<String>,
     /// What came of letting scales learn.
     pub(crate) learned: Option<LearnedScales>,
+    /// What each expert was solved on, in forward order.
+    pub(crate) coverage: Vec<ExpertCoverage>,
 }
 
 /// What solvers know inputs by.
@@ -85,7 +89,12 @@ pub(crate) fn quantize_layers(
     progress.phase("quantizing", model.layers.len());
     for layer in &model.layers {
         let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
+        let mut experts: Vec<LayerExperts> = tracks.iter().map(|_| LayerExperts::default()).collect();
         for (place, stage) in layer.stages.iter().enumerate() {
+            // One expert is in memory at a time.
+            for weights in &mut quantized {
+                weights.fetch(layer, stage.part(), source).map_err(Error::from_source)?;
+            }
             // Nothing is behind the last stage that its output would be seen by.
             let last = layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len();
             // Until a track solves this stage, its linears are the original's.
@@ -98,8 +107,11 @@ pub(crate) fn quantize_layers(
                 go_on(progress)?;
                 all_seen.push(match (&streams, inputs) {
                     (Some(streams), _) => {
+                        let sent = experts[number].sent(streams, number, layer, place, &quantized[number])?;
+                        let (sent, coverage) = sent.unzip();
+                        outcomes[number].cover(track.plan, stage, coverage);
                         let place = Place { layer, stage: place, track: number };
-                        observe(track.plan, place, original, streams, &gradients)?
+                        observe(track.plan, place, original, streams, &gradients, sent)?
                     }
                     (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
                     (None, Inputs::Windows(_)) => {
@@ -122,6 +134,9 @@ pub(crate) fn quantize_layers(
                 }
             }
             stage.linears.iter().for_each(|linear| gradients.forget(linear));
+            if let (Part::Expert(_), StageInput::MlpOutput) = (stage.part(), stage.input) {
+                quantized.iter_mut().for_each(|weights| weights.release(stage.part()));
+            }
         }
         progress.step(&outcomes.last().map_or_else(String::new, Outcome::last_loss));
     }
@@ -162,9 +177,7 @@ impl<'t> Track<'t> {
             Some(adapters) => Some(recover(self.plan, linear, &solution, weights, seen, adapters)?),
         };
         outcome.add(self.plan, linear, &solution, left, progress);
-        if let Some(operator) = weights.linears.get_mut(&linear.id.role) {
-            operator.weights = LinearWeights::Dense(solution.tensor.dequantize());
-        }
+        weights.replace(linear.id.slot(), solution.tensor.dequantize());
         if self.scale_passes > 0 {
             self.waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
             Ok(())
@@ -204,6 +217,7 @@ fn observe(
     weights: &LayerWeights,
     streams: &Streams<'_>,
     gradients: &Gradients,
+    sent: Option<Sent>,
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
     let solved: Vec<_> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
@@ -213,7 +227,7 @@ fn observe(
         Some(dense(weights, linear).map(|weight| Unsolved { weight, scheme }))
     });
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
-    StageStatistics::gather(stage, &settings, &unsolved, streams.windows(), |see| {
+    StageStatistics::gather(stage, &settings, &unsolved, streams.windows(), sent, |see| {
         streams.see_stage_input(track, layer, place, weights, gradients.token_roots(layer, place), see)
     })
 }
@@ -267,7 +281,7 @@ pub(crate) fn solver(treatment: &Treatment) -> Result<&'static dyn Solver, Error
 
 /// The weight of a linear that is not packed, `[out_features, in_features]`.
 pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
-    match &weights.linear(linear.id.role).weights {
+    match &weights.linear(linear.id.slot()).weights {
         LinearWeights::Dense(weight) => Ok(weight.view()),
         LinearWeights::Packed(_) => {
             Err(Error::Internal(format!("`{}` is packed before it is solved", linear.name)))
@@ -276,6 +290,14 @@ pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<Ar
 }
 
 impl Outcome {
+    /// Keeps what an expert was solved on, once for its stages, if anything of it is solved with data.
+    fn cover(&mut self, plan: &Plan, stage: &Stage, coverage: Option<ExpertCoverage>) {
+        let Some(coverage) = coverage.filter(|_| stage.input == StageInput::MlpInput) else { return };
+        if stage.linears.iter().any(|linear| plan.solved_with_data(linear)) {
+            self.coverage.push(coverage);
+        }
+    }
+
     fn add(
         &mut self,
         plan: &Plan,

@@ -1,6 +1,6 @@
 //! Everything that is decided before any work: each linear's scheme and solver, each tensor's place in the output, and who will load it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use calibration::transforms::Transform;
 use formats::container::TensorSpec;
@@ -13,6 +13,7 @@ use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Scheme, Symmetry};
 
 use crate::error::Error;
+use crate::experts;
 use crate::job::{Overrides, QuantizeJob, Target};
 use crate::recipe::Treatment;
 use crate::report::{Kept, RuntimeRow};
@@ -27,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) format: &'static dyn TargetFormat,
     /// Every linear, in forward order.
     pub(crate) linears: Vec<PlannedLinear>,
+    /// Where in `linears` each is.
+    places: BTreeMap<LinearId, usize>,
     pub(crate) treatments: BTreeMap<LinearId, Treatment>,
     /// Tensors that are copied, with their type in the output.
     pub(crate) carried: Vec<TensorSpec>,
@@ -51,6 +54,7 @@ impl Plan {
         let recipe = target.bits.map_or_else(|| job.recipe.clone(), |bits| job.recipe.with_bits(bits));
         side_files::check(&source.path)?;
         demand_matches(source, job)?;
+        experts::demand_known(source, job)?;
         let mut notes = Vec::new();
         let untie = settle_head(source, job, &mut notes)?;
         let runtime = runtime_dtype(source, &mut notes)?;
@@ -68,7 +72,7 @@ impl Plan {
         let stages = source.model.layers.iter().flat_map(|layer| &layer.stages);
         for (fused_group, stage) in stages.enumerate() {
             for linear in &stage.linears {
-                let treatment = recipe.treatment(linear);
+                let treatment = experts::treatment(linear, recipe.treatment(linear));
                 let excluded = job.exclude.iter().find(|pattern| pattern.is_match(&linear.name));
                 let reason = match excluded {
                     Some(pattern) => Some(format!("excluded by `{pattern}`")),
@@ -102,16 +106,17 @@ impl Plan {
         }
         notes.extend(format.settle(&mut linears)?);
         let runtimes = runtimes(format, &linears)?;
-        let quantized = |name: &str| {
-            linears.iter().any(|planned| planned.scheme.is_some() && planned.linear.weight_name() == name)
-        };
+        // By the name of its weight, whether each linear is quantized.
+        let by_name: BTreeMap<String, bool> =
+            linears.iter().map(|planned| (planned.linear.weight_name(), planned.scheme.is_some())).collect();
         let unknown_tensors = source.unknown_tensors();
+        let unknown: BTreeSet<&str> = unknown_tensors.iter().map(String::as_str).collect();
         let mut carried = Vec::new();
-        for name in source.checkpoint.names().filter(|name| !quantized(name)) {
+        for name in source.checkpoint.names().filter(|name| by_name.get(*name) != Some(&true)) {
             let info = source.checkpoint.info(name)?;
             // What is not known is not touched: whoever reads it may expect its type.
-            let known = !unknown_tensors.iter().any(|unknown| unknown == name);
-            let kept_linear = linears.iter().any(|planned| planned.linear.weight_name() == name);
+            let known = !unknown.contains(name);
+            let kept_linear = by_name.contains_key(name);
             let narrows = info.dtype == Dtype::F32 && known && (kept_linear || source.dtype()? == Dtype::F32);
             let dtype = if narrows { runtime } else { info.dtype };
             carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
@@ -130,9 +135,12 @@ impl Plan {
             ));
         }
         let transforms = job.recipe.transforms().to_vec();
+        notes.extend(experts::note(&source.model, &recipe));
+        let places = linears.iter().enumerate().map(|(place, planned)| (planned.linear.id, place)).collect();
         let mut plan = Self {
             format,
             linears,
+            places,
             treatments,
             carried,
             unknown_tensors,
@@ -187,7 +195,7 @@ impl Plan {
 
     /// The grid of a linear; none: it stays in 16 bit.
     pub(crate) fn scheme(&self, linear: &Linear) -> Option<Scheme> {
-        self.linears.iter().find(|planned| planned.linear.id == linear.id).and_then(|planned| planned.scheme)
+        self.places.get(&linear.id).and_then(|&place| self.linears[place].scheme)
     }
 
     /// How a linear is solved.
@@ -206,10 +214,14 @@ impl Plan {
     }
 
     pub(crate) fn solves_with_data(&self) -> bool {
-        self.quantized().any(|(linear, _)| {
-            quantizer::solver::find(self.treatment(linear).solver)
+        self.quantized().any(|(linear, _)| self.solved_with_data(linear))
+    }
+
+    /// Whether a linear is quantized by what its input is.
+    pub(crate) fn solved_with_data(&self, linear: &Linear) -> bool {
+        self.scheme(linear).is_some()
+            && quantizer::solver::find(self.treatment(linear).solver)
                 .is_some_and(quantizer::solver::Solver::needs_hessian)
-        })
     }
 
     /// Linears that are solved with an output Hessian.

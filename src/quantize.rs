@@ -8,6 +8,7 @@ use formats::output::OutputDirectory;
 
 use crate::budget::Options;
 use crate::error::Error;
+use crate::experts;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Calibration, QuantizeJob, Text};
 use crate::outputs::{FinishedOutput, OpenOutput};
@@ -126,7 +127,8 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         .map(|(number, ((output, evaluation), plan))| {
             let outcome = outcome_of(number);
             let with = groups.iter().find(|group| group.contains(&number)).into_iter().flatten();
-            let all_notes = notes.iter().chain(&plan.notes).chain(&outcome.notes);
+            let cold = experts::notes(&outcome.coverage, job.min_expert_tokens.unwrap_or(experts::COLD));
+            let all_notes = notes.iter().chain(&plan.notes).chain(&outcome.notes).chain(&cold);
             Ok(Report {
                 version: env!("CARGO_PKG_VERSION"),
                 model: summary.clone(),
@@ -149,6 +151,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
                 adapter: output.adapter,
                 learned_scales: outcome.learned,
                 linears: outcome.rows.clone(),
+                experts: outcome.coverage.clone(),
                 notes: all_notes.cloned().collect(),
                 kept: plan.kept,
                 unknown_tensors: plan.unknown_tensors,

@@ -391,11 +391,17 @@ fn parse_layers(text: &str) -> Result<Vec<std::ops::RangeInclusive<usize>>, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::linear::LinearId;
+    use model::linear::{LinearId, Part};
 
     fn linear(layer: usize, role: Role) -> Linear {
         let name = format!("model.layers.{layer}.{role:?}").to_lowercase();
-        Linear { id: LinearId { layer, role }, name, out_features: 64, in_features: 64, bias: false }
+        Linear {
+            id: LinearId { layer, part: Part::Main, role },
+            name,
+            out_features: 64,
+            in_features: 64,
+            bias: false,
+        }
     }
 
     #[test]

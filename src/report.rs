@@ -6,6 +6,7 @@ use quantizer::guard::held_out::HeldOutLoss;
 use serde::Serialize;
 
 use crate::choices::ChoicesReport;
+use crate::experts::ExpertCoverage;
 use crate::job::{Budget, WindowRequest};
 use crate::resources::Resources;
 use crate::scales::LearnedScales;
@@ -46,6 +47,9 @@ pub struct Report {
     pub learned_scales: Option<LearnedScales>,
     /// One row for each quantized linear, in forward order.
     pub linears: Vec<LinearRow>,
+    /// What each expert was solved on, in forward order; empty where there are none, or none is solved with data.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertCoverage>,
     /// Linears that stay in 16 bit, with the reason.
     pub kept: Vec<Kept>,
     /// Tensors that no description of the architecture knows; copied unchanged.

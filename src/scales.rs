@@ -16,10 +16,10 @@
 //! the residual streams before all layers, and for each token of all windows the original's last one.
 
 use calibration::CalibrationError;
-use calibration::backward::{Backward, Head, Visit};
+use calibration::backward::{Backward, Head, LinearVisit, Visit};
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
-use model::linear::{Linear, Role};
+use calibration::weights::{LayerWeights, LinearOperator, Linears, SourceError, WeightSource};
+use model::linear::Linear;
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, ArrayView2};
 use quantizer::scheme::{ScaleDtype, Symmetry};
@@ -162,7 +162,9 @@ impl Solved {
     /// Whether its scales are single numbers that may take any value.
     fn learns(&self) -> bool {
         let scheme = self.tensor.scheme();
-        scheme.symmetry != Symmetry::Minimum
+        // One backward pass has the gradients of all experts' weights; they would be many times a dense layer's.
+        self.linear.id.part.expert().is_none()
+            && scheme.symmetry != Symmetry::Minimum
             && matches!(
                 scheme.scale_dtype,
                 ScaleDtype::F16 | ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 | ScaleDtype::F32
@@ -206,16 +208,49 @@ struct School<'a> {
     head: Vec<LinearOperator>,
 }
 
-impl School<'_> {
-    /// A layer of the original, or with the solutions of its linears.
-    fn layer(&self, layer: &Layer, solved: &[Solved]) -> Result<LayerWeights, Error> {
-        let mut weights = self.source.layer(layer).map_err(Error::from_source)?;
-        for solved in solved.iter().filter(|solved| solved.linear.id.layer == layer.index) {
-            weights.replace(solved.linear.id.role, solved.tensor.dequantize());
+/// The original, or with the solutions of its linears.
+struct Pupils<'a> {
+    source: &'a dyn WeightSource,
+    solved: &'a [Solved],
+}
+
+impl Pupils<'_> {
+    fn replace(&self, layer: &Layer, linears: &mut Linears) {
+        for solved in self.solved.iter().filter(|solved| solved.linear.id.layer == layer.index) {
+            if let Some(operator) = linears.get_mut(&solved.linear.id.slot()) {
+                operator.weights = solved.tensor.dequantize().into();
+            }
         }
+    }
+}
+
+impl WeightSource for Pupils<'_> {
+    fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
+        self.source.embed(tokens)
+    }
+
+    fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
+        let mut weights = self.source.layer(layer)?;
+        self.replace(layer, &mut weights.linears);
         Ok(weights)
     }
 
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
+        let mut linears = self.source.expert(layer, expert)?;
+        self.replace(layer, &mut linears);
+        Ok(linears)
+    }
+
+    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
+        self.source.final_norm()
+    }
+
+    fn head_rows(&self, rows: std::ops::Range<usize>) -> Result<LinearOperator, SourceError> {
+        self.source.head_rows(rows)
+    }
+}
+
+impl School<'_> {
     /// The residual streams behind the last layer; `before` is shown those before each.
     fn run(
         &self,
@@ -226,10 +261,10 @@ impl School<'_> {
         let embed =
             |tokens: &&Vec<u32>| self.source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
+        let pupils = Pupils { source: self.source, solved };
         for layer in &self.model.layers {
             before(states.iter().map(|state| state.hidden().to_owned()).collect());
-            let weights = self.layer(layer, solved)?;
-            states.par_iter_mut().for_each(|state| self.forward.advance_layer(layer, &weights, state));
+            self.forward.advance_windows(layer, &pupils, &mut states).map_err(Error::from_source)?;
         }
         match states.iter().position(|state| !state.is_finite()) {
             None => Ok(states.into_iter().map(|state| state.hidden().to_owned()).collect()),
@@ -275,60 +310,42 @@ impl School<'_> {
             self.judge(lessons, &hidden).into_iter().map(|(_, gradient)| gradient).collect();
         let mut found: Vec<Option<Array2<f32>>> = solved.iter().map(|_| None).collect();
         let backward = Backward::new(&self.forward);
+        let pupils = Pupils { source: self.source, solved };
         for layer in self.model.layers.iter().rev() {
-            let weights = self.layer(layer, solved)?;
             let inputs = before.pop().unwrap_or_default();
-            let passed: Vec<_> = inputs
-                .par_iter()
-                .zip(&gradients)
-                .map(|(input, gradient)| {
-                    let mut own: Vec<(Role, Array2<f32>)> = Vec::new();
-                    let mut see = |visit: Visit<'_>| {
-                        if let Visit::Linear(linear) = visit {
-                            own.push((linear.role, linear.weight_gradient()));
-                        }
-                    };
-                    let back = backward.layer_vjp(layer, &weights, input.view(), gradient.view(), &mut see);
-                    let of_scales = self.of_scales(layer, &own, solved);
-                    (back, of_scales)
-                })
-                .collect();
-            gradients = Vec::with_capacity(passed.len());
+            let mut parts: Vec<Vec<(usize, Array2<f32>)>> = inputs.iter().map(|_| Vec::new()).collect();
+            let see = |parts: &mut Vec<(usize, Array2<f32>)>, visit: Visit<'_>| {
+                if let Visit::Linear(linear) = visit {
+                    parts.extend(of_scales(layer, &linear, solved));
+                }
+            };
+            let passed = backward.windows_vjp(layer, &pupils, &inputs, &gradients, &mut parts, &see);
+            gradients = passed.map_err(Error::from_source)?;
             // Windows in order, so that sums do not depend on the threads.
-            for (gradient, of_scales) in passed {
-                gradients.push(gradient);
-                for (index, part) in of_scales {
-                    match &mut found[index] {
-                        Some(sum) => *sum += &part,
-                        empty => *empty = Some(part),
-                    }
+            for (index, part) in parts.into_iter().flatten() {
+                match &mut found[index] {
+                    Some(sum) => *sum += &part,
+                    empty => *empty = Some(part),
                 }
             }
         }
         Ok(found)
     }
+}
 
-    /// By place in `solved`, the scales' gradients of one layer's linears.
-    fn of_scales(
-        &self,
-        layer: &Layer,
-        gradients: &[(Role, Array2<f32>)],
-        solved: &[Solved],
-    ) -> Vec<(usize, Array2<f32>)> {
-        let own = solved.iter().enumerate().filter(|(_, s)| s.linear.id.layer == layer.index && s.learns());
-        own.filter_map(|(index, solved)| {
-            let (_, gradient) = gradients.iter().find(|(role, _)| *role == solved.linear.id.role)?;
-            let weight = solved.tensor.dequantize();
-            Some((index, solved.scale_gradient(gradient.view(), weight.view())))
-        })
-        .collect()
-    }
+/// The gradient of the scales of one of a layer's linears, with its place in `solved`; none where they do not learn.
+fn of_scales(layer: &Layer, visit: &LinearVisit<'_>, solved: &[Solved]) -> Option<(usize, Array2<f32>)> {
+    let own =
+        |solved: &Solved| solved.linear.id.layer == layer.index && solved.linear.id.slot() == visit.slot;
+    let index = solved.iter().position(own).filter(|&index| solved[index].learns())?;
+    let weight = solved[index].tensor.dequantize();
+    Some((index, solved[index].scale_gradient(visit.weight_gradient().view(), weight.view())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::linear::LinearId;
+    use model::linear::{LinearId, Part, Role};
     use quantizer::levels::Levels;
     use quantizer::scheme::{BitWidth, Granularity, GroupSize, Scheme};
 
@@ -343,7 +360,7 @@ mod tests {
         let codes = Array2::from_shape_fn((3, 32), |(row, column)| ((5 * row + 3 * column) % 8) as u8);
         let shape = granularity.scale_shape(3, 32);
         let scales = Array2::from_shape_fn(shape, |(row, group)| 0.5 - 0.2 * (row + 2 * group) as f32);
-        let id = LinearId { layer: 0, role: Role::Up };
+        let id = LinearId { layer: 0, part: Part::Main, role: Role::Up };
         let linear = Linear { id, name: "up".to_owned(), out_features: 3, in_features: 32, bias: false };
         Solved { linear, tensor: QuantizedTensor::new(scheme, codes, scales, None).unwrap() }
     }

@@ -10,7 +10,7 @@ use calibration::CalibrationError;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
-use model::linear::{Linear, Role};
+use model::linear::{Linear, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView2};
 use quantizer::allocate::{add_projected_errors, damage};
@@ -54,9 +54,8 @@ pub(crate) fn weigh(
     let mut inputs: Vec<Vec<Array2<f32>>> = Vec::with_capacity(layers.len());
     for layer in layers {
         go_on(progress)?;
-        let weights = source.layer(layer).map_err(Error::from_source)?;
         inputs.push(states.iter().map(|state| state.hidden().to_owned()).collect());
-        states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
+        forward.advance_windows(layer, source, &mut states).map_err(Error::from_source)?;
         if let Some(window) = states.iter().position(|state| !state.is_finite()) {
             let place = format!("layer {}", layer.index);
             return Err(CalibrationError::NotFinite { window, place }.into());
@@ -140,7 +139,7 @@ fn head_gradients(
 }
 
 /// What passed through a layer's linears in one window: input and gradient of the output.
-struct Passed(BTreeMap<Role, (Array2<f32>, Array2<f32>)>);
+struct Passed(BTreeMap<Slot, (Array2<f32>, Array2<f32>)>);
 
 impl Passed {
     /// Takes `gradient` from behind the layer to before it.
@@ -155,7 +154,7 @@ impl Passed {
         let mut see = |visit: Visit<'_>| {
             if let Visit::Linear(linear) = visit {
                 let both = (linear.input.to_owned(), linear.output_gradient.to_owned());
-                passed.insert(linear.role, both);
+                passed.insert(linear.slot, both);
             }
         };
         let backward = Backward::new(forward);
@@ -179,7 +178,7 @@ fn weigh_stage(
     let weights = linears.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
     // No window is held out here, so there is nobody to tell the schemes.
     let pairs: Vec<(&Linear, &Treatment)> = linears.iter().copied().zip(&treatments).collect();
-    let seen = StageStatistics::gather(stage, &pairs, &[], windows, visit)?;
+    let seen = StageStatistics::gather(stage, &pairs, &[], windows, None, visit)?;
     let mut damages = Vec::with_capacity(options.widths.len());
     for width in &options.widths {
         let mut projected: Vec<Vec<f64>> = Vec::new();
@@ -193,7 +192,7 @@ fn weigh_stage(
             let errors = &weight - &solution.tensor.dequantize();
             projected.resize_with(passed.len(), Vec::new);
             for (projected, Passed(passed)) in projected.iter_mut().zip(passed) {
-                let Some((input, gradient)) = passed.get(&linear.id.role) else { continue };
+                let Some((input, gradient)) = passed.get(&linear.id.slot()) else { continue };
                 projected.resize(input.nrows(), 0.0);
                 add_projected_errors(errors.view(), input.view(), gradient.view(), projected);
             }

@@ -14,6 +14,13 @@ use crate::error::Error;
 use crate::recipe::Treatment;
 use crate::streams::{See, Seen};
 
+/// An expert's tokens, which may be few or none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent {
+    /// What stands in for those that are missing: the second moment that the expert's input has over the layer's tokens, counted as so many.
+    pub(crate) pooled: Option<Hessian>,
+}
+
 /// Prepared Hessians by settings, and what held-out windows judge solutions by.
 #[derive(Default)]
 pub(crate) struct StageStatistics {
@@ -22,12 +29,14 @@ pub(crate) struct StageStatistics {
 }
 
 impl StageStatistics {
-    /// Gathers what the stage's linears need: nothing, the second moment, or what the input and the residual stream lack as well.
+    /// Gathers what the stage's linears need: nothing, the second moment, or what the input and the residual stream lack as well. `sent` for
+    /// an expert's stage, of which windows may have no token.
     pub(crate) fn gather(
         stage: &Stage,
         linears: &[(&Linear, &Treatment)],
         unsolved: &[Unsolved<'_>],
         windows: usize,
+        sent: Option<Sent>,
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let wanted = wanted(linears);
@@ -56,8 +65,9 @@ impl StageStatistics {
             }
             .map_err(fail)
         })?;
-        let fitted = fitted.finish().map_err(fail)?;
-        let held = held.map(Accumulators::finish).transpose().map_err(fail)?;
+        let least = if sent.is_some() { LEAST_HELD_OUT } else { 0 };
+        let pooled = sent.and_then(|sent| sent.pooled);
+        let (fitted, held) = settle(fitted, held, least, pooled).map_err(fail)?;
         let verdicts: Vec<Option<Verdict>> = wanted
             .iter()
             .map(|settings| Some(guard::decide(&fitted, held.as_ref()?, unsolved, settings)))
@@ -134,6 +144,40 @@ fn wanted<'t>(linears: &[(&Linear, &'t Treatment)]) -> Vec<&'t SolverSettings> {
 
 /// Every so many windows one is held out.
 const HELD_OUT: usize = 4;
+/// Tokens that an expert's held-out windows must have to judge anything.
+const LEAST_HELD_OUT: u64 = 32;
+
+/// Moments of both parts of the windows. Held-out windows with fewer than `least` tokens join the others; `pooled` joins these.
+fn settle(
+    fitted: Accumulators,
+    held: Option<Accumulators>,
+    least: u64,
+    pooled: Option<Hessian>,
+) -> Result<(Statistics, Option<Statistics>), HessianError> {
+    let finish = |part: Accumulators| (part.hessian.tokens() > 0).then(|| part.finish()).transpose();
+    let (judges, tokens) = match &held {
+        Some(held) => {
+            (held.hessian.tokens() >= least.max(1) && fitted.hessian.tokens() > 0, held.hessian.tokens())
+        }
+        None => (false, 0),
+    };
+    let (mut fitted, mut held) = (finish(fitted)?, held.map(finish).transpose()?.flatten());
+    if !judges && tokens > 0 {
+        fitted = match (fitted, held.take()) {
+            (Some(fitted), Some(held)) => Some(fitted.merge(held)),
+            (fitted, held) => fitted.or(held),
+        };
+    }
+    let fitted = match (fitted, pooled) {
+        (Some(fitted), Some(pooled)) => {
+            Statistics { hessian: fitted.hessian.merge(pooled), shortfall: fitted.shortfall }
+        }
+        (Some(fitted), None) => fitted,
+        (None, Some(hessian)) => Statistics { hessian, shortfall: Shortfall::default() },
+        (None, None) => return Err(HessianError::NoTokens),
+    };
+    Ok((fitted, held))
+}
 
 /// What is gathered of some windows.
 struct Accumulators {

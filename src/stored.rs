@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use calibration::tokenizer::TextTokenizer;
-use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
+use calibration::weights::{
+    LayerWeights, LinearOperator, LinearWeights, Linears, RouterWeights, SourceError, WeightSource,
+};
 use formats::gguf::GgufFile;
 use formats::target::{self, StoredFormat};
 use formats::{Checkpoint, Dtype};
-use model::linear::Linear;
+use model::graph::RouterTensors;
+use model::linear::{Linear, Part};
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, Axis};
 use quantizer::scheme::Scheme;
@@ -120,6 +123,18 @@ impl StoredModel {
         Ok(self.checkpoint.info(&self.model.embedding())?.dtype)
     }
 
+    /// Layer and number there of an expert by its number through all layers.
+    pub(crate) fn expert_at(&self, place: usize) -> (usize, usize) {
+        let mut left = place;
+        for layer in &self.model.layers {
+            if left < layer.experts() {
+                return (layer.index, left);
+            }
+            left -= layer.experts();
+        }
+        (self.model.layers.len(), left)
+    }
+
     /// Tensors that belong to no part of the description.
     pub(crate) fn unknown_tensors(&self) -> Vec<String> {
         let mut known: std::collections::BTreeSet<String> =
@@ -136,8 +151,10 @@ impl StoredModel {
         let linears: u64 =
             self.model.linears().map(|linear| (linear.out_features * linear.in_features) as u64).sum();
         let mut others = 0;
+        let weights: std::collections::BTreeSet<String> =
+            self.model.linears().map(Linear::weight_name).collect();
         for tensor in self.model.expected_tensors() {
-            if !self.model.linears().any(|linear| linear.weight_name() == tensor.name) {
+            if !weights.contains(&tensor.name) {
                 others += tensor.shape.iter().product::<usize>() as u64;
             }
         }
@@ -229,10 +246,30 @@ impl StoredModel {
         Ok(LinearOperator { weights, bias: bias.transpose()? })
     }
 
-    /// The weights of one layer.
+    /// Some linears of a layer, by their places.
+    fn operators<'l>(&self, linears: impl Iterator<Item = &'l Linear>) -> Result<Linears, Error> {
+        linears.map(|linear| Ok((linear.id.slot(), self.operator(linear)?))).collect()
+    }
+
+    fn router(&self, tensors: &RouterTensors) -> Result<RouterWeights, Error> {
+        let hidden = self.model.hyperparameters.hidden_size;
+        let experts = tensors.routing.experts;
+        let matrix = |name: &str, rows| {
+            let weights = LinearWeights::Dense(self.checkpoint.read_matrix(name, (rows, hidden))?);
+            Ok::<_, Error>(LinearOperator { weights, bias: None })
+        };
+        let correction = tensors.correction.as_ref().map(|name| self.checkpoint.read_vector(name, experts));
+        Ok(RouterWeights {
+            outputs: matrix(&tensors.weight, experts)?,
+            correction: correction.transpose()?,
+            shared_gate: tensors.shared_gate.as_ref().map(|name| matrix(name, 1)).transpose()?,
+        })
+    }
+
+    /// The weights of one layer, without its experts.
     pub(crate) fn layer_weights(&self, layer: &Layer) -> Result<LayerWeights, Error> {
         let numbers = &self.model.hyperparameters;
-        let linears = layer.stages.iter().flat_map(|stage| &stage.linears);
+        let linears = layer.linears().filter(|linear| linear.id.part.expert().is_none());
         let head_norms = match &layer.head_norms {
             None => None,
             Some(norms) => Some((
@@ -241,12 +278,11 @@ impl StoredModel {
             )),
         };
         Ok(LayerWeights {
-            linears: linears
-                .map(|linear| Ok((linear.id.role, self.operator(linear)?)))
-                .collect::<Result<_, Error>>()?,
+            linears: self.operators(linears)?,
             attention_norm: self.checkpoint.read_vector(&layer.attention_norm.weight, numbers.hidden_size)?,
             mlp_norm: self.checkpoint.read_vector(&layer.mlp_norm.weight, numbers.hidden_size)?,
             head_norms,
+            router: layer.router.as_ref().map(|tensors| self.router(tensors)).transpose()?,
         })
     }
 
@@ -269,6 +305,10 @@ impl WeightSource for StoredModel {
 
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
         Ok(self.layer_weights(layer)?)
+    }
+
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
+        Ok(self.operators(layer.linears_of(Part::Expert(expert)))?)
     }
 
     fn final_norm(&self) -> Result<Array1<f32>, SourceError> {

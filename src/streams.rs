@@ -3,8 +3,10 @@
 
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, WeightSource};
-use model::{Layer, Model};
-use ndarray::{ArrayView1, ArrayView2, Axis};
+use model::graph::StageInput;
+use model::linear::Part;
+use model::{Layer, Model, Stage};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::error::Error;
@@ -55,6 +57,32 @@ impl<'m> Streams<'m> {
     /// How many there are.
     pub(crate) fn windows(&self) -> usize {
         self.quantized.first().map_or(0, Vec::len)
+    }
+
+    /// What runs them.
+    pub(crate) fn forward(&self) -> &Forward<'m> {
+        &self.forward
+    }
+
+    /// Tokens of a track that are sent to an expert of the layer whose attention was run last.
+    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> usize {
+        self.quantized[track].iter().map(|state| state.sent_to(expert)).sum()
+    }
+
+    /// The MLP's inputs of at most `most` tokens of a track, spread evenly, in a layer whose attention was run, `[tokens, hidden]`.
+    pub(crate) fn pooled_inputs(&self, track: usize, most: usize) -> Array2<f32> {
+        let states = &self.quantized[track];
+        let tokens: usize = states.iter().map(|state| state.hidden().nrows()).sum();
+        let step = tokens.div_ceil(most).max(1);
+        let mut first = 0;
+        let mut parts = Vec::new();
+        for input in states.iter().filter_map(WindowState::expert_inputs) {
+            let taken: Vec<usize> = (first..input.nrows()).step_by(step).collect();
+            parts.push(input.select(Axis(0), &taken));
+            first = (first + step - input.nrows() % step) % step;
+        }
+        let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        ndarray::concatenate(Axis(0), &parts).unwrap_or_default()
     }
 
     /// Shows the input of a stage in a track, windows in order; with `roots`, by window, each token times its root.
@@ -132,6 +160,12 @@ fn advance(
     weights: &LayerWeights,
 ) -> Result<(), Error> {
     states.par_iter_mut().for_each(|state| forward.advance(layer, stage, weights, state));
+    // Only what writes to the residual stream can spoil it; of many experts the last one's look is for all.
+    let Stage { input, .. } = layer.stages[stage];
+    let expert = layer.stages[stage].part() != Part::Main && stage + 1 < layer.stages.len();
+    if expert || matches!(input, StageInput::AttentionInput | StageInput::MlpInput) {
+        return Ok(());
+    }
     match states.par_iter().position_first(|state| !state.is_finite()) {
         None => Ok(()),
         Some(window) => {

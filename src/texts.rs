@@ -4,6 +4,7 @@ use calibration::tokenizer::TextTokenizer;
 
 use crate::corpora::{self, ReadText};
 use crate::error::Error;
+use crate::expert_tokens;
 use crate::importance::MeanSquares;
 use crate::job::{Calibration, QuantizeJob, Text, WindowRequest};
 use crate::own_text;
@@ -71,7 +72,10 @@ impl Texts {
     ) -> Result<(), Error> {
         let request = job.calibration_windows;
         let read = match &job.calibration {
-            Calibration::Text(text) => corpora::read(text, request, &source.model, tokenizer)?,
+            Calibration::Text(text) => match job.min_expert_tokens {
+                None => corpora::read(text, request, &source.model, tokenizer)?,
+                Some(least) => expert_tokens::read(text, request, least, source, tokenizer, progress)?,
+            },
             // All of it in one draw: a second one would repeat the first.
             Calibration::Own => {
                 phases.end("reading");

@@ -162,7 +162,16 @@ fn write(
         let embedded = weights.source.embed(&newest).map_err(CalibrationError::Source)?;
         let mut state = WindowState::new(embedded);
         for (layer, cache) in model.layers.iter().zip(&mut caches) {
-            forward.advance_layer_token(layer, &*weights.layer(layer)?, position, &mut state, cache);
+            forward
+                .advance_layer_token(
+                    layer,
+                    weights.layer(layer)?,
+                    weights.source,
+                    position,
+                    &mut state,
+                    cache,
+                )
+                .map_err(CalibrationError::Source)?;
         }
         let mut logits = weights.logits(forward, state.hidden())?;
         let rows: Vec<&mut [f32]> = logits

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use model::linear::Part;
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, ArrayView2, s};
 
@@ -30,7 +31,14 @@ impl<'s> HeldWeights<'s> {
         let (vocabulary, hidden) = (numbers.vocabulary, numbers.hidden_size);
         let linears: usize = model.linears().map(|linear| linear.out_features * linear.in_features).sum();
         let held = if 4 * (linears + vocabulary * hidden) <= HELD_BYTES {
-            let layers = model.layers.iter().map(|layer| source.layer(layer));
+            let whole = |layer: &Layer| {
+                let mut weights = source.layer(layer)?;
+                for expert in 0..layer.experts() {
+                    weights.fetch(layer, Part::Expert(expert), source)?;
+                }
+                Ok(weights)
+            };
+            let layers = model.layers.iter().map(whole);
             let layers = layers.collect::<Result<_, _>>().map_err(CalibrationError::Source)?;
             Some((layers, source.head_rows(0..vocabulary).map_err(CalibrationError::Source)?))
         } else {

@@ -69,7 +69,10 @@ impl<'m> Session<'m> {
             let mut state = WindowState::new(embedded);
             for (layer, cache) in self.forward.model().layers.iter().zip(&mut self.caches) {
                 let weights = self.weights.layer(layer)?;
-                self.forward.advance_layer_run(layer, &weights, self.position, &mut state, cache);
+                let source = self.weights.source;
+                self.forward
+                    .advance_layer_run(layer, weights, source, self.position, &mut state, cache)
+                    .map_err(CalibrationError::Source)?;
             }
             self.position += run.len();
             left -= run.len();

@@ -6,7 +6,7 @@ use std::ops::Range;
 use kernels::packed::PackedMatrix;
 use kernels::product::{product_nn, product_nt};
 use model::Layer;
-use model::linear::Role;
+use model::linear::{Part, Slot};
 use ndarray::{Array1, Array2, ArrayView2};
 
 /// Whatever a [`WeightSource`] can fail with.
@@ -20,11 +20,17 @@ pub trait WeightSource: Sync {
     /// The source's own.
     fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError>;
 
-    /// The weights of one decoder layer.
+    /// The weights of one decoder layer, without its experts.
     ///
     /// # Errors
     /// The source's own.
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError>;
+
+    /// The linears of one expert of a layer: a layer's experts together may be larger than all else that is in memory.
+    ///
+    /// # Errors
+    /// The source's own.
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError>;
 
     /// The norm before the head, `[hidden]`.
     ///
@@ -69,17 +75,33 @@ pub struct LinearOperator {
     pub bias: Option<Array1<f32>>,
 }
 
+/// Linears by their place in a layer.
+pub type Linears = BTreeMap<Slot, LinearOperator>;
+
 /// The weights of one decoder layer.
 #[derive(Clone, Debug)]
 pub struct LayerWeights {
-    /// Its linears.
-    pub linears: BTreeMap<Role, LinearOperator>,
+    /// Its linears, those of experts only while they are in memory.
+    pub linears: Linears,
     /// The norm before attention, `[hidden]`.
     pub attention_norm: Array1<f32>,
     /// The norm before the MLP, `[hidden]`.
     pub mlp_norm: Array1<f32>,
     /// Norms over query and key heads, `[head_dim]` each.
     pub head_norms: Option<(Array1<f32>, Array1<f32>)>,
+    /// What sends tokens to experts, where the layer has them.
+    pub router: Option<RouterWeights>,
+}
+
+/// What sends tokens to experts.
+#[derive(Clone, Debug)]
+pub struct RouterWeights {
+    /// One output for each expert.
+    pub outputs: LinearOperator,
+    /// Added to scores for the choice alone, `[experts]`.
+    pub correction: Option<Array1<f32>>,
+    /// The output whose sigmoid weighs the shared expert.
+    pub shared_gate: Option<LinearOperator>,
 }
 
 impl LinearOperator {
@@ -123,22 +145,54 @@ impl LinearOperator {
 }
 
 impl LayerWeights {
-    /// The linear with this role.
+    /// A linear, by its role in the main part or by its place.
     ///
     /// # Panics
-    /// Where the source gave no such linear, although the layer's description has one.
+    /// Where the source gave no such linear, although the layer's description has one, or where it is an expert's that is not in memory.
     #[must_use]
-    pub fn linear(&self, role: Role) -> &LinearOperator {
-        self.linears.get(&role).unwrap_or_else(|| panic!("the weight source gave no {role:?} linear"))
+    pub fn linear(&self, slot: impl Into<Slot>) -> &LinearOperator {
+        let slot = slot.into();
+        self.linears.get(&slot).unwrap_or_else(|| panic!("the weight source gave no linear {slot:?}"))
     }
 
     /// Puts other weights in the place of a linear's, its bias kept: what a solver found instead of the original.
     ///
     /// # Panics
-    /// Where the source gave no such linear.
-    pub fn replace(&mut self, role: Role, weights: impl Into<LinearWeights>) {
-        let linear = self.linears.get_mut(&role);
-        linear.unwrap_or_else(|| panic!("the weight source gave no {role:?} linear")).weights =
+    /// As [`LayerWeights::linear`].
+    pub fn replace(&mut self, slot: impl Into<Slot>, weights: impl Into<LinearWeights>) {
+        let slot = slot.into();
+        let linear = self.linears.get_mut(&slot);
+        linear.unwrap_or_else(|| panic!("the weight source gave no linear {slot:?}")).weights =
             weights.into();
+    }
+
+    /// Whether the linears of a part are in memory.
+    #[must_use]
+    pub fn holds(&self, layer: &Layer, part: Part) -> bool {
+        layer.linears_of(part).all(|linear| self.linears.contains_key(&linear.id.slot()))
+    }
+
+    /// Reads what is not in memory of a part; says whether that was anything.
+    ///
+    /// # Errors
+    /// The source's own.
+    pub fn fetch(
+        &mut self,
+        layer: &Layer,
+        part: Part,
+        source: &dyn WeightSource,
+    ) -> Result<bool, SourceError> {
+        match part {
+            Part::Expert(expert) if !self.holds(layer, part) => {
+                self.linears.extend(source.expert(layer, expert)?);
+                Ok(true)
+            }
+            Part::Main | Part::Shared | Part::Expert(_) => Ok(false),
+        }
+    }
+
+    /// Frees the linears of a part.
+    pub fn release(&mut self, part: Part) {
+        self.linears.retain(|slot, _| slot.part != part);
     }
 }

@@ -157,10 +157,10 @@ mod tests {
     use super::*;
     use crate::container::SafetensorsWriter;
     use crate::side_files::write_json;
-    use model::linear::{LinearId, Role};
+    use model::linear::{LinearId, Part, Role};
 
     fn linear(name: &str) -> Linear {
-        let id = LinearId { layer: 0, role: Role::Up };
+        let id = LinearId { layer: 0, part: Part::Main, role: Role::Up };
         Linear { id, name: name.to_owned(), out_features: 6, in_features: 4, bias: false }
     }
 

@@ -8,7 +8,7 @@ use formats::model_writer::Contents;
 use formats::target::{self, PlannedLinear, TargetFormat};
 use formats::{Checkpoint, Dtype};
 use model::Model;
-use model::linear::{Linear, LinearId, Role};
+use model::linear::{Linear, LinearId, Part, Role};
 use ndarray::Array2;
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
@@ -26,7 +26,13 @@ fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
         Role::Down => "mlp.down_proj",
     };
     let name = format!("model.layers.{layer}.{module}");
-    Linear { id: LinearId { layer, role }, name, out_features: shape.0, in_features: shape.1, bias: false }
+    Linear {
+        id: LinearId { layer, part: Part::Main, role },
+        name,
+        out_features: shape.0,
+        in_features: shape.1,
+        bias: false,
+    }
 }
 
 fn scheme(
@@ -365,7 +371,7 @@ fn linears_left_in_16_bit_and_linears_of_another_width_are_told_to_every_reader(
     for format in checkpoints() {
         let mut plan = small_model(format, 4, group(64));
         for planned in &mut plan {
-            let LinearId { layer, role } = planned.linear.id;
+            let LinearId { layer, role, .. } = planned.linear.id;
             match role {
                 Role::Down => planned.scheme = None,
                 Role::Gate | Role::Up if layer != 1 && !format.mixed_widths().is_empty() => {

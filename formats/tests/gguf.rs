@@ -406,7 +406,11 @@ fn no_damage_to_a_model_s_header_makes_a_reader_panic() {
 
 #[test]
 fn every_layout_holds_every_solution_on_its_grid() {
-    let id = model::linear::LinearId { layer: 0, role: model::linear::Role::Down };
+    let id = model::linear::LinearId {
+        layer: 0,
+        part: model::linear::Part::Main,
+        role: model::linear::Role::Down,
+    };
     for layout in blocks::ALL {
         let linear = Linear { id, name: "down".to_owned(), out_features: 5, in_features: 1024, bias: false };
         let expected = solution(&linear, layout.scheme());

@@ -139,4 +139,113 @@ pub enum Mlp {
         /// Module of the down projection.
         down: &'static str,
     },
+    /// In some layers a router sends each token through a few of many gated MLPs; their results are added, weighted. The other layers are
+    /// dense.
+    Experts {
+        /// The experts.
+        experts: &'static Experts,
+        /// The MLP of dense layers.
+        dense: GatedMlp,
+    },
+}
+
+/// The modules of a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatedMlp {
+    /// Module of the gate projection.
+    pub gate: &'static str,
+    /// Module of the up projection.
+    pub up: &'static str,
+    /// Module of the down projection.
+    pub down: &'static str,
+}
+
+/// Gated MLPs that a router chooses from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experts {
+    /// Module of the router, weight `[experts, hidden]`; never quantized.
+    pub router: &'static str,
+    /// Tensor that is added to scores for the choice alone, `[experts]`.
+    pub correction: Option<&'static str>,
+    /// Prefix of the experts; an expert's modules are `{prefix}.{number}.{module}`.
+    pub prefix: &'static str,
+    /// Modules of an expert.
+    pub expert: GatedMlp,
+    /// The expert that every token passes.
+    pub shared: Option<SharedExpert>,
+    /// How tokens are sent.
+    pub routing: RoutingRule,
+    /// Keys of config.json that count them.
+    pub keys: ExpertKeys,
+}
+
+/// An MLP that every token passes beside the experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedExpert {
+    /// Its modules.
+    pub mlp: GatedMlp,
+    /// Module whose output's sigmoid its result is multiplied by, weight `[1, hidden]`; never quantized.
+    pub gate: Option<&'static str>,
+    /// Its inner features.
+    pub width: SharedWidth,
+}
+
+/// Where config.json has the inner features of the shared expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedWidth {
+    /// Under this key.
+    Key(&'static str),
+    /// Those of one expert times the number under this key; none there: no shared expert.
+    Experts(&'static str),
+}
+
+/// How a router's outputs become weights of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutingRule {
+    /// What scores are.
+    pub scores: Scores,
+    /// Whether the chosen experts' scores are divided by their sum.
+    pub normalized: Normalized,
+}
+
+/// What becomes of a router's outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scores {
+    /// A softmax over all experts. Divided by the sum of the chosen ones it is a softmax over those.
+    Softmax,
+    /// A sigmoid each.
+    Sigmoid,
+}
+
+/// Whether weights are made to add up to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Normalized {
+    /// Yes.
+    Always,
+    /// No.
+    Never,
+    /// As `norm_topk_prob` says; this where config.json has no such key.
+    Configured(bool),
+}
+
+/// Where config.json has the numbers of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertKeys {
+    /// How many there are, the first key that is there.
+    pub count: &'static [&'static str],
+    /// Inner features of one.
+    pub width: &'static str,
+    /// Which layers have them.
+    pub layers: ExpertLayers,
+}
+
+/// Which layers have experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertLayers {
+    /// All.
+    Every,
+    /// Every `decoder_sparse_step`th, but none that `mlp_only_layers` lists.
+    Sparse,
+    /// From `first_k_dense_replace` on, every `moe_layer_freq`th.
+    Later,
 }

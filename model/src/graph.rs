@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use crate::architecture::{Architecture, AttentionBias, HeadNorms, Mlp, NormKind, Qkv};
+use crate::architecture::{Architecture, AttentionBias, Experts, GatedMlp, HeadNorms, Mlp, NormKind, Qkv};
 use crate::architectures;
 use crate::error::ModelError;
+use crate::experts::{ExpertNumbers, Routing};
 use crate::hyperparameters::Hyperparameters;
-use crate::linear::{Linear, LinearId, Role};
+use crate::linear::{Linear, LinearId, Part, Role};
 
 /// One model, resolved.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub struct Model {
 pub struct Layer {
     /// Its place, from 0.
     pub index: usize,
-    /// Attention input, attention output, MLP input, MLP output.
+    /// Attention input, attention output; then MLP input and MLP output, of the shared expert and of each expert where there are experts.
     pub stages: Vec<Stage>,
     /// The norm before attention.
     pub attention_norm: NormTensor,
@@ -34,6 +35,21 @@ pub struct Layer {
     pub head_norms: Option<HeadNormTensors>,
     /// Tokens that a token attends to, itself included; none: all earlier ones.
     pub window: Option<usize>,
+    /// How tokens are sent to experts, where the layer has them.
+    pub router: Option<RouterTensors>,
+}
+
+/// What sends a layer's tokens to its experts. It is never quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterTensors {
+    /// Name of its matrix, `[experts, hidden]`.
+    pub weight: String,
+    /// Name of what is added to scores for the choice alone, `[experts]`.
+    pub correction: Option<String>,
+    /// Name of the matrix whose product's sigmoid weighs the shared expert, `[1, hidden]`.
+    pub shared_gate: Option<String>,
+    /// The arithmetic.
+    pub routing: Routing,
 }
 
 /// Linears that share one input. Runtimes fuse them, so they are quantized alike.
@@ -46,6 +62,12 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// The part of the layer that its linears belong to.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        self.linears.first().map_or(Part::Main, |linear| linear.id.part)
+    }
+
     /// Whether what its linears give is added to the residual stream.
     #[must_use]
     pub fn writes_residual(&self) -> bool {
@@ -60,9 +82,9 @@ pub enum StageInput {
     AttentionInput,
     /// The heads' weighted values, for the output projection.
     AttentionOutput,
-    /// The normed residual stream, for gate and up.
+    /// The normed residual stream, for gate and up; an expert sees the tokens that are sent to it.
     MlpInput,
-    /// The gated features, for the down projection.
+    /// The gated features, for the down projection; of an expert's tokens.
     MlpOutput,
 }
 
@@ -146,6 +168,14 @@ impl Model {
         weight(self.architecture.head)
     }
 
+    /// Modules of matrices that are never quantized although they lie in a layer: what sends tokens to experts.
+    #[must_use]
+    pub fn routers(&self) -> Vec<String> {
+        let tensors = self.layers.iter().filter_map(|layer| layer.router.as_ref());
+        let names = tensors.flat_map(|router| [Some(&router.weight), router.shared_gate.as_ref()]);
+        names.flatten().map(|name| name.trim_end_matches(".weight").to_owned()).collect()
+    }
+
     /// Every linear of the decoder layers, in forward order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers.iter().flat_map(|layer| &layer.stages).flat_map(|stage| &stage.linears)
@@ -168,10 +198,26 @@ impl Model {
 }
 
 impl Layer {
-    /// The linear with this role.
+    /// Its linears, in forward order.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.stages.iter().flat_map(|stage| &stage.linears)
+    }
+
+    /// The linears of one of its parts, in forward order.
+    pub fn linears_of(&self, part: Part) -> impl Iterator<Item = &Linear> {
+        self.stages.iter().filter(move |stage| stage.part() == part).flat_map(|stage| &stage.linears)
+    }
+
+    /// How many experts it has.
+    #[must_use]
+    pub fn experts(&self) -> usize {
+        self.router.as_ref().map_or(0, |router| router.routing.experts)
+    }
+
+    /// The linear of the main part with this role.
     #[must_use]
     pub fn linear(&self, role: Role) -> Option<&Linear> {
-        self.stages.iter().flat_map(|stage| &stage.linears).find(|linear| linear.id.role == role)
+        self.linears_of(Part::Main).find(|linear| linear.id.role == role)
     }
 
     fn expected_tensors(&self, numbers: &Hyperparameters) -> Vec<(String, Vec<usize>)> {
@@ -182,6 +228,13 @@ impl Layer {
         if let Some(norms) = &self.head_norms {
             tensors.push((norms.query.clone(), vec![numbers.head_dim]));
             tensors.push((norms.key.clone(), vec![numbers.head_dim]));
+        }
+        if let Some(router) = &self.router {
+            let experts = router.routing.experts;
+            tensors.push((router.weight.clone(), vec![experts, numbers.hidden_size]));
+            tensors.extend(router.correction.iter().map(|name| (name.clone(), vec![experts])));
+            tensors
+                .extend(router.shared_gate.iter().map(|name| (name.clone(), vec![1, numbers.hidden_size])));
         }
         for linear in self.stages.iter().flat_map(|stage| &stage.linears) {
             tensors.push((linear.weight_name(), vec![linear.out_features, linear.in_features]));
@@ -227,7 +280,7 @@ fn layer(architecture: &Architecture, numbers: &Hyperparameters, index: usize) -
     let attention = &shape.attention;
     let name = |module: &str| format!("{}.{index}.{module}", architecture.layers);
     let linear = |role, module: &str, out_features, in_features, bias| Linear {
-        id: LinearId { layer: index, role },
+        id: LinearId { layer: index, part: Part::Main, role },
         name: name(module),
         out_features,
         in_features,
@@ -249,25 +302,46 @@ fn layer(architecture: &Architecture, numbers: &Hyperparameters, index: usize) -
         ],
     };
     let attention_output = vec![linear(Role::Output, attention.output, hidden, query_features, bias_out)];
-    let (mlp_inputs, mlp_output) = match shape.mlp {
-        Mlp::Gated { gate, up, down } => (
-            vec![
-                linear(Role::Gate, gate, numbers.intermediate_size, hidden, numbers.mlp_bias),
-                linear(Role::Up, up, numbers.intermediate_size, hidden, numbers.mlp_bias),
-            ],
-            vec![linear(Role::Down, down, hidden, numbers.intermediate_size, numbers.mlp_bias)],
-        ),
+    let mut stages = vec![
+        Stage { input: StageInput::AttentionInput, linears: attention_inputs },
+        Stage { input: StageInput::AttentionOutput, linears: attention_output },
+    ];
+    let mut gated = |mlp: GatedMlp, name: &dyn Fn(&str) -> String, part, width| {
+        let linear = |role, module, out_features, in_features| Linear {
+            id: LinearId { layer: index, part, role },
+            name: name(module),
+            out_features,
+            in_features,
+            bias: numbers.mlp_bias,
+        };
+        let inputs =
+            vec![linear(Role::Gate, mlp.gate, width, hidden), linear(Role::Up, mlp.up, width, hidden)];
+        let output = vec![linear(Role::Down, mlp.down, hidden, width)];
+        stages.push(Stage { input: StageInput::MlpInput, linears: inputs });
+        stages.push(Stage { input: StageInput::MlpOutput, linears: output });
     };
+    let mut router = None;
+    match (shape.mlp, &numbers.experts) {
+        (Mlp::Gated { gate, up, down }, _) => {
+            gated(GatedMlp { gate, up, down }, &name, Part::Main, numbers.intermediate_size);
+        }
+        (Mlp::Experts { experts, .. }, Some(found)) if found.layers[index] => {
+            if let (Some(shared), Some(width)) = (experts.shared, found.shared_width) {
+                gated(shared.mlp, &name, Part::Shared, width);
+            }
+            for expert in 0..found.routing.experts {
+                let own = |module: &str| name(&format!("{}.{expert}.{module}", experts.prefix));
+                gated(experts.expert, &own, Part::Expert(expert), found.width);
+            }
+            router = Some(router_tensors(experts, found, &name));
+        }
+        (Mlp::Experts { dense, .. }, _) => gated(dense, &name, Part::Main, numbers.intermediate_size),
+    }
     let norm =
         |norm: &crate::architecture::Norm| NormTensor { weight: weight(&name(norm.name)), kind: norm.kind };
     Layer {
         index,
-        stages: vec![
-            Stage { input: StageInput::AttentionInput, linears: attention_inputs },
-            Stage { input: StageInput::AttentionOutput, linears: attention_output },
-            Stage { input: StageInput::MlpInput, linears: mlp_inputs },
-            Stage { input: StageInput::MlpOutput, linears: mlp_output },
-        ],
+        stages,
         attention_norm: norm(&shape.attention_norm),
         mlp_norm: norm(&shape.mlp_norm),
         head_norms: attention.head_norms.map(|HeadNorms { query, key }| HeadNormTensors {
@@ -275,5 +349,16 @@ fn layer(architecture: &Architecture, numbers: &Hyperparameters, index: usize) -
             key: weight(&name(key)),
         }),
         window: numbers.windows[index],
+        router,
+    }
+}
+
+fn router_tensors(experts: &Experts, found: &ExpertNumbers, name: &dyn Fn(&str) -> String) -> RouterTensors {
+    let shared_gate = experts.shared.filter(|_| found.shared_width.is_some()).and_then(|shared| shared.gate);
+    RouterTensors {
+        weight: weight(&name(experts.router)),
+        correction: experts.correction.map(name),
+        shared_gate: shared_gate.map(|module| weight(&name(module))),
+        routing: found.routing,
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::architecture::{Architecture, Window};
 use crate::error::ModelError;
+use crate::experts::ExpertNumbers;
 use crate::rope::Rope;
 
 /// Largest value of any extent: far above every model there is, far below what could overflow a product of three.
@@ -44,6 +45,8 @@ pub struct Hyperparameters {
     pub tied_head: bool,
     /// For each layer the tokens that it attends to, itself included; none: all earlier ones.
     pub windows: Vec<Option<usize>>,
+    /// Experts, where the architecture has them.
+    pub experts: Option<ExpertNumbers>,
     /// Type of the checkpoint as config.json names it (`bfloat16`, `float16`, `float32`), if it does.
     pub dtype: Option<String>,
 }
@@ -108,25 +111,26 @@ impl Hyperparameters {
             mlp_bias: keys.flag("mlp_bias")?.unwrap_or(false),
             tied_head: keys.flag("tie_word_embeddings")?.unwrap_or(architecture.tied_head),
             windows: keys.windows(architecture.layer.attention.window, layers)?,
+            experts: ExpertNumbers::read(architecture, &keys, layers)?,
             dtype: keys.text("dtype")?.or(keys.text("torch_dtype")?),
         })
     }
 }
 
 /// Reads keys and names them when they are wrong.
-struct Keys<'a>(&'a Map<String, Value>);
+pub(crate) struct Keys<'a>(&'a Map<String, Value>);
 
 impl Keys<'_> {
     /// The value, where null counts as absent.
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn wrong(&self, key: &str, expected: String) -> ModelError {
+    pub(crate) fn wrong(&self, key: &str, expected: String) -> ModelError {
         wrong_value(key, self.get(key), expected)
     }
 
-    fn bounded(&self, key: &str, most: u64) -> Result<usize, ModelError> {
+    pub(crate) fn bounded(&self, key: &str, most: u64) -> Result<usize, ModelError> {
         let value = self.get(key).ok_or_else(|| ModelError::Missing { key: key.to_owned() })?;
         match value.as_u64() {
             Some(number) if (1..=most).contains(&number) => Ok(number as usize),
@@ -134,27 +138,27 @@ impl Keys<'_> {
         }
     }
 
-    fn extent(&self, key: &str) -> Result<usize, ModelError> {
+    pub(crate) fn extent(&self, key: &str) -> Result<usize, ModelError> {
         self.bounded(key, MOST)
     }
 
-    fn optional_extent(&self, key: &str) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn optional_extent(&self, key: &str) -> Result<Option<usize>, ModelError> {
         self.get(key).map(|_| self.extent(key)).transpose()
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         self.get(key)
             .map(|value| value.as_f64().ok_or_else(|| self.wrong(key, "a number".to_owned())))
             .transpose()
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
         self.get(key)
             .map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false".to_owned())))
             .transpose()
     }
 
-    fn text(&self, key: &str) -> Result<Option<String>, ModelError> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<String>, ModelError> {
         self.get(key)
             .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, "text".to_owned())))
             .transpose()

@@ -8,6 +8,7 @@
 pub mod architecture;
 pub mod architectures;
 mod error;
+pub mod experts;
 pub mod graph;
 pub mod hyperparameters;
 pub mod linear;

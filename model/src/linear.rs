@@ -22,13 +22,62 @@ pub enum Role {
     Down,
 }
 
-/// A linear's place: which decoder layer, which role. Ordered as the forward pass meets them.
+/// Which part of its layer a linear belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Attention, or the MLP of a layer without experts.
+    #[default]
+    Main,
+    /// The MLP that every token passes beside the experts.
+    Shared,
+    /// One of the MLPs that a router chooses from, by number.
+    Expert(usize),
+}
+
+impl Part {
+    /// Its number, where it is an expert.
+    #[must_use]
+    pub fn expert(self) -> Option<usize> {
+        match self {
+            Self::Expert(expert) => Some(expert),
+            Self::Main | Self::Shared => None,
+        }
+    }
+}
+
+/// A linear's place in its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    /// Part of the layer.
+    pub part: Part,
+    /// Role in it.
+    pub role: Role,
+}
+
+impl From<Role> for Slot {
+    fn from(role: Role) -> Self {
+        Self { part: Part::Main, role }
+    }
+}
+
+/// A linear's place: which decoder layer, which part of it, which role. Ordered as the forward pass meets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LinearId {
     /// Index of the decoder layer.
     pub layer: usize,
-    /// Role in the layer.
+    /// Part of the layer.
+    pub part: Part,
+    /// Role in that part.
     pub role: Role,
+}
+
+impl LinearId {
+    /// The place within the layer.
+    #[must_use]
+    pub fn slot(self) -> Slot {
+        Slot { part: self.part, role: self.role }
+    }
 }
 
 /// A matrix `y = x Wᵀ (+ bias)` with `W` of shape `[out_features, in_features]`.

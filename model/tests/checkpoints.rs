@@ -10,12 +10,15 @@ use model::rope::RopeScaling;
 use model::{Model, ModelError};
 use serde_json::{Value, json};
 
-const TINY: [(&str, &str); 5] = [
+const TINY: [(&str, &str); 8] = [
     ("llama", "llama"),
     ("llama31", "llama"),
     ("mistral_sw", "mistral"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),
+    ("mixtral", "mixtral"),
+    ("qwen2_moe", "qwen2_moe"),
+    ("qwen3_moe", "qwen3_moe"),
 ];
 
 fn folder(name: &str) -> PathBuf {
@@ -72,6 +75,26 @@ fn stages_hold_the_linears_that_share_an_input() {
     for stage in model.layers.iter().flat_map(|layer| &layer.stages) {
         assert!(stage.linears.iter().all(|linear| linear.in_features == stage.linears[0].in_features));
     }
+}
+
+#[test]
+fn experts_are_parts_of_a_layer_and_some_layers_are_dense() {
+    use model::linear::Part;
+    let mut config = config("qwen2_moe");
+    config["mlp_only_layers"] = json!([1]);
+    config["norm_topk_prob"] = json!(true);
+    let model = Model::resolve(&config).unwrap();
+    let parts: Vec<Part> = model.layers[0].stages.iter().map(model::Stage::part).collect();
+    assert_eq!(parts[..5], [Part::Main, Part::Main, Part::Shared, Part::Shared, Part::Expert(0)]);
+    assert_eq!((parts.len(), model.layers[0].experts()), (12, 4));
+    let names: Vec<&str> =
+        model.layers[0].linears_of(Part::Expert(3)).map(|linear| linear.name.as_str()).collect();
+    assert_eq!(names[2], "model.layers.0.mlp.experts.3.down_proj");
+    let routing = model.layers[0].router.as_ref().unwrap().routing;
+    assert!(routing.normalized && routing.chosen == 2);
+    assert_eq!((model.layers[1].stages.len(), model.layers[1].experts()), (4, 0));
+    config["num_experts_per_tok"] = json!(5);
+    assert!(Model::resolve(&config).unwrap_err().to_string().contains("num_experts_per_tok"));
 }
 
 #[test]
@@ -139,7 +162,7 @@ fn numbers_that_cannot_be_are_refused_by_name() {
 
 #[test]
 fn an_unknown_architecture_names_the_nearest_known_one() {
-    for (found, nearest) in [("lama", "llama"), ("qwen3_next", "qwen3"), ("mixtral", "mistral")] {
+    for (found, nearest) in [("lama", "llama"), ("qwen3_next", "qwen3"), ("mixtrel", "mixtral")] {
         let error = Model::resolve(&json!({"model_type": found})).unwrap_err();
         assert!(
             matches!(&error, ModelError::UnknownArchitecture { nearest: name, .. } if *name == nearest),

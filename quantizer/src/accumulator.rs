@@ -49,6 +49,12 @@ impl HessianAccumulator {
         Ok(())
     }
 
+    /// Tokens that were observed.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.moment.tokens + self.chunk.filled as u64
+    }
+
     /// The mean over all tokens.
     ///
     /// # Errors

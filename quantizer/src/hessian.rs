@@ -64,6 +64,12 @@ impl Hessian {
         self.tokens
     }
 
+    /// The same mean, taken to be over so many tokens where it is merged with another.
+    #[must_use]
+    pub fn counting_as(self, tokens: u64) -> Self {
+        Self { tokens, ..self }
+    }
+
     /// The mean over the tokens of both.
     ///
     /// # Panics

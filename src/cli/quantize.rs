@@ -61,6 +61,9 @@ pub struct QuantizeArgs {
     /// Tokens of a calibration window, at most the model's context
     #[arg(long, value_name = "N", default_value_t = 2048)]
     context: usize,
+    /// Draw more windows until each expert of a mixture sees N tokens
+    #[arg(long, value_name = "N", conflicts_with = "imatrix", hide_short_help = true)]
+    min_expert_tokens: Option<usize>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
     /// Write OUT/adapter too: the best correction of this rank, for PEFT
@@ -151,6 +154,7 @@ impl QuantizeArgs {
                 self.context,
                 self.evaluation.seed,
             )?,
+            min_expert_tokens: self.min_expert_tokens,
             evaluation: (!self.no_evaluate).then(|| self.evaluation.into_text()).transpose()?,
             exclude,
             runs_on: self.runs_on,

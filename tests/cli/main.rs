@@ -5,6 +5,7 @@ mod bad_input;
 mod budget;
 mod compare;
 mod convert;
+mod experts;
 mod generating;
 mod gguf;
 mod imatrix;

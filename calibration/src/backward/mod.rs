@@ -11,6 +11,7 @@
 //! | `y = x r w`, `r = (mean(x²) + eps)^-1/2` | `x̄ = r (w ȳ - x r² mean(x w ȳ))`, `w̄ = Σ_t ȳ x r` |
 //! | `y = act(g) u` | `ḡ = ȳ u act'(g)`, `ū = ȳ act(g)` |
 //! | rotation by `R` | `x̄ = Rᵀ ȳ` |
+//! | `y = Σ_c p_c f_c(x)` over the chosen experts | `x̄ = Σ_c p_c f̄_c`, `p̄_c = ȳ · f_c(x)`; of the router's outputs see `forward/routing.rs` |
 //! | `S = s Q Kᵀ`, `P = softmax(S)`, `O = P V` | `V̄ = Pᵀ Ō`, `P̄ = Ō Vᵀ`, `S̄ = P ∘ (P̄ - rowsum(P ∘ P̄))`, `Q̄ = s S̄ K`, `K̄ = s S̄ᵀ Q` |
 //!
 //! Numbers are f32 as in the forward pass, sums over a row's features in norms and softmax f64. Windows are independent of each other, and
@@ -19,17 +20,20 @@
 mod attention;
 mod elementwise;
 mod loss;
+mod mlp;
 mod signs;
 mod visit;
 
 use model::Layer;
-use model::linear::Role;
+use model::linear::{Role, Slot};
 use ndarray::{Array1, Array2, ArrayView2};
+use rayon::prelude::*;
 
 use crate::forward::{Forward, attention as forward_attention, elementwise as forward_elementwise};
-use crate::weights::LayerWeights;
+use crate::weights::{LayerWeights, SourceError, WeightSource};
 pub use loss::{Head, Loss};
-pub use visit::{LayerNorm, LinearVisit, NormVisit, Visit};
+use mlp::MlpPass;
+pub use visit::{LayerNorm, LinearVisit, NormVisit, RouterVisit, Visit};
 
 /// Goes back through what a [`Forward`] runs.
 #[derive(Clone, Copy, Debug)]
@@ -61,34 +65,81 @@ impl<'f, 'm> Backward<'f, 'm> {
         output_gradient: ArrayView2<'_, f32>,
         see: &mut dyn FnMut(Visit<'_>),
     ) -> Array2<f32> {
-        assert_eq!(input.dim(), output_gradient.dim(), "shape of the gradient of a layer's result");
-        let attention = Attention::run(self.forward, layer, weights, input);
-        let between = &input + &weights.linear(Role::Output).apply(attention.attended.view());
-        let gradient = self.mlp_vjp(weights, between.view(), output_gradient, see);
-        self.attention_vjp(layer, weights, attention, input, gradient, see)
+        let mut window = Window::run(self.forward, layer, weights, input, output_gradient);
+        for part in parts(layer) {
+            window.mlp.part_vjp(self.forward, weights, part, output_gradient, see);
+        }
+        self.finish(layer, weights, window, input, output_gradient, see)
     }
 
-    /// Of `hidden + down(gate(norm(hidden)))`.
-    fn mlp_vjp(
+    /// The same for many windows, one expert in memory at a time, and none that no token is sent to. `kept` has a place for each window, in
+    /// which `see` may keep what it is shown.
+    ///
+    /// # Errors
+    /// Those of the source.
+    ///
+    /// # Panics
+    /// As [`Backward::layer_vjp`], and when there are not as many of one as of the other.
+    pub fn windows_vjp<K: Send>(
         &self,
+        layer: &Layer,
+        source: &dyn WeightSource,
+        inputs: &[Array2<f32>],
+        output_gradients: &[Array2<f32>],
+        kept: &mut [K],
+        see: &(dyn Fn(&mut K, Visit<'_>) + Sync),
+    ) -> Result<Vec<Array2<f32>>, SourceError> {
+        assert_eq!((inputs.len(), inputs.len()), (output_gradients.len(), kept.len()), "windows");
+        let mut weights = source.layer(layer)?;
+        let common = &weights;
+        let mut windows: Vec<Window> = inputs
+            .par_iter()
+            .zip(output_gradients)
+            .map(|(input, gradient)| Window::run(self.forward, layer, common, input.view(), gradient.view()))
+            .collect();
+        for part in parts(layer) {
+            if part.expert().is_some_and(|expert| windows.iter().all(|window| !window.mlp.sends_to(expert))) {
+                continue;
+            }
+            let fetched = weights.fetch(layer, part, source)?;
+            let held = &weights;
+            windows.par_iter_mut().zip(output_gradients).zip(kept.par_iter_mut()).for_each(
+                |((window, gradient), kept)| {
+                    window
+                        .mlp
+                        .part_vjp(self.forward, held, part, gradient.view(), &mut |visit| see(kept, visit));
+                },
+            );
+            if fetched {
+                weights.release(part);
+            }
+        }
+        let common = &weights;
+        let finished =
+            windows.into_par_iter().zip(inputs).zip(output_gradients).zip(kept.par_iter_mut()).map(
+                |(((window, input), gradient), kept)| {
+                    let see = &mut |visit: Visit<'_>| see(kept, visit);
+                    self.finish(layer, common, window, input.view(), gradient.view(), see)
+                },
+            );
+        Ok(finished.collect())
+    }
+
+    /// From the gradient of the MLP's input to that of the layer's.
+    fn finish(
+        &self,
+        layer: &Layer,
         weights: &LayerWeights,
-        hidden: ArrayView2<'_, f32>,
+        window: Window,
+        input: ArrayView2<'_, f32>,
         output_gradient: ArrayView2<'_, f32>,
         see: &mut dyn FnMut(Visit<'_>),
     ) -> Array2<f32> {
-        let numbers = &self.forward.model().hyperparameters;
-        let input = forward_elementwise::rms_norm(hidden, &weights.mlp_norm, numbers.norm_eps);
-        let mut gate = weights.linear(Role::Gate).apply(input.view());
-        let mut up = weights.linear(Role::Up).apply(input.view());
-        let mut gated = gate.clone();
-        forward_elementwise::gate(numbers.activation, &mut gated, &up);
-        let gated_gradient = linear_vjp(weights, Role::Down, &gated, output_gradient, see);
-        elementwise::gate_vjp(numbers.activation, &mut gate, &mut up, &gated_gradient);
-
-        let mut gradient = linear_vjp(weights, Role::Up, &input, up.view(), see);
-        gradient += &linear_vjp(weights, Role::Gate, &input, gate.view(), see);
-        self.norm_vjp(LayerNorm::Mlp, &weights.mlp_norm, hidden, &mut gradient, see);
-        gradient + output_gradient
+        let Window { attention, between, mlp } = window;
+        let mut gradient = mlp.finish(layer, weights, see);
+        self.norm_vjp(LayerNorm::Mlp, &weights.mlp_norm, between.view(), &mut gradient, see);
+        gradient += &output_gradient;
+        self.attention_vjp(layer, weights, attention, input, gradient, see)
     }
 
     /// Of `hidden + output(attend(norm(hidden)))`.
@@ -135,6 +186,36 @@ impl<'f, 'm> Backward<'f, 'm> {
     }
 }
 
+/// The parts of a layer's MLP, in forward order.
+fn parts(layer: &Layer) -> impl Iterator<Item = model::linear::Part> + '_ {
+    let inputs = layer.stages.iter().filter(|stage| stage.input == model::graph::StageInput::MlpInput);
+    inputs.map(model::Stage::part)
+}
+
+/// What a layer computed for one window.
+struct Window {
+    attention: Attention,
+    /// The residual stream behind attention, `[tokens, hidden]`.
+    between: Array2<f32>,
+    mlp: MlpPass,
+}
+
+impl Window {
+    fn run(
+        forward: &Forward<'_>,
+        layer: &Layer,
+        weights: &LayerWeights,
+        input: ArrayView2<'_, f32>,
+        output_gradient: ArrayView2<'_, f32>,
+    ) -> Self {
+        assert_eq!(input.dim(), output_gradient.dim(), "shape of the gradient of a layer's result");
+        let attention = Attention::run(forward, layer, weights, input);
+        let between = &input + &weights.linear(Role::Output).apply(attention.attended.view());
+        let mlp = MlpPass::new(forward, layer, weights, between.view());
+        Self { attention, between, mlp }
+    }
+}
+
 /// What a layer's attention computed for one window.
 struct Attention {
     /// The normed residual stream, `[tokens, hidden]`.
@@ -173,11 +254,12 @@ impl Attention {
 /// The gradient of a linear's input, shown before it is computed.
 fn linear_vjp(
     weights: &LayerWeights,
-    role: Role,
+    slot: impl Into<Slot>,
     input: &Array2<f32>,
     output_gradient: ArrayView2<'_, f32>,
     see: &mut dyn FnMut(Visit<'_>),
 ) -> Array2<f32> {
-    see(Visit::Linear(LinearVisit { role, input: input.view(), output_gradient }));
-    weights.linear(role).apply_transposed(output_gradient)
+    let slot = slot.into();
+    see(Visit::Linear(LinearVisit { slot, input: input.view(), output_gradient }));
+    weights.linear(slot).apply_transposed(output_gradient)
 }

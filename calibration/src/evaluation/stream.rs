@@ -51,9 +51,9 @@ impl<'s> Stream<'s> {
 
     /// Takes every window through a layer.
     pub(super) fn advance(&mut self, layer: &Layer) -> Result<(), CalibrationError> {
-        let weights = self.source.layer(layer).map_err(CalibrationError::Source)?;
-        let forward = self.forward;
-        self.states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
+        self.forward
+            .advance_windows(layer, self.source, &mut self.states)
+            .map_err(CalibrationError::Source)?;
         match self.states.iter().position(|state| !state.is_finite()) {
             None => Ok(()),
             Some(window) => {

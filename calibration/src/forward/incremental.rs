@@ -5,15 +5,16 @@
 //! angles of rotary positions are those of a sequence of the length that the [`Forward`] was made for: where they depend on the length, what
 //! is computed here is what [`Forward::advance_layer`] computes for the whole sequence of that length.
 
+use std::borrow::Cow;
+
 use model::Layer;
-use model::graph::StageInput;
 use model::linear::Role;
 use ndarray::{Array2, Array3, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use super::attention::{QUERY_TILE, attend_tile};
 use super::{Forward, WindowState};
-use crate::weights::LayerWeights;
+use crate::weights::{LayerWeights, SourceError, WeightSource};
 
 /// Keys and values of one layer, for all sequences.
 #[derive(Clone, Debug)]
@@ -41,50 +42,48 @@ impl Forward<'_> {
     }
 
     /// One layer for the token at `position` of every sequence: `state` holds one row for each, and `cache` all earlier positions, to which
-    /// this one is added.
+    /// this one is added. Experts that `weights` lack are read from `source`, those alone that a token is sent to.
+    ///
+    /// # Errors
+    /// Those of the source.
     ///
     /// # Panics
     /// When the position is behind the end of the cache or of the sequences that this pass is for.
     pub fn advance_layer_token(
         &self,
         layer: &Layer,
-        weights: &LayerWeights,
+        mut weights: Cow<'_, LayerWeights>,
+        source: &dyn WeightSource,
         position: usize,
         state: &mut WindowState,
         cache: &mut LayerCache,
-    ) {
-        for (place, stage) in layer.stages.iter().enumerate() {
-            if stage.input == StageInput::AttentionInput {
-                let input = self.normed(state, &weights.attention_norm);
-                state.waiting = Some(self.attend_token(layer, weights, position, input.view(), cache));
-            } else {
-                self.advance(layer, place, weights, state);
-            }
-        }
+    ) -> Result<(), SourceError> {
+        let input = self.normed(state, &weights.attention_norm);
+        state.waiting = Some(self.attend_token(layer, &weights, position, input.view(), cache));
+        self.advance_from(layer, 1, &mut weights, source, std::slice::from_mut(state))
     }
 
     /// One layer for a run of tokens of a single sequence: `state` holds those from position `first` on, and `cache` all earlier ones, to
-    /// which these are added.
+    /// which these are added. Experts as in [`Forward::advance_layer_token`].
+    ///
+    /// # Errors
+    /// Those of the source.
     ///
     /// # Panics
     /// When the cache is for several sequences, or the run goes beyond its end or that of the sequences that this pass is for.
     pub fn advance_layer_run(
         &self,
         layer: &Layer,
-        weights: &LayerWeights,
+        mut weights: Cow<'_, LayerWeights>,
+        source: &dyn WeightSource,
         first: usize,
         state: &mut WindowState,
         cache: &mut LayerCache,
-    ) {
+    ) -> Result<(), SourceError> {
         assert_eq!(cache.keys.len_of(Axis(0)), 1, "sequences of the cache");
-        for (place, stage) in layer.stages.iter().enumerate() {
-            if stage.input == StageInput::AttentionInput {
-                let input = self.normed(state, &weights.attention_norm);
-                state.waiting = Some(self.attend_run(layer, weights, first, input.view(), cache));
-            } else {
-                self.advance(layer, place, weights, state);
-            }
-        }
+        let input = self.normed(state, &weights.attention_norm);
+        state.waiting = Some(self.attend_run(layer, &weights, first, input.view(), cache));
+        self.advance_from(layer, 1, &mut weights, source, std::slice::from_mut(state))
     }
 
     fn attend_run(

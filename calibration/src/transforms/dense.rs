@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use model::Layer;
 use model::graph::StageInput;
-use model::linear::Role;
+use model::linear::Slot;
 use ndarray::{Array1, Array2};
 
-use crate::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError};
+use crate::weights::{LayerWeights, LinearOperator, LinearWeights, RouterWeights, SourceError};
 
 /// A linear in double precision.
 #[derive(Clone, Debug)]
@@ -22,13 +22,15 @@ pub struct DenseLinear {
 #[derive(Clone, Debug)]
 pub struct DenseLayer {
     /// Its linears.
-    pub linears: BTreeMap<Role, DenseLinear>,
+    pub linears: BTreeMap<Slot, DenseLinear>,
     /// The norm before attention, `[hidden]`.
     pub attention_norm: Array1<f64>,
     /// The norm before the MLP, `[hidden]`.
     pub mlp_norm: Array1<f64>,
     /// Norms over query and key heads, `[head_dim]` each; no transform touches them.
     pub head_norms: Option<(Array1<f32>, Array1<f32>)>,
+    /// What sends tokens to experts; no transform touches it.
+    pub router: Option<RouterWeights>,
 }
 
 impl DenseLinear {
@@ -49,15 +51,18 @@ impl DenseLinear {
 impl DenseLayer {
     /// From the single precision that sources give.
     pub(super) fn of(weights: LayerWeights, layer: &Layer) -> Result<Self, SourceError> {
-        let name = |role| layer.linear(role).map_or("linear", |linear| linear.name.as_str());
+        let name = |slot| {
+            layer.linears().find(|linear| linear.id.slot() == slot).map_or("linear", |linear| &linear.name)
+        };
         let linears = weights.linears.into_iter();
         Ok(Self {
             linears: linears
-                .map(|(role, operator)| Ok((role, DenseLinear::of(operator, name(role))?)))
+                .map(|(slot, operator)| Ok((slot, DenseLinear::of(operator, name(slot))?)))
                 .collect::<Result<_, SourceError>>()?,
             attention_norm: weights.attention_norm.mapv(f64::from),
             mlp_norm: weights.mlp_norm.mapv(f64::from),
             head_norms: weights.head_norms,
+            router: weights.router,
         })
     }
 
@@ -69,14 +74,15 @@ impl DenseLayer {
             linears: self
                 .linears
                 .iter()
-                .map(|(&role, linear)| {
+                .map(|(&slot, linear)| {
                     let weights = linear.weight.mapv(|value| value as f32).into();
-                    (role, LinearOperator { weights, bias: linear.bias.as_ref().map(single) })
+                    (slot, LinearOperator { weights, bias: linear.bias.as_ref().map(single) })
                 })
                 .collect(),
             attention_norm: single(&self.attention_norm),
             mlp_norm: single(&self.mlp_norm),
             head_norms: self.head_norms.clone(),
+            router: self.router.clone(),
         }
     }
 
@@ -93,7 +99,7 @@ impl DenseLayer {
             }
         }
         for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
-            let Some(dense) = self.linears.get(&linear.id.role) else { continue };
+            let Some(dense) = self.linears.get(&linear.id.slot()) else { continue };
             tensors.insert(linear.weight_name(), dense.weight.iter().copied().collect());
             if let (Some(name), Some(bias)) = (linear.bias_name(), &dense.bias) {
                 tensors.insert(name, bias.to_vec());
@@ -106,13 +112,15 @@ impl DenseLayer {
     ///
     /// # Panics
     /// Where the source gave no such linear, although the layer's description has one.
-    pub(super) fn linear(&self, role: Role) -> &DenseLinear {
-        self.linears.get(&role).unwrap_or_else(|| panic!("the weight source gave no {role:?} linear"))
+    pub(super) fn linear(&self, slot: impl Into<Slot>) -> &DenseLinear {
+        let slot = slot.into();
+        self.linears.get(&slot).unwrap_or_else(|| panic!("the weight source gave no linear {slot:?}"))
     }
 
     /// As [`DenseLayer::linear`].
-    pub(super) fn linear_mut(&mut self, role: Role) -> &mut DenseLinear {
-        self.linears.get_mut(&role).unwrap_or_else(|| panic!("the weight source gave no {role:?} linear"))
+    pub(super) fn linear_mut(&mut self, slot: impl Into<Slot>) -> &mut DenseLinear {
+        let slot = slot.into();
+        self.linears.get_mut(&slot).unwrap_or_else(|| panic!("the weight source gave no linear {slot:?}"))
     }
 
     /// The norm in front of a stage, where it has one.

@@ -30,7 +30,7 @@ impl Factors {
         for (stage, sizes) in layer.stages.iter().zip(sizes) {
             let Some(norm) = dense.norm_mut(stage.input).cloned() else { continue };
             let squares = stage.linears.iter().fold(Array1::zeros(norm.len()), |sum, linear| {
-                sum + column_squares(&dense.linear(linear.id.role).weight)
+                sum + column_squares(&dense.linear(linear.id.slot()).weight)
             });
             let (mut written, mut exact) = (norm.clone(), Array1::ones(norm.len()));
             for (feature, factor) in factors(sizes, &squares).into_iter().enumerate() {
@@ -53,7 +53,7 @@ impl Factors {
                 norm.assign(written);
             }
             for linear in layer.stages.iter().filter(|stage| stage.input == *input).flat_map(|s| &s.linears) {
-                dense.linear_mut(linear.id.role).weight *= exact;
+                dense.linear_mut(linear.id.slot()).weight *= exact;
             }
         }
     }

@@ -57,7 +57,8 @@ impl Factors {
             weights *= self.values[value_feature(model, column)];
         }
         match model.architecture.layer.mlp {
-            Mlp::Gated { .. } => {
+            // A layer without experts has a dense one in either case; those with experts are refused before.
+            Mlp::Gated { .. } | Mlp::Experts { .. } => {
                 divide_rows(dense, Role::Up, &self.inner);
                 dense.linear_mut(Role::Down).weight *= &self.inner;
             }

@@ -29,7 +29,7 @@ use ndarray::{Array1, Array2};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CalibrationError;
-use crate::weights::{LayerWeights, LinearOperator, SourceError, WeightSource};
+use crate::weights::{LayerWeights, LinearOperator, Linears, SourceError, WeightSource};
 pub use dense::{DenseLayer, DenseLinear};
 use kernels::rotation::Rotation;
 
@@ -101,9 +101,10 @@ impl<'s> Transformed<'s> {
     ///
     /// # Panics
     /// When the residual stream is to be rotated under a head that stays tied to the embedding: the norm in front of the head cannot be folded
-    /// into one of the two.
+    /// into one of the two. When the model has experts.
     #[must_use]
     pub fn new(source: &'s dyn WeightSource, model: &Model, transforms: &[Transform], untie: bool) -> Self {
+        assert!(model.layers.iter().all(|layer| layer.experts() == 0), "no transform knows experts");
         let mut model = model.clone();
         model.hyperparameters.tied_head &= !untie;
         let rotates = transforms.contains(&Transform::RotateResidual);
@@ -214,6 +215,11 @@ impl WeightSource for Transformed<'_> {
 
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
         Ok(self.dense_layer(layer)?.rounded())
+    }
+
+    /// As the source has it: no transform knows experts yet, and models that have some are refused.
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
+        self.source.expert(layer, expert)
     }
 
     fn final_norm(&self) -> Result<Array1<f32>, SourceError> {

@@ -32,7 +32,7 @@ pub(super) fn layer(rotation: &Rotation, layer: &Layer, dense: &mut DenseLayer) 
     for stage in &layer.stages {
         let gains = dense.norm_mut(stage.input).map(|norm| std::mem::replace(norm, Array1::ones(norm.len())));
         for linear in &stage.linears {
-            let linear = dense.linear_mut(linear.id.role);
+            let linear = dense.linear_mut(linear.id.slot());
             if let Some(gains) = &gains {
                 linear.weight *= gains;
                 rotation.rotate_rows(linear.weight.view_mut());

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 
 use crate::forward::packed;
-use crate::tiny::{InMemory, TINY};
+use crate::tiny::{DENSE, InMemory, TINY};
 use calibration::backward::{Backward, Head, LayerNorm, Loss, Visit};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, WeightSource};
 use model::hyperparameters::Activation;
-use model::linear::Role;
+use model::linear::{Role, Slot};
 use ndarray::{Array1, Array2, ArrayView2};
 
 /// More than a tile of queries, and many times the tiny sliding window.
@@ -23,9 +23,11 @@ const DIRECTIONS: u64 = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Parameter {
     Input,
-    Weight(Role),
-    Bias(Role),
+    Weight(Slot),
+    Bias(Slot),
     Norm(LayerNorm),
+    Router,
+    SharedGate,
 }
 
 /// Uniform between -1 and 1.
@@ -86,7 +88,7 @@ struct Case {
 impl Case {
     fn new(name: &str, index: usize) -> Self {
         let source = InMemory::open(name);
-        let mut weights = source.layer(&source.model.layers[index]).unwrap();
+        let mut weights = source.whole_layer(&source.model.layers[index]);
         for (seed, operator) in (100 * index as u64 + 200..).zip(weights.linears.values_mut()) {
             let matrix = dense(&mut operator.weights);
             *matrix = noise(matrix.dim(), seed) * (2.0 / (matrix.ncols() as f32).sqrt());
@@ -94,13 +96,29 @@ impl Case {
                 *bias += &noise((1, bias.len()), seed + 20).row(0);
             }
         }
+        if let Some(router) = &mut weights.router {
+            // An expert looks at a feature of its own, see below.
+            let matrix = dense(&mut router.outputs.weights);
+            *matrix = noise(matrix.dim(), 100 * index as u64 + 230) * 0.02;
+            (0..matrix.nrows()).for_each(|expert| matrix[[expert, expert]] += 0.5);
+        }
         let head_norms = weights.head_norms.iter_mut().flat_map(|(query, key)| [query, key]);
         let norms = [&mut weights.attention_norm, &mut weights.mlp_norm].into_iter().chain(head_norms);
         for (seed, norm) in (100 * index as u64 + 240..).zip(norms) {
             *norm = noise((1, norm.len()), seed).row(0).mapv(|value| 1.0 + 0.5 * value);
         }
         let shape = (TOKENS, source.model.hyperparameters.hidden_size);
-        Self { source, index, weights, input: noise(shape, 1), output_gradient: noise(shape, 2) }
+        let mut input = noise(shape, 1);
+        let experts = source.model.layers[index].experts();
+        if experts > 0 {
+            // Each token has two experts' features that stick out far enough for no small step to send it elsewhere, which has no derivative.
+            for (token, mut row) in input.rows_mut().into_iter().enumerate() {
+                (0..experts).for_each(|expert| row[expert] -= 12.0);
+                row[token % experts] = 20.0;
+                row[(token + 1 + token / experts % 2) % experts] = 12.0;
+            }
+        }
+        Self { source, index, weights, input, output_gradient: noise(shape, 2) }
     }
 
     fn value(&self, weights: &LayerWeights, input: Array2<f32>) -> f64 {
@@ -114,8 +132,8 @@ impl Case {
     fn moved(&self, parameter: Parameter, step: &Array2<f32>) -> f64 {
         let mut weights = self.weights.clone();
         let mut input = self.input.clone();
-        let by_role = |weights: &mut LayerWeights, role: Role, bias: bool| {
-            let operator = weights.linears.get_mut(&role).unwrap();
+        let by_slot = |weights: &mut LayerWeights, slot: Slot, bias: bool| {
+            let operator = weights.linears.get_mut(&slot).unwrap();
             if bias {
                 *operator.bias.as_mut().unwrap() += &step.row(0);
             } else {
@@ -124,8 +142,13 @@ impl Case {
         };
         match parameter {
             Parameter::Input => input += step,
-            Parameter::Weight(role) => by_role(&mut weights, role, false),
-            Parameter::Bias(role) => by_role(&mut weights, role, true),
+            Parameter::Weight(slot) => by_slot(&mut weights, slot, false),
+            Parameter::Bias(slot) => by_slot(&mut weights, slot, true),
+            Parameter::Router => *dense(&mut weights.router.as_mut().unwrap().outputs.weights) += step,
+            Parameter::SharedGate => {
+                let gate = weights.router.as_mut().unwrap().shared_gate.as_mut().unwrap();
+                *dense(&mut gate.weights) += step;
+            }
             Parameter::Norm(LayerNorm::Attention) => weights.attention_norm += &step.row(0),
             Parameter::Norm(LayerNorm::Mlp) => weights.mlp_norm += &step.row(0),
             Parameter::Norm(LayerNorm::Query) => weights.head_norms.as_mut().unwrap().0 += &step.row(0),
@@ -145,13 +168,19 @@ impl Case {
             self.output_gradient.view(),
             &mut |visit| match visit {
                 Visit::Linear(linear) => {
-                    gradients.insert(Parameter::Weight(linear.role), linear.weight_gradient());
-                    if self.weights.linear(linear.role).bias.is_some() {
-                        gradients.insert(Parameter::Bias(linear.role), row(&linear.bias_gradient()));
+                    gradients.insert(Parameter::Weight(linear.slot), linear.weight_gradient());
+                    if self.weights.linear(linear.slot).bias.is_some() {
+                        gradients.insert(Parameter::Bias(linear.slot), row(&linear.bias_gradient()));
                     }
                 }
                 Visit::Norm(norm) => {
                     gradients.insert(Parameter::Norm(norm.norm), row(&norm.gradient.to_owned()));
+                }
+                Visit::Router(router) if router.shared_gate => {
+                    gradients.insert(Parameter::SharedGate, router.weight_gradient());
+                }
+                Visit::Router(router) => {
+                    gradients.insert(Parameter::Router, router.weight_gradient());
                 }
             },
         );
@@ -170,10 +199,38 @@ impl Case {
 
 #[test]
 fn every_gradient_of_a_layer_is_the_slope_of_its_forward_pass() {
-    // Input, seven weights and two norms; three biases, or two norms over heads.
-    for (name, count) in TINY.into_iter().zip([10, 10, 10, 13, 12]) {
+    // Input, seven weights and two norms; three biases, or two norms over heads; of mixtures four weights of attention, three of each of four
+    // experts and of a shared one, the router and the gate.
+    for (name, count) in TINY.into_iter().zip([10, 10, 10, 13, 12, 20, 27, 22]) {
         for index in 0..2 {
             assert_eq!(Case::new(name, index).check(&format!("{name} {index}")), count);
+        }
+    }
+}
+
+#[test]
+fn windows_together_have_the_gradients_of_each_alone() {
+    for name in ["qwen3", "qwen2_moe"] {
+        let source = InMemory::open(name);
+        let forward = Forward::new(&source.model, TOKENS);
+        let backward = Backward::new(&forward);
+        let layer = &source.model.layers[1];
+        let inputs = [noise((TOKENS, 32), 3), noise((9, 32), 4)];
+        let gradients = [noise((TOKENS, 32), 5), noise((9, 32), 6)];
+        let mut kept = [BTreeMap::new(), BTreeMap::new()];
+        let see = |kept: &mut BTreeMap<Slot, Array2<f32>>, visit: Visit<'_>| {
+            if let Visit::Linear(linear) = visit {
+                kept.insert(linear.slot, linear.weight_gradient());
+            }
+        };
+        let found = backward.windows_vjp(layer, &source, &inputs, &gradients, &mut kept, &see).unwrap();
+        let weights = source.whole_layer(layer);
+        for window in 0..2 {
+            let mut alone = BTreeMap::new();
+            let mut show = |visit: Visit<'_>| see(&mut alone, visit);
+            let (input, gradient) = (inputs[window].view(), gradients[window].view());
+            assert_eq!(found[window], backward.layer_vjp(layer, &weights, input, gradient, &mut show));
+            assert_eq!(kept[window], alone, "{name}");
         }
     }
 }
@@ -188,7 +245,7 @@ fn every_activation_has_its_slope() {
     // A step over the bend of a ReLU sees both its slopes, so the inputs of the gates are kept away from it.
     let mut case = Case::new("llama", 0);
     case.source.model.hyperparameters.activation = Activation::Relu;
-    let gate = case.weights.linears.get_mut(&Role::Gate).unwrap();
+    let gate = case.weights.linears.get_mut(&Role::Gate.into()).unwrap();
     gate.bias = Some(Array1::from_shape_fn(48, |i| if i % 3 == 0 { -12.0 } else { 12.0 }));
     case.check("Relu");
 }
@@ -210,10 +267,10 @@ fn the_length_of_a_window_does_not_matter() {
 fn packed_weights_have_the_gradients_of_their_dense_values() {
     let mut case = Case::new("qwen2", 0);
     let mut packed_weights = case.weights.clone();
-    for (&role, operator) in &mut case.weights.linears {
+    for (&slot, operator) in &mut case.weights.linears {
         let (packed, values) = packed(dense(&mut operator.weights).view());
         operator.weights = values.into();
-        packed_weights.replace(role, packed);
+        packed_weights.replace(slot, packed);
     }
     let expected = case.gradients();
     // Which gradients there are does not depend on what weights are stored as.
@@ -378,7 +435,7 @@ impl Whole {
     }
 
     /// Gradients of the weights of layer 0.
-    fn gradients(&self) -> BTreeMap<Role, Array2<f32>> {
+    fn gradients(&self) -> BTreeMap<Slot, Array2<f32>> {
         let forward = Forward::new(&self.source.model, TOKENS);
         let backward = Backward::new(&forward);
         let mut states = self.hidden_states(&self.layers);
@@ -389,9 +446,9 @@ impl Whole {
             gradient =
                 backward.layer_vjp(layer, weights, input.view(), gradient.view(), &mut |visit| match visit {
                     Visit::Linear(linear) if layer.index == 0 => {
-                        weight_gradients.insert(linear.role, linear.weight_gradient());
+                        weight_gradients.insert(linear.slot, linear.weight_gradient());
                     }
-                    Visit::Linear(_) | Visit::Norm(_) => {}
+                    Visit::Linear(_) | Visit::Norm(_) | Visit::Router(_) => {}
                 });
         }
         weight_gradients
@@ -400,12 +457,13 @@ impl Whole {
 
 #[test]
 fn the_divergence_of_a_whole_model_has_its_slope_at_the_first_layer() {
-    for name in TINY {
+    // A step may send a token of a mixture elsewhere, which has no slope.
+    for name in DENSE {
         let whole = Whole::new(name);
-        for (role, gradient) in whole.gradients() {
-            check(&format!("{name}, {role:?}"), &gradient, 0.001, &|step| {
+        for (slot, gradient) in whole.gradients() {
+            check(&format!("{name}, {slot:?}"), &gradient, 0.001, &|step| {
                 let mut layers = whole.layers.clone();
-                *dense(&mut layers[0].linears.get_mut(&role).unwrap().weights) += step;
+                *dense(&mut layers[0].linears.get_mut(&slot).unwrap().weights) += step;
                 whole.loss(&whole.hidden_states(&layers).pop().unwrap()).sum
             });
         }

@@ -7,6 +7,7 @@ use calibration::evaluation::visit_logits;
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LinearWeights, WeightSource};
 use kernels::packed::{CodeLayout, PackedMatrix, PackedShape};
+use model::linear::Part;
 use ndarray::{Array2, ArrayView2, s};
 use serde_json::Value;
 
@@ -49,21 +50,49 @@ fn logits_meet_the_reference_implementation() {
 
 #[test]
 fn stages_in_turn_are_the_layer() {
-    let source = InMemory::open("qwen3");
-    let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
-    let forward = Forward::new(&source.model, tokens.len());
-    let mut whole = WindowState::new(source.embed(&tokens).unwrap());
-    let mut staged = whole.clone();
-    for layer in &source.model.layers {
-        let weights = source.layer(layer).unwrap();
-        forward.advance_layer(layer, &weights, &mut whole);
-        for (stage, described) in layer.stages.iter().enumerate() {
-            let input = forward.stage_input(layer, stage, &weights, &staged);
-            assert_eq!(input.dim(), (tokens.len(), described.linears[0].in_features));
-            drop(input);
-            forward.advance(layer, stage, &weights, &mut staged);
+    for name in ["qwen3", "qwen2_moe"] {
+        let source = InMemory::open(name);
+        let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
+        let forward = Forward::new(&source.model, tokens.len());
+        let mut whole = WindowState::new(source.embed(&tokens).unwrap());
+        let mut staged = whole.clone();
+        for layer in &source.model.layers {
+            let weights = source.whole_layer(layer);
+            forward.advance_layer(layer, &weights, &mut whole);
+            let mut sent = 0;
+            for (stage, described) in layer.stages.iter().enumerate() {
+                let input = forward.stage_input(layer, stage, &weights, &staged);
+                let expected = match described.part() {
+                    Part::Expert(expert) => staged.sent_to(expert),
+                    Part::Main | Part::Shared => tokens.len(),
+                };
+                assert_eq!(input.dim(), (expected, described.linears[0].in_features));
+                sent += if described.part().expert().is_some() { expected } else { 0 };
+                drop(input);
+                forward.advance(layer, stage, &weights, &mut staged);
+            }
+            assert_eq!(whole.hidden(), staged.hidden());
+            // Each token goes to two experts, which have two stages.
+            assert_eq!(sent, if layer.experts() > 0 { 2 * 2 * tokens.len() } else { 0 });
         }
-        assert_eq!(whole.hidden(), staged.hidden());
+    }
+}
+
+#[test]
+fn experts_that_are_read_one_at_a_time_do_what_all_of_them_do() {
+    for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
+        let source = InMemory::open(name);
+        let forward = Forward::new(&source.model, 9);
+        let window = |first: u32| WindowState::new(source.embed(&[first, 8, 3, 60, 41]).unwrap());
+        let mut windows = [window(1), window(7)];
+        let mut whole = windows.clone();
+        for layer in &source.model.layers {
+            forward.advance_windows(layer, &source, &mut windows).unwrap();
+            let weights = source.whole_layer(layer);
+            whole.iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
+        }
+        assert_eq!(windows[1].hidden(), whole[1].hidden(), "{name}");
+        assert_eq!(windows[0].hidden(), whole[0].hidden(), "{name}");
     }
 }
 
@@ -104,19 +133,26 @@ pub(crate) fn packed(matrix: ArrayView2<'_, f32>) -> (PackedMatrix, Array2<f32>)
 
 #[test]
 fn packed_weights_do_what_their_dense_values_do() {
-    let source = InMemory::open("qwen2");
+    // Heads and inner features of the other tiny mixtures fill no words.
+    for name in ["qwen2", "mixtral"] {
+        packed_weights_of(name);
+    }
+}
+
+fn packed_weights_of(name: &str) {
+    let source = InMemory::open(name);
     let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
     let forward = Forward::new(&source.model, tokens.len());
     let mut states = [source.embed(&tokens).unwrap(), source.embed(&tokens).unwrap()].map(WindowState::new);
     for layer in &source.model.layers {
-        let mut dense_weights = source.layer(layer).unwrap();
+        let mut dense_weights = source.whole_layer(layer);
         let mut packed_weights = dense_weights.clone();
         for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
-            let role = linear.id.role;
-            let LinearWeights::Dense(matrix) = &dense_weights.linear(role).weights else { unreachable!() };
+            let slot = linear.id.slot();
+            let LinearWeights::Dense(matrix) = &dense_weights.linear(slot).weights else { unreachable!() };
             let (packed, dense) = packed(matrix.view());
-            dense_weights.replace(role, dense);
-            packed_weights.replace(role, packed);
+            dense_weights.replace(slot, dense);
+            packed_weights.replace(slot, packed);
         }
         forward.advance_layer(layer, &dense_weights, &mut states[0]);
         forward.advance_layer(layer, &packed_weights, &mut states[1]);

@@ -1,5 +1,6 @@
 //! Text that the tiny random models write, and the pass with kept keys and values against the whole one.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 use crate::tiny::{InMemory, TINY};
@@ -33,7 +34,7 @@ fn a_token_at_a_time_gives_the_logits_of_the_whole_sequence() {
         let mut expected = Vec::new();
         visit_logits(&source.model, &source, &windows, &mut |seen| expected.push(seen.to_owned())).unwrap();
         let forward = Forward::new(&source.model, 150);
-        let layers: Vec<_> = source.model.layers.iter().map(|layer| source.layer(layer).unwrap()).collect();
+        let layers: Vec<_> = source.model.layers.iter().map(|layer| source.whole_layer(layer)).collect();
         let mut caches: Vec<_> = layers.iter().map(|_| forward.layer_cache(3, 150)).collect();
         let (norm, head) = (
             source.final_norm().unwrap(),
@@ -43,7 +44,9 @@ fn a_token_at_a_time_gives_the_logits_of_the_whole_sequence() {
             let tokens: Vec<u32> = windows.iter().map(|window| window[position]).collect();
             let mut state = WindowState::new(source.embed(&tokens).unwrap());
             for ((layer, weights), cache) in source.model.layers.iter().zip(&layers).zip(&mut caches) {
-                forward.advance_layer_token(layer, weights, position, &mut state, cache);
+                forward
+                    .advance_layer_token(layer, Cow::Borrowed(weights), &source, position, &mut state, cache)
+                    .unwrap();
             }
             let found: Array2<f32> = forward.logits(&norm, &head, state.hidden());
             for (found, expected) in found.rows().into_iter().zip(&expected) {

@@ -5,13 +5,20 @@ use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, SourceError, WeightSource};
+use calibration::weights::{
+    LayerWeights, LinearOperator, LinearWeights, Linears, RouterWeights, SourceError, WeightSource,
+};
+use model::linear::{Linear, Part};
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, Axis, s};
 use serde_json::Value;
 
+/// Those without experts.
+pub(crate) const DENSE: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
+
 /// All of them.
-pub(crate) const TINY: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
+pub(crate) const TINY: [&str; 8] =
+    ["llama", "llama31", "mistral_sw", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"];
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hf_tiny").join(name)
@@ -64,6 +71,28 @@ impl InMemory {
     }
 }
 
+impl InMemory {
+    fn linears<'l>(&self, linears: impl Iterator<Item = &'l Linear>) -> Linears {
+        let read = |linear: &Linear| {
+            let operator = LinearOperator {
+                weights: LinearWeights::Dense(self.matrix(&linear.weight_name())),
+                bias: linear.bias_name().map(|name| self.vector(&name)),
+            };
+            (linear.id.slot(), operator)
+        };
+        linears.map(read).collect()
+    }
+
+    /// A layer with all its experts.
+    pub(crate) fn whole_layer(&self, layer: &Layer) -> LayerWeights {
+        let mut weights = self.layer(layer).unwrap();
+        for expert in 0..layer.experts() {
+            weights.fetch(layer, Part::Expert(expert), self).unwrap();
+        }
+        weights
+    }
+}
+
 impl WeightSource for InMemory {
     fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
         let rows: Vec<usize> = tokens.iter().map(|&token| token as usize).collect();
@@ -71,22 +100,31 @@ impl WeightSource for InMemory {
     }
 
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
-        let linears = layer.stages.iter().flat_map(|stage| &stage.linears).map(|linear| {
-            let operator = LinearOperator {
-                weights: LinearWeights::Dense(self.matrix(&linear.weight_name())),
-                bias: linear.bias_name().map(|name| self.vector(&name)),
+        let router = layer.router.as_ref().map(|tensors| {
+            let matrix = |name: &String| LinearOperator {
+                weights: LinearWeights::Dense(self.matrix(name)),
+                bias: None,
             };
-            (linear.id.role, operator)
+            RouterWeights {
+                outputs: matrix(&tensors.weight),
+                correction: tensors.correction.as_ref().map(|name| self.vector(name)),
+                shared_gate: tensors.shared_gate.as_ref().map(matrix),
+            }
         });
         Ok(LayerWeights {
-            linears: linears.collect(),
+            linears: self.linears(layer.linears().filter(|linear| linear.id.part.expert().is_none())),
             attention_norm: self.vector(&layer.attention_norm.weight),
             mlp_norm: self.vector(&layer.mlp_norm.weight),
             head_norms: layer
                 .head_norms
                 .as_ref()
                 .map(|norms| (self.vector(&norms.query), self.vector(&norms.key))),
+            router,
         })
+    }
+
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
+        Ok(self.linears(layer.linears_of(Part::Expert(expert))))
     }
 
     fn final_norm(&self) -> Result<Array1<f32>, SourceError> {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::tiny::{InMemory, TINY};
+use crate::tiny::{DENSE, InMemory};
 use calibration::CalibrationError;
 use calibration::evaluation::visit_logits;
 use calibration::transforms::{ALL, Transform, Transformed};
@@ -42,7 +42,7 @@ fn transformed<'s>(source: &'s InMemory, transforms: &[Transform]) -> Transforme
 
 #[test]
 fn every_architecture_computes_the_same_under_every_transform() {
-    for name in TINY {
+    for name in DENSE {
         let source = InMemory::open(name);
         let expected = logits(&source.model, &source);
         let each = ALL.iter().map(|(transform, ..)| vec![*transform]);

@@ -40,7 +40,13 @@ fn legacy(imatrix: &Imatrix, with_dataset: bool) -> Vec<u8> {
 
 fn linear(layer: usize, role: Role, in_features: usize) -> Linear {
     let name = format!("model.layers.{layer}.{role:?}");
-    Linear { id: LinearId { layer, role }, name, out_features: 4, in_features, bias: false }
+    Linear {
+        id: LinearId { layer, part: model::linear::Part::Main, role },
+        name,
+        out_features: 4,
+        in_features,
+        bias: false,
+    }
 }
 
 #[test]

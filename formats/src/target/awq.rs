@@ -27,8 +27,8 @@ use super::gptq::rules::dynamic;
 use super::packed_parts::{PackedParts, StoredLinear};
 use super::safetensors::{self, Described};
 use super::{
-    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
-    group_size, lower_groups, most_common,
+    Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
+    demand_whole_codes, group_size, lower_groups, most_common,
 };
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
@@ -55,6 +55,7 @@ static LOADERS: [LoaderRule; 6] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 32,
         out_multiple: 32,
+        experts: Experts::Alike,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -64,6 +65,7 @@ static LOADERS: [LoaderRule; 6] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 128,
         out_multiple: 64,
+        experts: Experts::Alike,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -71,12 +73,14 @@ static LOADERS: [LoaderRule; 6] = [
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
         remark: "with --quantization awq --dtype float16",
+        experts: Experts::Refused("has no such kernel for experts"),
         ..LoaderRule::ANY
     },
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
+        experts: Experts::Refused(ONE_TENSOR),
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -92,6 +96,7 @@ static LOADERS: [LoaderRule; 6] = [
         group_sizes: &[32, 64, 128],
         remark: "takes rope_theta from the top of config.json only, where transformers 4 wrote it",
         asymmetric_remark: "rounds scale times zero point to 16 bit",
+        experts: Experts::Refused("stacks experts' weights, and not their scales; use `--to mlx`"),
         ..LoaderRule::ANY
     },
 ];
@@ -183,18 +188,18 @@ impl TargetFormat for Awq {
 }
 
 impl Described for Awq {
-    fn config(&self, plan: &[PlannedLinear]) -> Value {
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
         let kept = plan.iter().filter(|planned| planned.scheme.is_none());
-        let kept: Vec<&str> =
-            std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str())).collect();
+        let kept = std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str()));
+        let kept: Vec<&str> = kept.chain(routers.iter().map(String::as_str)).collect();
         let base = most_common(&schemes);
         let mut config = json!({
             "quant_method": ID, "bits": BITS, "group_size": base.map_or(-1, group_size), "zero_point": true, "version": "gemm",
             "modules_to_not_convert": kept
         });
         // GPTQModel looks nowhere else for linears that are left out.
-        let dynamic = dynamic(plan, base);
+        let dynamic = dynamic(plan, base, routers);
         if !dynamic.is_empty() {
             config["dynamic"] = Value::Object(dynamic);
         }

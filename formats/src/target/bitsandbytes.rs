@@ -24,7 +24,9 @@ use serde_json::{Value, json};
 
 use super::packed_parts::StoredLinear;
 use super::safetensors::{self, Described};
-use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, lower_groups_by_stage};
+use super::{
+    Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, lower_groups_by_stage,
+};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -57,6 +59,7 @@ const USUAL_BLOCK: usize = 64;
 static LOADERS: [LoaderRule; 1] = [LoaderRule {
     runtime: "transformers 5.23 (with bitsandbytes 0.50)",
     symmetric_bits: &[4],
+    experts: Experts::Refused(ONE_TENSOR),
     ..LoaderRule::ANY
 }];
 
@@ -207,10 +210,10 @@ impl TargetFormat for BitsAndBytes {
 }
 
 impl Described for BitsAndBytes {
-    fn config(&self, plan: &[PlannedLinear]) -> Value {
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let kept = plan.iter().filter(|planned| planned.scheme.is_none());
-        let kept: Vec<&str> =
-            std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str())).collect();
+        let kept = std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str()));
+        let kept: Vec<&str> = kept.chain(routers.iter().map(String::as_str)).collect();
         json!({
             "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false,
             "bnb_4bit_quant_type": self.id, "bnb_4bit_use_double_quant": false,

@@ -27,7 +27,7 @@ pub(super) use numbers::{FP8, MXFP4, W8A8_FP8, W8A8_INT8};
 
 use super::safetensors::{self, Described};
 use super::{
-    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
+    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
     lower_groups_by_stage,
 };
 use crate::checkpoint::Dtype;
@@ -52,6 +52,7 @@ static LOADERS: [LoaderRule; 4] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 32,
         out_multiple: 32,
+        experts: Experts::AlikeSymmetric,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -62,6 +63,7 @@ static LOADERS: [LoaderRule; 4] = [
         in_multiple: 32,
         out_multiple: 32,
         remark: "by its declared rules; not run by us",
+        experts: Experts::AlikeSymmetric,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -71,6 +73,7 @@ static LOADERS: [LoaderRule; 4] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 128,
         out_multiple: 64,
+        experts: Experts::AlikeSymmetric,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -168,8 +171,8 @@ impl TargetFormat for CompressedTensors {
 }
 
 impl Described for CompressedTensors {
-    fn config(&self, plan: &[PlannedLinear]) -> Value {
-        config::describe(plan, FORMAT, &Value::Null)
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
+        config::describe(plan, routers, FORMAT, &Value::Null)
     }
 }
 

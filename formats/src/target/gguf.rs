@@ -16,7 +16,7 @@ use quantizer::scheme::{ScaleDtype, Scheme};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value as Json;
 
-use super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat};
+use super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -56,6 +56,7 @@ static LOADERS: [LoaderRule; 1] = [LoaderRule {
     runtime: "llama.cpp 0c1e570 (2026-10)",
     symmetric_bits: &WIDTHS,
     asymmetric_bits: &WIDTHS,
+    experts: Experts::Refused("wants experts stacked, which is not written yet"),
     ..LoaderRule::ANY
 }];
 

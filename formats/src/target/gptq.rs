@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use super::loaders::singly_excluded;
 use super::safetensors::{self, Described};
 use super::{
-    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
-    group_size, lower_groups, most_common,
+    Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
+    demand_whole_codes, group_size, lower_groups, most_common,
 };
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
@@ -69,6 +69,7 @@ static LOADERS: [LoaderRule; 5] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 32,
         out_multiple: 32,
+        experts: Experts::Alike,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -78,6 +79,7 @@ static LOADERS: [LoaderRule; 5] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 128,
         out_multiple: 64,
+        experts: Experts::Alike,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -87,6 +89,7 @@ static LOADERS: [LoaderRule; 5] = [
         in_multiple: 32,
         out_multiple: 32,
         remark: "with --quantization gptq --dtype float16",
+        experts: Experts::Refused("has no such kernel for experts"),
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -98,6 +101,7 @@ static LOADERS: [LoaderRule; 5] = [
         mixed_bits: false,
         single_exclusions: false,
         whole_rows_remark: "whole rows of 4 bits do not run in its CPU kernel",
+        experts: Experts::Refused(ONE_TENSOR),
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -245,7 +249,7 @@ impl TargetFormat for Gptq {
 }
 
 impl Described for Gptq {
-    fn config(&self, plan: &[PlannedLinear]) -> Value {
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
         let base = most_common(&schemes);
         let group_size = base.map_or(-1, group_size);
@@ -257,7 +261,7 @@ impl Described for Gptq {
             "lm_head": false, "checkpoint_format": version, "format": version, "pack_dtype": "int32",
             "meta": {"quantizer": [concat!("quantc:", env!("CARGO_PKG_VERSION"))], "static_groups": true, "true_sequential": true}
         });
-        let dynamic = rules::dynamic(plan, base);
+        let dynamic = rules::dynamic(plan, base, routers);
         if !dynamic.is_empty() {
             config["dynamic"] = Value::Object(dynamic);
         }
@@ -268,8 +272,8 @@ impl Described for Gptq {
         config
     }
 
-    fn side_files(&self, plan: &[PlannedLinear]) -> Vec<(&'static str, Value)> {
-        vec![("quantize_config.json", self.config(plan))]
+    fn side_files(&self, plan: &[PlannedLinear], routers: &[String]) -> Vec<(&'static str, Value)> {
+        vec![("quantize_config.json", self.config(plan, routers))]
     }
 }
 

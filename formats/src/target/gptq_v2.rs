@@ -1,7 +1,7 @@
 //! GPTQ safetensors of version 2: zero points are stored as they are, so that any of them can be.
 
-use super::LoaderRule;
 use super::gptq::{Gptq, Version};
+use super::{Experts, LoaderRule, ONE_TENSOR};
 
 /// Runtimes that look at `checkpoint_format`. Those that never read the zero points of symmetric grids would do without.
 static LOADERS: [LoaderRule; 4] = [
@@ -11,6 +11,7 @@ static LOADERS: [LoaderRule; 4] = [
         group_sizes: &[32, 64, 128],
         in_multiple: 128,
         out_multiple: 64,
+        experts: Experts::Alike,
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -20,6 +21,7 @@ static LOADERS: [LoaderRule; 4] = [
         in_multiple: 32,
         out_multiple: 32,
         remark: "with --quantization gptq --dtype float16",
+        experts: Experts::Refused("has no such kernel for experts"),
         ..LoaderRule::ANY
     },
     LoaderRule {
@@ -31,6 +33,7 @@ static LOADERS: [LoaderRule; 4] = [
         mixed_bits: false,
         single_exclusions: false,
         whole_rows_remark: "whole rows of 4 bits do not run in its CPU kernel",
+        experts: Experts::Refused(ONE_TENSOR),
         ..LoaderRule::ANY
     },
     LoaderRule {

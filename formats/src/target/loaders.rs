@@ -1,5 +1,7 @@
 //! Loaders' rules as data: what each runtime refuses, with the version in which it was seen.
 
+use std::collections::BTreeSet;
+
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 
 use super::PlannedLinear;
@@ -21,6 +23,8 @@ pub struct LoaderRule {
     pub out_multiple: usize,
     /// Whether linears may have different widths.
     pub mixed_bits: bool,
+    /// What it demands of experts.
+    pub experts: Experts,
     /// Whether single linears may stay in 16 bit; otherwise a kind of linear stays in all layers or in none.
     pub single_exclusions: bool,
     /// What to mind where it loads.
@@ -29,6 +33,19 @@ pub struct LoaderRule {
     pub asymmetric_remark: &'static str,
     /// What to mind besides where a scale is shared by a whole row.
     pub whole_rows_remark: &'static str,
+}
+
+/// What a runtime demands of the experts of a mixture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Experts {
+    /// Nothing.
+    Any,
+    /// One scheme, or none, for all linears of all experts of a layer: its kernel multiplies with all of them.
+    Alike,
+    /// The same, without zero points.
+    AlikeSymmetric,
+    /// It loads none, for this reason.
+    Refused(&'static str),
 }
 
 /// Whether a runtime loads what a plan would write.
@@ -52,6 +69,7 @@ impl LoaderRule {
         in_multiple: 1,
         out_multiple: 1,
         mixed_bits: true,
+        experts: Experts::Any,
         single_exclusions: true,
         remark: "",
         asymmetric_remark: "",
@@ -80,6 +98,9 @@ impl LoaderRule {
     }
 
     fn refusal(&self, plan: &[PlannedLinear]) -> Option<String> {
+        if let Some(problem) = self.experts.refusal(plan) {
+            return Some(problem);
+        }
         let quantized =
             || plan.iter().filter_map(|planned| planned.scheme.map(|scheme| (&planned.linear, scheme)));
         for (linear, scheme) in quantized() {
@@ -129,10 +150,37 @@ impl LoaderRule {
     }
 }
 
+impl Experts {
+    fn refusal(self, plan: &[PlannedLinear]) -> Option<String> {
+        let mut experts = plan.iter().filter(|planned| planned.linear.id.part.expert().is_some());
+        if let Self::Refused(reason) = self {
+            return experts.next().map(|_| reason.to_owned());
+        }
+        let mut first: Option<&PlannedLinear> = None;
+        for planned in experts.filter(|_| self != Self::Any) {
+            let other = first.filter(|first| first.linear.id.layer == planned.linear.id.layer);
+            if let Some(other) = other.filter(|other| other.scheme != planned.scheme) {
+                return Some(format!(
+                    "needs one scheme for all experts of a layer, and `{}` has another than `{}`",
+                    planned.linear.name, other.linear.name
+                ));
+            }
+            first = other.or(Some(planned));
+            let asymmetric = planned.scheme.is_some_and(|scheme| scheme.symmetry != Symmetry::Symmetric);
+            if self == Self::AlikeSymmetric && asymmetric {
+                return Some("loads no zero points of experts".to_owned());
+            }
+        }
+        None
+    }
+}
+
 /// A linear that stays in 16 bit while another of its role does not.
 pub(super) fn singly_excluded(plan: &[PlannedLinear]) -> Option<&str> {
     let kept = plan.iter().filter(|planned| planned.scheme.is_none());
-    let quantized = |role| plan.iter().any(|other| other.scheme.is_some() && other.linear.id.role == role);
+    let roles: BTreeSet<_> =
+        plan.iter().filter(|other| other.scheme.is_some()).map(|other| other.linear.id.role).collect();
+    let quantized = |role| roles.contains(&role);
     kept.map(|planned| &planned.linear)
         .find(|linear| quantized(linear.id.role))
         .map(|linear| linear.name.as_str())

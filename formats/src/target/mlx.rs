@@ -25,8 +25,8 @@ use serde_json::{Value, json};
 use super::packed_parts::{PackedParts, StoredLinear};
 use super::safetensors::{self, Described};
 use super::{
-    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, lower_groups_by_stage,
-    most_common,
+    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
+    lower_groups_by_stage, most_common,
 };
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
@@ -47,6 +47,7 @@ static LOADERS: [LoaderRule; 1] = [LoaderRule {
     symmetric_bits: &WIDTHS,
     asymmetric_bits: &WIDTHS,
     group_sizes: &GROUP_SIZES,
+    experts: Experts::Refused("wants experts stacked, which is not written yet"),
     ..LoaderRule::ANY
 }];
 
@@ -198,7 +199,7 @@ impl Described for Mlx {
         }
     }
 
-    fn config(&self, plan: &[PlannedLinear]) -> Value {
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
         let base = most_common(&schemes);
         let arguments = |scheme: Scheme| {
@@ -209,6 +210,9 @@ impl Described for Mlx {
             json!({"group_size": columns, "bits": scheme.bits.get(), "mode": "affine"})
         };
         let mut config = base.map_or_else(|| json!({}), arguments);
+        for router in routers {
+            config[router] = json!(false);
+        }
         for planned in plan {
             match planned.scheme {
                 None => config[&planned.linear.name] = json!(false),

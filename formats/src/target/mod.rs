@@ -33,8 +33,11 @@ use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
 
 pub(crate) use gguf::Stored as StoredGguf;
-pub use loaders::{LoaderRule, LoaderVerdict};
+pub use loaders::{Experts, LoaderRule, LoaderVerdict};
 pub use parallel::shard;
+
+/// Why transformers 5 loads no packed experts but compressed-tensors', which it unpacks.
+const ONE_TENSOR: &str = "holds all experts of a layer in one tensor, and looks for no packed ones";
 
 /// Every format that is known.
 pub static ALL: &[&dyn TargetFormat] = &[

@@ -24,7 +24,7 @@ use quantizer::tensor::QuantizedTensor;
 use serde_json::{Map, Value, json};
 
 use super::{
-    LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_whole_codes, group_size,
+    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_whole_codes, group_size,
     lower_groups_by_stage,
 };
 use crate::checkpoint::Dtype;
@@ -50,12 +50,14 @@ static LOADERS: [LoaderRule; 2] = [
         runtime: "onnxruntime 1.32 (CPU)",
         symmetric_bits: &WIDTHS,
         asymmetric_bits: &WIDTHS,
+        experts: Experts::Refused("has no graph of experts here"),
         ..LoaderRule::ANY
     },
     LoaderRule {
         runtime: "onnxruntime-genai 0.18 (CPU)",
         symmetric_bits: &WIDTHS,
         asymmetric_bits: &WIDTHS,
+        experts: Experts::Refused("has no graph of experts here"),
         ..LoaderRule::ANY
     },
 ];

@@ -14,8 +14,8 @@ use crate::side_files;
 
 /// What such a format says in JSON.
 pub(super) trait Described: TargetFormat {
-    /// What the checkpoint's configuration says about quantization.
-    fn config(&self, plan: &[PlannedLinear]) -> Value;
+    /// What the checkpoint's configuration says about quantization; `routers` are modules that look like linears and never are quantized.
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value;
 
     /// Where config.json has it.
     fn config_keys(&self) -> &'static [&'static str] {
@@ -31,7 +31,7 @@ pub(super) trait Described: TargetFormat {
     }
 
     /// Further files beside config.json: name and content.
-    fn side_files(&self, _plan: &[PlannedLinear]) -> Vec<(&'static str, Value)> {
+    fn side_files(&self, _plan: &[PlannedLinear], _routers: &[String]) -> Vec<(&'static str, Value)> {
         Vec::new()
     }
 }
@@ -47,11 +47,12 @@ pub(super) fn begin<F: Described>(
     let specs: Vec<TensorSpec> = contents.carried.iter().cloned().chain(packed).collect();
     let writer = SafetensorsWriter::create(directory, &specs, contents.max_shard_bytes, format.framework())?;
     let dtype = contents.runtime.torch_name().unwrap_or("float16");
-    let quantization = (format.config_keys(), format.config(contents.linears));
+    let routers = contents.model.routers();
+    let quantization = (format.config_keys(), format.config(contents.linears, &routers));
     let mut config = side_files::quantized_config(contents.config, dtype, contents.untied, quantization);
     format.adapt_config(&mut config);
     let mut files = vec![("config.json", config)];
-    files.extend(format.side_files(contents.linears));
+    files.extend(format.side_files(contents.linears, &routers));
     let (source, directory) = (contents.source.to_owned(), directory.to_owned());
     Ok(Box::new(Output { format, source, directory, writer, files }))
 }

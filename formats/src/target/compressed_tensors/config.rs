@@ -8,8 +8,13 @@ use serde_json::{Map, Value, json};
 
 use super::super::PlannedLinear;
 
-/// What config.json says of linears stored as `format`, whose inputs are rounded as `activations` says, or not.
-pub(super) fn describe(plan: &[PlannedLinear], format: &str, activations: &Value) -> Value {
+/// What config.json says of linears stored as `format`, whose inputs are rounded as `activations` says, or not. `routers` stay as they are.
+pub(super) fn describe(
+    plan: &[PlannedLinear],
+    routers: &[String],
+    format: &str,
+    activations: &Value,
+) -> Value {
     let mut schemes: Vec<(Scheme, Vec<&str>)> = Vec::new();
     for planned in plan {
         let Some(scheme) = planned.scheme else { continue };
@@ -32,6 +37,7 @@ pub(super) fn describe(plan: &[PlannedLinear], format: &str, activations: &Value
         .collect();
     let kept =
         plan.iter().filter(|planned| planned.scheme.is_none()).map(|planned| planned.linear.name.as_str());
+    let kept = kept.chain(routers.iter().map(String::as_str));
     let ignore: Vec<&str> = std::iter::once("lm_head").chain(kept).collect();
     json!({
         "quant_method": super::ID, "format": format, "quantization_status": "compressed",

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::super::packed_parts::StoredLinear;
 use super::super::safetensors::{self, Described};
-use super::super::{LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike};
+use super::super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike};
 use super::{CompressedTensors, config, stored_scale};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
@@ -105,6 +105,7 @@ impl Numbers {
             symmetric_bits: if bits == 8 { &[8] } else { &[4] },
             in_multiple: multiple,
             out_multiple: multiple,
+            experts: Experts::Alike,
             remark,
             ..LoaderRule::ANY
         }
@@ -314,8 +315,8 @@ impl TargetFormat for Numbers {
 }
 
 impl Described for Numbers {
-    fn config(&self, plan: &[PlannedLinear]) -> Value {
+    fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let inputs = if self.rounds_inputs { config::dynamic_tokens(self.levels) } else { Value::Null };
-        config::describe(plan, self.format, &inputs)
+        config::describe(plan, routers, self.format, &inputs)
     }
 }

@@ -6,12 +6,19 @@ use serde_json::{Map, Value, json};
 
 use super::super::{PlannedLinear, group_size};
 
-/// Linears that differ from the rest, as patterns on module paths: exclusions first, since the first match wins.
-pub(in crate::target) fn dynamic(plan: &[PlannedLinear], base: Option<Scheme>) -> Map<String, Value> {
+/// Linears that differ from the rest, as patterns on module paths: exclusions first, since the first match wins. `routers` are excluded too.
+pub(in crate::target) fn dynamic(
+    plan: &[PlannedLinear],
+    base: Option<Scheme>,
+    routers: &[String],
+) -> Map<String, Value> {
     let kept: Vec<&Linear> =
         plan.iter().filter(|planned| planned.scheme.is_none()).map(|p| &p.linear).collect();
     let mut rules: Map<String, Value> =
         patterns(&kept).into_iter().map(|pattern| (format!("-:{pattern}"), json!({}))).collect();
+    for router in routers {
+        rules.insert(format!("-:{}$", regex::escape(router)), json!({}));
+    }
     let mut others: Vec<(Scheme, Vec<&Linear>)> = Vec::new();
     for planned in plan {
         match planned.scheme {
