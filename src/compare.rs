@@ -92,8 +92,8 @@ pub struct ModelFigures {
 pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareReport, Error> {
     let watch = Stopwatch::start();
     let paths = in_order(job)?;
-    let models = paths.iter().map(|path| StoredModel::open(path)).collect::<Result<Vec<_>, _>>()?;
-    let (text, mut notes) = read_text(job, &models)?;
+    let models = paths.iter().map(|path| StoredModel::find(path, progress)).collect::<Result<Vec<_>, _>>()?;
+    let (text, mut notes) = read_text(job, &models, progress)?;
     let windows = &text.windows.tokens;
 
     let contenders: Vec<Contender<'_>> =
@@ -177,7 +177,11 @@ fn in_order(job: &CompareJob) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The text in the reference's tokens, which must be everybody's.
-fn read_text(job: &CompareJob, models: &[StoredModel]) -> Result<(ReadText, Vec<String>), Error> {
+fn read_text(
+    job: &CompareJob,
+    models: &[StoredModel],
+    progress: &dyn Progress,
+) -> Result<(ReadText, Vec<String>), Error> {
     let reference = &models[0];
     let vocabulary = reference.model.hyperparameters.vocabulary;
     // No window may be longer than the least of them attends.
@@ -206,7 +210,7 @@ fn read_text(job: &CompareJob, models: &[StoredModel]) -> Result<(ReadText, Vec<
             ));
             continue;
         }
-        let own = corpora::read(&job.text, request, &stored.model, tokenizer.as_ref())?;
+        let own = corpora::read(&job.text, request, &stored.model, tokenizer.as_ref(), progress)?;
         match &read {
             Some((first, of)) if first.summary.fingerprint != own.summary.fingerprint => {
                 let of = of.path.display();
@@ -225,7 +229,7 @@ fn read_text(job: &CompareJob, models: &[StoredModel]) -> Result<(ReadText, Vec<
             Ok((text, notes))
         }
         // Windows of token ids need none.
-        None => Ok((corpora::read(&job.text, request, &reference.model, None)?, Vec::new())),
+        None => Ok((corpora::read(&job.text, request, &reference.model, None, progress)?, Vec::new())),
     }
 }
 

@@ -87,7 +87,7 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
     OutputDirectory::check(&job.output, job.force)?;
     demand_outside(&job.output, std::iter::once(&job.model))?;
     let format = find_format(&job.format)?;
-    let source = StoredModel::open(&job.model)?;
+    let source = StoredModel::find(&job.model, progress)?;
     if source.model.linears().all(|linear| source.scheme(linear).is_none()) {
         return Err(Error::NotSuitable {
             path: job.model.clone(),

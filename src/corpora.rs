@@ -7,7 +7,9 @@ use calibration::tokenizer::TextTokenizer;
 use model::Model;
 
 use crate::error::Error;
+use crate::hub;
 use crate::job::{Text, WindowRequest};
+use crate::progress::Progress;
 use crate::report::TextSummary;
 
 const CALIBRATION: &str = include_str!("../demo/calibration.txt");
@@ -27,11 +29,12 @@ pub(crate) fn read(
     request: WindowRequest,
     model: &Model,
     tokenizer: Option<&TextTokenizer>,
+    progress: &dyn Progress,
 ) -> Result<ReadText, Error> {
     let corpus = match text {
         Text::BuiltInCalibration => Corpus::new(text.name(), CALIBRATION),
         Text::BuiltInEvaluation => Corpus::new(text.name(), EVALUATION),
-        Text::File(path) => Corpus::read(path)?,
+        Text::File(path) => Corpus::read(&hub::text_file(path, progress)?)?.called(text.name()),
     };
     let context = request.context.min(model.hyperparameters.context);
     let shape = WindowShape { samples: request.samples, context, seed: request.seed };

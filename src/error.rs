@@ -76,6 +76,34 @@ pub enum Error {
         /// What to do instead.
         hint: &'static str,
     },
+    /// A path that is no model.
+    #[error("{path}: {problem}")]
+    NoModel {
+        /// What was named.
+        path: PathBuf,
+        /// Why it is none.
+        problem: &'static str,
+        /// What may have been meant.
+        hint: String,
+    },
+    /// A model or a data set that the hub does not give.
+    #[error("{problem}")]
+    Hub {
+        /// What was asked for, and what came.
+        problem: String,
+        /// What to do instead.
+        hint: String,
+    },
+    /// A disk without the room that the work takes.
+    #[error("{path}: {problem}")]
+    NoSpace {
+        /// Where it is missing.
+        path: PathBuf,
+        /// Needed and free.
+        problem: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
     /// Reading or writing a checkpoint failed.
     #[error(transparent)]
     Formats(#[from] formats::FormatsError),
@@ -132,6 +160,9 @@ pub enum Error {
     /// The user asked for an end.
     #[error("interrupted; nothing half-written is left")]
     Interrupted,
+    /// The user asked for an end while files were downloaded.
+    #[error("interrupted while downloading; what has come is kept")]
+    InterruptedDownload,
     /// The user asked for an end, and had the output already.
     #[error("interrupted while measuring; {path} is written and verified")]
     InterruptedMeasuring {
@@ -151,7 +182,7 @@ impl Error {
             Self::Verification(_) => 3,
             Self::Internal(_) => 2,
             // What shells say of a program that SIGINT ended.
-            Self::Interrupted | Self::InterruptedMeasuring { .. } => 130,
+            Self::Interrupted | Self::InterruptedDownload | Self::InterruptedMeasuring { .. } => 130,
             _ => 1,
         }
     }
@@ -160,7 +191,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotSuitable { hint, .. } => Some((*hint).to_owned()),
+            Self::NotSuitable { hint, .. } | Self::NoSpace { hint, .. } => Some((*hint).to_owned()),
+            Self::NoModel { hint, .. } | Self::Hub { hint, .. } => Some(hint.clone()),
+            Self::InterruptedDownload => Some("the same command goes on from there".to_owned()),
             Self::Formats(error) => error.hint().map(str::to_owned),
             Self::Unknown { kind: "format", .. } => {
                 Some("`quantc list formats` says what each is for".to_owned())
@@ -190,6 +223,20 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 }
+
+/// The one of `known` that somebody who wrote `found` may have meant.
+pub(crate) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let found = found.to_lowercase();
+    let near = |name: &str| strsim::jaro_winkler(&found, &name.to_lowercase());
+    known
+        .map(|name| (near(name), name))
+        .filter(|(near, _)| *near >= NEAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// Likeness, 0 to 1, from which a name is worth to be asked about.
+const NEAR: f64 = 0.85;
 
 /// Names of tensors that a message has room for.
 const NAMED: usize = 4;

@@ -25,8 +25,8 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     let watch = Stopwatch::start();
     let logits =
         job.export_logits.as_deref().map(|path| ExportFile::create("--export-logits", path)).transpose()?;
-    let model = StoredModel::open(&job.model)?;
-    let reference = job.reference.as_deref().map(StoredModel::open).transpose()?;
+    let model = StoredModel::find(&job.model, progress)?;
+    let reference = job.reference.as_deref().map(|path| StoredModel::find(path, progress)).transpose()?;
     if let Some(reference) = &reference {
         demand_same_shape(&model, reference)?;
     }
@@ -34,7 +34,7 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     let questions = job.choices.as_deref();
     let questions =
         questions.map(|path| Questions::read(path, &model.model, tokenizer.as_ref())).transpose()?;
-    let text = corpora::read(&job.text, job.windows, &model.model, tokenizer.as_ref())?;
+    let text = corpora::read(&job.text, job.windows, &model.model, tokenizer.as_ref(), progress)?;
     let adapted =
         job.adapter.as_deref().map(|directory| AdaptedModel::open(&model, directory)).transpose()?;
     if let Some(file) = logits {

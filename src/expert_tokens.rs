@@ -34,7 +34,7 @@ pub(crate) fn read(
 ) -> Result<ReadText, Error> {
     let mut asked = request;
     loop {
-        let mut read = corpora::read(text, asked, &source.model, tokenizer)?;
+        let mut read = corpora::read(text, asked, &source.model, tokenizer, progress)?;
         let found = read.windows.tokens.len();
         let counts = count(source, &read.windows.tokens, progress)?;
         let first = request.samples.min(found);

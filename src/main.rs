@@ -1,6 +1,7 @@
 //! Parse, run, print the report to standard output and the error chain to standard error.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -75,24 +76,31 @@ fn run(command: Command) -> Result<(), Error> {
         }
         Command::Generate(arguments) => {
             set_threads(arguments.threads)?;
-            let job = arguments.job()?;
+            let mut job = arguments.job()?;
+            job.model = model_directory(&job.model)?;
             quantc::generate::generate(&job, &mut Speaker::new(arguments.prompt)?)
         }
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;
-            let found = quantc::verify::verify(&arguments.directory, &Terminal::default())?;
+            let found =
+                quantc::verify::verify(&model_directory(&arguments.directory)?, &Terminal::default())?;
             print(&format!("{}\n", text::verification(&found)))?;
             export_json(export, &found)?;
             if found.problems.is_empty() { Ok(()) } else { Err(Error::Verification(Box::new(found))) }
         }
         Command::Inspect(arguments) => {
             let export = prepare(&arguments.common)?;
-            let found = quantc::inspect::inspect(&arguments.directory)?;
+            let found = quantc::inspect::inspect(&model_directory(&arguments.directory)?)?;
             print(&text::inspection(&found))?;
             export_json(export, &found)
         }
         Command::List { what } => print(&quantc::listing::list(what)),
     }
+}
+
+/// A directory of this machine, or of the hub.
+fn model_directory(model: &Path) -> Result<PathBuf, Error> {
+    quantc::hub::model_directory(model, &Terminal::default())
 }
 
 /// More threads than any machine has processors; starting them would take longer than the work.

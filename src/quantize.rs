@@ -9,6 +9,7 @@ use formats::output::OutputDirectory;
 use crate::budget::Options;
 use crate::error::Error;
 use crate::experts;
+use crate::hub;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Calibration, QuantizeJob, Text};
 use crate::outputs::{FinishedOutput, OpenOutput};
@@ -38,7 +39,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     demand_apart(job)?;
     let importance =
         job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
-    let source = StoredModel::open_original(&job.model)?;
+    let source = StoredModel::open_original(&hub::model_directory(&job.model, progress)?)?;
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
     requirements::demand_known(job, &plans)?;

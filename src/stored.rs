@@ -18,7 +18,9 @@ use quantizer::scheme::Scheme;
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
-use crate::error::Error;
+use crate::error::{self, Error};
+use crate::hub;
+use crate::progress::Progress;
 use crate::report::ModelSummary;
 
 /// Largest config.json that is read, bytes.
@@ -39,18 +41,18 @@ pub(crate) struct StoredModel {
 }
 
 impl StoredModel {
+    /// Opens a model of this machine or of the hub.
+    pub(crate) fn find(path: &Path, progress: &dyn Progress) -> Result<Self, Error> {
+        Self::open(&hub::model_directory(path, progress)?)
+    }
+
     /// Opens a directory and checks every tensor that the description expects.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         if let Some(file) = path.exists().then(|| GgufFile::find(path)).transpose()?.flatten() {
             return Self::open_gguf(&file);
         }
         if !path.is_dir() {
-            let problem = if path.exists() { "is not a directory" } else { "does not exist" };
-            return Err(Error::NotSuitable {
-                path: path.to_owned(),
-                problem: problem.to_owned(),
-                hint: "name the directory that holds config.json and the safetensors files",
-            });
+            return Err(no_directory(path));
         }
         let config = read_config(path)?;
         let model =
@@ -320,6 +322,30 @@ impl WeightSource for StoredModel {
         let weights = LinearWeights::Dense(self.checkpoint.read_rows(&self.model.head(), rows)?);
         Ok(LinearOperator { weights, bias: None })
     }
+}
+
+/// Why a path is no model, with what may have been meant.
+fn no_directory(path: &Path) -> Error {
+    let wanted = "name the directory that holds config.json and the safetensors files";
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (problem, hint) = if path.exists() {
+        let hint = match folder.join("config.json").is_file() {
+            true => format!("the model is the whole directory: {}", folder.display()),
+            false => wanted.to_owned(),
+        };
+        ("is not a directory", hint)
+    } else {
+        let beside = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let beside = beside.filter(|entry| entry.path().is_dir());
+        let names: Vec<String> = beside.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let hint = match error::nearest(name, names.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean {}?", folder.join(near).display()),
+            None => format!("{wanted}, or a model of the hub as org/name"),
+        };
+        ("does not exist", hint)
+    };
+    Error::NoModel { path: path.to_owned(), problem, hint }
 }
 
 fn read_config(directory: &Path) -> Result<Value, Error> {

@@ -45,7 +45,7 @@ impl Texts {
         let mut texts =
             Self { windows: Vec::new(), calibration: None, own: None, evaluation: None, notes: Vec::new() };
         if let Some((text, request)) = &job.evaluation {
-            let read = corpora::read(text, *request, &source.model, tokenizer.as_ref())?;
+            let read = corpora::read(text, *request, &source.model, tokenizer.as_ref(), progress)?;
             texts.notes.extend(read.notes.iter().cloned());
             texts.evaluation = Some(read);
         }
@@ -73,7 +73,7 @@ impl Texts {
         let request = job.calibration_windows;
         let read = match &job.calibration {
             Calibration::Text(text) => match job.min_expert_tokens {
-                None => corpora::read(text, request, &source.model, tokenizer)?,
+                None => corpora::read(text, request, &source.model, tokenizer, progress)?,
                 Some(least) => expert_tokens::read(text, request, least, source, tokenizer, progress)?,
             },
             // All of it in one draw: a second one would repeat the first.

@@ -9,9 +9,12 @@
 //! and conversations follow each other and are cut like plain text; no token is put between them. `input_ids` need no tokenizer: each line
 //! is a document of its own, cut into windows that are taken as they are, without a beginning token; its last one may be shorter.
 //!
+//! **Parquet**: each row is what a line is in JSON lines, its columns the keys.
+//!
 //! With a seed, windows are drawn from four times the text, and at least [`DRAWN_CHARACTERS`] characters, instead of taken from its start.
 
 mod reader;
+mod rows;
 
 use std::path::Path;
 
@@ -22,6 +25,7 @@ use sha2::{Digest, Sha256};
 use crate::error::CalibrationError;
 use crate::tokenizer::TextTokenizer;
 use reader::{Lines, Source, Text};
+use rows::Rows;
 
 /// Characters read for each token that is needed.
 const CHARACTERS_PER_TOKEN: usize = 12;
@@ -66,15 +70,18 @@ impl Corpus {
         Self { name: name.into(), source, json_lines }
     }
 
-    /// A file: JSON lines when it is called `.jsonl` or `.ndjson` or its first line is a JSON object, plain text otherwise. No more of it
+    /// A file: Parquet when it begins as such, JSON lines when it is called `.jsonl` or `.ndjson` or its first line is a JSON object, plain text otherwise. No more of it
     /// is read, later, than the windows need. A pipe, which can be read only once, is read to its end here.
     ///
     /// # Errors
     /// A file that cannot be read, JSON that is not one object on each line.
     pub fn read(path: &Path) -> Result<Self, CalibrationError> {
         let source = Source::of(path)?;
-        let first = source.first_line()?;
         let name = path.display().to_string();
+        if matches!(source, Source::Parquet(_)) {
+            return Ok(Self { name, source, json_lines: true });
+        }
+        let first = source.first_line()?;
         // Other JSON read as prose would calibrate on brackets and key names.
         let json = path.extension().is_some_and(|kind| kind == "json");
         if json && first.trim_start().starts_with(['[', '{']) && !is_object(&first) {
@@ -84,6 +91,13 @@ impl Corpus {
         let by_name = path.extension().is_some_and(|kind| kind == "jsonl" || kind == "ndjson");
         let json_lines = by_name || is_object(&first);
         Ok(Self { name, source, json_lines })
+    }
+
+    /// The same with another name for messages.
+    #[must_use]
+    pub fn called(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// What messages call it.
@@ -153,13 +167,17 @@ impl Corpus {
         vocabulary: usize,
         cutter: &mut Cutter,
     ) -> Result<(), CalibrationError> {
-        let mut lines = Lines::open(&self.name, &self.source)?;
+        let mut documents_of = match &self.source {
+            Source::Parquet(path) => Documents::Rows(Rows::open(&self.name, path)?),
+            source => Documents::Lines(Lines::open(&self.name, source)?),
+        };
+        let unit = documents_of.unit();
         let mut documents = 0;
         let mut characters = 0_usize;
-        while let Some((number, line)) = lines.next_line()? {
+        while let Some((number, line)) = documents_of.next()? {
             documents += 1;
             characters += line.len();
-            let place = format!("{}, line {number}", self.name);
+            let place = format!("{}, {unit} {number}", self.name);
             match self.document(number, &line)? {
                 Document::Tokens(tokens) => {
                     if let Some(&token) = tokens.iter().find(|&&token| token >= vocabulary as u64) {
@@ -248,6 +266,29 @@ impl Corpus {
 
     fn empty(&self) -> CalibrationError {
         CalibrationError::Empty { text: self.name.clone() }
+    }
+}
+
+/// What gives documents, one after the other.
+enum Documents<'a> {
+    Lines(Lines<'a>),
+    Rows(Rows),
+}
+
+impl Documents<'_> {
+    fn next(&mut self) -> Result<Option<(usize, String)>, CalibrationError> {
+        match self {
+            Self::Lines(lines) => lines.next_line(),
+            Self::Rows(rows) => rows.next_row(),
+        }
+    }
+
+    /// What messages count.
+    fn unit(&self) -> &'static str {
+        match self {
+            Self::Lines(_) => "line",
+            Self::Rows(_) => "row",
+        }
     }
 }
 

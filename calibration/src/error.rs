@@ -51,6 +51,14 @@ pub enum CalibrationError {
         /// What is wrong.
         problem: String,
     },
+    /// A Parquet file that cannot be read.
+    #[error("{text}: {problem}")]
+    Parquet {
+        /// The text's name.
+        text: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// Windows that hold nothing.
     #[error("{samples} windows of {context} tokens are asked for, expected at least 1 of at least 2")]
     Shape {

@@ -5,15 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::RunArgs;
-use super::values::window_request;
+use super::values::{at_revision, window_request};
 use crate::error::Error;
 use crate::job::{EvaluateJob, Text, WindowRequest};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// An original checkpoint or an output of `quantize`
+    /// An original checkpoint or an output of `quantize`, or its name on the hub, as org/name
     model: PathBuf,
+    /// Branch, tag or commit of the model on the hub [default: main]
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
     /// The model to compare with, usually the original
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
@@ -65,7 +68,7 @@ impl EvaluateArgs {
     pub fn into_job(self) -> Result<EvaluateJob, Error> {
         let (text, windows) = self.evaluation.into_text()?;
         Ok(EvaluateJob {
-            model: self.model,
+            model: at_revision(self.model, self.revision.as_deref())?,
             reference: self.reference,
             adapter: self.adapter,
             text,

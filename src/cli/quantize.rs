@@ -8,7 +8,7 @@ use regex::Regex;
 
 use super::RunArgs;
 use super::evaluate::EvaluationArgs;
-use super::values::{argument, parse_granularity, parse_size, window_request};
+use super::values::{argument, at_revision, parse_granularity, parse_size, window_request};
 use crate::error::Error;
 use crate::job::{Budget, Calibration, Overrides, QuantizeJob, Target, Text};
 use crate::recipe::Recipe;
@@ -16,8 +16,11 @@ use crate::recipe::Recipe;
 /// Arguments of `quantize`.
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
-    /// Directory of the Hugging Face checkpoint
+    /// Directory of the Hugging Face checkpoint, or its name on the hub, as org/name
     model: PathBuf,
+    /// Branch, tag or commit on the hub [default: main]
+    #[arg(long, value_name = "REVISION", hide_short_help = true)]
+    revision: Option<String>,
     /// Directory to write; it must not exist unless --force is given
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -45,8 +48,8 @@ pub struct QuantizeArgs {
     /// Format, or several: gptq,mlx (`quantc list formats`)
     #[arg(long, value_name = "FORMAT", default_value = "gptq", value_delimiter = ',')]
     to: Vec<String>,
-    /// Calibration text: UTF-8, or JSON lines with `text`, `messages` or `input_ids` [default: built in];
-    /// `self`: the model writes it (a file of that name is `./self`)
+    /// Calibration text: UTF-8, or JSON lines or Parquet with `text`, `messages` or `input_ids` [default: built in];
+    /// org/dataset:config:split of the hub; `self`: the model writes it (a file of that name is `./self`)
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Solve by llama.cpp's importance matrix instead of calibration text
@@ -135,7 +138,7 @@ impl QuantizeArgs {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(QuantizeJob {
             recipe: Recipe::load(&self.recipe, &overrides)?,
-            model: self.model,
+            model: at_revision(self.model, self.revision.as_deref())?,
             output: self.output,
             targets: targets(&self.to, &widths)?,
             budget,

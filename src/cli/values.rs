@@ -1,5 +1,7 @@
 //! Values of flags: sizes, groups, windows.
 
+use std::path::PathBuf;
+
 use quantizer::scheme::{Granularity, GroupSize};
 
 use crate::error::Error;
@@ -19,6 +21,19 @@ pub(super) fn window_request(
         return Err(argument(context_flag, &format!("expected at least 2 tokens, found {context}")));
     }
     Ok(WindowRequest { samples, context, seed })
+}
+
+/// A model of the hub at a revision.
+pub(super) fn at_revision(model: PathBuf, revision: Option<&str>) -> Result<PathBuf, Error> {
+    let Some(revision) = revision else { return Ok(model) };
+    if model.exists() {
+        let problem = format!("is for models of the hub, and {} is on this machine", model.display());
+        return Err(argument("--revision", &problem));
+    }
+    let mut name = model.into_os_string();
+    name.push("@");
+    name.push(revision);
+    Ok(name.into())
 }
 
 pub(super) fn argument(flag: &'static str, problem: &dyn std::fmt::Display) -> Error {

@@ -8,6 +8,7 @@ mod convert;
 mod experts;
 mod generating;
 mod gguf;
+mod hub;
 mod imatrix;
 mod listing;
 mod measuring;

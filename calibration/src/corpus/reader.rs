@@ -20,6 +20,8 @@ const LONGEST_LINE: u64 = 1 << 28;
 pub(super) enum Source {
     Memory(String),
     File(PathBuf),
+    /// Read by rows instead.
+    Parquet(PathBuf),
 }
 
 impl Source {
@@ -28,7 +30,8 @@ impl Source {
         let fail = |source| CalibrationError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(fail)?;
         if file.metadata().map_err(fail)?.is_file() {
-            return Ok(Self::File(path.to_owned()));
+            let parquet = super::rows::is_parquet(path);
+            return Ok(if parquet { Self::Parquet(path.to_owned()) } else { Self::File(path.to_owned()) });
         }
         let mut bytes = Vec::new();
         file.take(LONGEST_PIPE + 1).read_to_end(&mut bytes).map_err(fail)?;
@@ -49,7 +52,7 @@ impl Source {
     fn open(&self) -> Result<(Box<dyn BufRead + '_>, usize), CalibrationError> {
         let mut reader: Box<dyn BufRead + '_> = match self {
             Self::Memory(text) => Box::new(Cursor::new(text.as_bytes())),
-            Self::File(path) => {
+            Self::File(path) | Self::Parquet(path) => {
                 let file =
                     File::open(path).map_err(|source| CalibrationError::Io { path: path.clone(), source })?;
                 Box::new(BufReader::with_capacity(PIECE, file))
@@ -64,7 +67,7 @@ impl Source {
     fn failed(&self, source: std::io::Error) -> CalibrationError {
         match self {
             Self::Memory(_) => CalibrationError::Io { path: PathBuf::new(), source },
-            Self::File(path) => CalibrationError::Io { path: path.clone(), source },
+            Self::File(path) | Self::Parquet(path) => CalibrationError::Io { path: path.clone(), source },
         }
     }
 
