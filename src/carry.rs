@@ -7,6 +7,7 @@ use calibration::transforms::Transformed;
 use formats::Dtype;
 use formats::container::{TensorData, TensorSpec};
 use formats::model_writer::ModelWriter;
+use model::linear::Linear;
 
 use crate::error::Error;
 use crate::record::bytes_digest;
@@ -58,6 +59,9 @@ impl Carrier<'_> {
 
     /// Bytes as they are, or narrowed where the output has a narrower type; numbers that the model computes with must be finite.
     fn copy(&mut self, spec: &TensorSpec, known: bool) -> Result<(), Error> {
+        if let Some(linear) = self.source.packed_matrix(&spec.name) {
+            return self.unpack(spec, &linear);
+        }
         let dtype = self.source.checkpoint.info(&spec.name)?.dtype;
         let mut bytes = self.source.checkpoint.read(&spec.name)?;
         if let Some(values) = dtype.decode(&bytes) {
@@ -69,6 +73,21 @@ impl Carrier<'_> {
                 bytes = spec.dtype.encode(&values).unwrap_or(bytes);
                 demand_held(self.source, spec, &bytes, |place| f64::from(values[place]))?;
             }
+        }
+        self.put(spec, bytes)
+    }
+
+    /// The values of a matrix that the source packs, some rows at a time.
+    fn unpack(&mut self, spec: &TensorSpec, linear: &Linear) -> Result<(), Error> {
+        let mut bytes = Vec::with_capacity(spec.bytes() as usize);
+        for first in (0..linear.out_features).step_by(ROWS) {
+            let rows = first..(first + ROWS).min(linear.out_features);
+            let values = self.source.row_values(linear, rows)?.into_raw_vec_and_offset().0;
+            let part = spec.dtype.encode(&values).ok_or_else(|| {
+                Error::Internal(format!("`{}` is to be written as {}", spec.name, spec.dtype.name()))
+            })?;
+            demand_held(self.source, spec, &part, |place| f64::from(values[place]))?;
+            bytes.extend(part);
         }
         self.put(spec, bytes)
     }

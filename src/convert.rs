@@ -122,14 +122,15 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
         progress.step(&planned.linear.name);
         go_on(progress)?;
     }
-    for linear in conversion.unpacked() {
+    let unpacked = conversion.unpacked();
+    for linear in &unpacked {
         let (bytes, difference) = conversion.unpack(linear)?;
         rounded.extend(difference);
         output.carry(linear.weight_name(), bytes)?;
         go_on(progress)?;
     }
     progress.finish();
-    let converted = records.len() + conversion.unpacked().count();
+    let converted = records.len() + unpacked.len();
     let exact = converted - rounded.len();
     rounded.extend(conversion.rounded_copies()?);
     let finished = output.close(records, None, None)?.verify(progress)?.commit()?;

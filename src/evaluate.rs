@@ -151,13 +151,6 @@ fn perplexity(score: &Score) -> Perplexity {
 
 /// A divergence needs the same vocabulary; the layers are run by one description, so they have to be the same too.
 fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<(), Error> {
-    if reference.format.is_some() {
-        return Err(Error::NotSuitable {
-            path: reference.path.clone(),
-            problem: "the reference is quantized itself".to_owned(),
-            hint: "name the quantized model first and its original with --reference",
-        });
-    }
     let (ours, theirs) = (&measured.model, &reference.model);
     let (here, there) = (&ours.hyperparameters, &theirs.hyperparameters);
     // GGUF has single precision, and other ways to say the same.

@@ -55,7 +55,7 @@ impl Plan {
         side_files::check(&source.path)?;
         demand_matches(source, job)?;
         experts::demand_known(source, job)?;
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = quantized_source(source).into_iter().collect();
         let untie = settle_head(source, job, &mut notes)?;
         let runtime = runtime_dtype(source, &mut notes)?;
         if source.stores_tied_head() && !untie {
@@ -112,14 +112,17 @@ impl Plan {
         let unknown_tensors = source.unknown_tensors();
         let unknown: BTreeSet<&str> = unknown_tensors.iter().map(String::as_str).collect();
         let mut carried = Vec::new();
-        for name in source.checkpoint.names().filter(|name| by_name.get(*name) != Some(&true)) {
-            let info = source.checkpoint.info(name)?;
+        for mut spec in source.dense_tensors(runtime)? {
+            if by_name.get(&spec.name) == Some(&true) {
+                continue;
+            }
             // What is not known is not touched: whoever reads it may expect its type.
-            let known = !unknown.contains(name);
-            let kept_linear = by_name.contains_key(name);
-            let narrows = info.dtype == Dtype::F32 && known && (kept_linear || source.dtype()? == Dtype::F32);
-            let dtype = if narrows { runtime } else { info.dtype };
-            carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
+            let known = !unknown.contains(spec.name.as_str());
+            let kept_linear = by_name.contains_key(&spec.name);
+            if spec.dtype == Dtype::F32 && known && (kept_linear || source.dtype()? == Dtype::F32) {
+                spec.dtype = runtime;
+            }
+            carried.push(spec);
         }
         if untie && !source.stores_tied_head() {
             let embedding = source.model.embedding();
@@ -265,6 +268,17 @@ impl Plan {
     }
 }
 
+/// What has to be said of a source that was rounded before.
+pub(crate) fn quantized_source(source: &StoredModel) -> Option<String> {
+    let (format, bits) = source.quantized_as()?;
+    let inputs = source.format.as_ref().is_some_and(|format| format.rounds_inputs());
+    let inputs = if inputs { ", and its runtimes round inputs as well, which is not done here" } else { "" };
+    let bits = (bits * 100.0).round() / 100.0;
+    Some(format!(
+        "the source was already quantized ({format}, {bits} bit a code): what it decodes to is the original here{inputs}"
+    ))
+}
+
 /// What somebody asked for must not be dropped because the format leaves no choice.
 fn demand_asked(
     format: &dyn TargetFormat,
@@ -375,7 +389,7 @@ fn runtime_dtype(source: &StoredModel, notes: &mut Vec<String>) -> Result<Dtype,
     let mut fits = true;
     // Linears too: one that stays as it is is written in this type, and scales are bounded by it.
     for tensor in source.model.expected_tensors() {
-        if source.checkpoint.info(&tensor.name)?.dtype == Dtype::F32 {
+        if source.checkpoint.info(&tensor.name).is_ok_and(|found| found.dtype == Dtype::F32) {
             let bytes = source.checkpoint.read(&tensor.name)?;
             let values = Dtype::F32.decode(&bytes).unwrap_or_default();
             fits &= values.iter().all(|value| value.abs() <= 65504.0 || !value.is_finite());

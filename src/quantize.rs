@@ -14,7 +14,7 @@ use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Calibration, QuantizeJob, Text};
 use crate::outputs::{FinishedOutput, OpenOutput};
 use crate::pipeline::{self, Inputs, Track};
-use crate::plan::Plan;
+use crate::plan::{Plan, quantized_source};
 use crate::progress::Progress;
 use crate::report::{Phase, Report};
 use crate::requirements;
@@ -39,7 +39,8 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     demand_apart(job)?;
     let importance =
         job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
-    let source = StoredModel::open_original(&hub::model_directory(&job.model, progress)?)?;
+    let source = StoredModel::open_source(&hub::model_directory(&job.model, progress)?)?;
+    quantized_source(&source).iter().for_each(|note| progress.warn(note));
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
     requirements::demand_known(job, &plans)?;

@@ -1,19 +1,22 @@
 //! A model on disk, original or quantized: its description, its checkpoint, and the weights that the forward pass asks for.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use calibration::tokenizer::TextTokenizer;
 use calibration::weights::{
     LayerWeights, LinearOperator, LinearWeights, Linears, RouterWeights, SourceError, WeightSource,
 };
+use formats::container::TensorSpec;
 use formats::gguf::GgufFile;
-use formats::target::{self, StoredFormat};
+use formats::target::{self, DESCRIPTIONS, StoredFormat};
 use formats::{Checkpoint, Dtype};
 use model::graph::RouterTensors;
 use model::linear::{Linear, Part};
 use model::{Layer, Model};
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2, Axis, s};
 use quantizer::scheme::Scheme;
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
@@ -38,6 +41,40 @@ pub(crate) struct StoredModel {
     pub(crate) checkpoint: Checkpoint,
     /// How quantized linears are stored; none in an original.
     pub(crate) format: Option<Box<dyn StoredFormat>>,
+    /// The embedding and the head as matrices that may be packed.
+    outer: Outer,
+    /// Whether weights are handed out as numbers, however they are stored: what is solved for is dense.
+    dense: bool,
+}
+
+/// The matrices around the layers.
+#[derive(Debug)]
+struct Outer {
+    embedding: Packable,
+    /// The same where it is tied.
+    head: Packable,
+}
+
+/// A matrix whose rows are asked for a few at a time.
+#[derive(Debug)]
+struct Packable {
+    linear: Linear,
+    /// Its codes, where rows cannot be read alone.
+    whole: OnceLock<QuantizedTensor>,
+}
+
+impl Packable {
+    fn of(linear: Linear) -> Self {
+        Self { linear, whole: OnceLock::new() }
+    }
+}
+
+impl Outer {
+    fn of(model: &Model) -> Self {
+        let tied = model.hyperparameters.tied_head;
+        let head = if tied { model.embedding_linear() } else { model.head_linear() };
+        Self { embedding: Packable::of(model.embedding_linear()), head: Packable::of(head) }
+    }
 }
 
 impl StoredModel {
@@ -59,7 +96,8 @@ impl StoredModel {
             Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
         let format = target::description(&config).map(target::open).transpose()?;
         let checkpoint = Checkpoint::open(path)?;
-        let stored = Self { path: path.to_owned(), config, model, checkpoint, format };
+        let outer = Outer::of(&model);
+        let stored = Self { path: path.to_owned(), config, model, checkpoint, format, outer, dense: false };
         stored.check_tensors()?;
         stored.check_tied_head()?;
         Ok(stored)
@@ -74,22 +112,44 @@ impl StoredModel {
         let (format, checkpoint) = file.into_parts(&model)?;
         // What else belongs to the model lies beside the file.
         let beside = path.parent().unwrap_or(Path::new(".")).to_owned();
-        let stored = Self { path: beside, config, model, checkpoint, format: Some(format) };
+        let (format, outer) = (Some(format), Outer::of(&model));
+        let stored = Self { path: beside, config, model, checkpoint, format, outer, dense: false };
         stored.check_tensors()?;
         Ok(stored)
     }
 
-    /// Opens a directory that is to be quantized.
-    pub(crate) fn open_original(path: &Path) -> Result<Self, Error> {
-        let stored = Self::open(path)?;
-        if let Some(format) = &stored.format {
+    /// Opens a model that is to be quantized. One that exists only quantized is what it decodes to.
+    pub(crate) fn open_source(path: &Path) -> Result<Self, Error> {
+        let mut stored = Self::open(path)?;
+        if let Some(format) = stored.format.as_ref().filter(|_| target::description(&stored.config).is_some())
+            && stored.matrices().all(|linear| stored.scheme(&linear).is_none())
+        {
             return Err(Error::NotSuitable {
                 path: path.to_owned(),
-                problem: format!("the checkpoint is quantized already ({})", format.id()),
-                hint: "quantize the original; its name usually stands in the model card",
+                problem: format!(
+                    "config.json says that it is quantized in the format {}, and no linear is packed",
+                    format.id()
+                ),
+                hint: "take `quantization_config` out of config.json if the weights are an original's",
             });
         }
+        stored.dense = true;
+        if let Some(config) = stored.config.as_object_mut() {
+            config.retain(|key, _| !DESCRIPTIONS.contains(&key.as_str()));
+        }
         Ok(stored)
+    }
+
+    /// What a model that is quantized already is stored as, with the mean width of its linears' codes.
+    pub(crate) fn quantized_as(&self) -> Option<(&'static str, f64)> {
+        let widths = self.model.linears().filter_map(|linear| {
+            let bits = f64::from(self.scheme(linear)?.bits.get());
+            Some((bits, (linear.out_features * linear.in_features) as f64))
+        });
+        let (bits, weights) =
+            widths.fold((0.0, 0.0), |(bits, all), (width, own)| (bits + width * own, all + own));
+        let format = self.format.as_ref()?;
+        (weights > 0.0).then(|| (format.id(), bits / weights))
     }
 
     /// The model's tokenizer, if it has one.
@@ -106,6 +166,44 @@ impl StoredModel {
         self.format.as_ref().and_then(|format| format.scheme(linear))
     }
 
+    /// Every matrix that may be packed: linears, embedding, head.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = Linear> + '_ {
+        self.model.linears().cloned().chain(self.model.outer_linears())
+    }
+
+    /// The values of a linear, `[out_features, in_features]`, however it is stored.
+    pub(crate) fn values(&self, linear: &Linear) -> Result<Array2<f32>, Error> {
+        match (&self.format, self.scheme(linear)) {
+            (Some(format), Some(scheme)) => Ok(format.values(linear, scheme, &self.checkpoint)?),
+            _ => {
+                let shape = (linear.out_features, linear.in_features);
+                Ok(self.checkpoint.read_matrix(&linear.weight_name(), shape)?)
+            }
+        }
+    }
+
+    /// The same of some rows.
+    pub(crate) fn row_values(&self, linear: &Linear, rows: Range<usize>) -> Result<Array2<f32>, Error> {
+        let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) else {
+            return Ok(self.checkpoint.read_rows(&linear.weight_name(), rows)?);
+        };
+        if let Some(values) = format.rows(linear, scheme, &self.checkpoint, rows.clone())? {
+            return Ok(values);
+        }
+        let known =
+            [&self.outer.embedding, &self.outer.head].into_iter().find(|known| known.linear.id == linear.id);
+        match known {
+            None => Ok(self.values(linear)?.slice_move(s![rows, ..])),
+            Some(known) => {
+                if known.whole.get().is_none() {
+                    // Of two threads one's is dropped, and both are the same.
+                    let _ = known.whole.set(format.decode(linear, scheme, &self.checkpoint)?);
+                }
+                Ok(known.whole.get().map(|whole| whole.dequantize_rows(rows)).unwrap_or_default())
+            }
+        }
+    }
+
     /// The codes and scales of a linear that has a grid.
     pub(crate) fn decode(&self, linear: &Linear) -> Result<QuantizedTensor, Error> {
         let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) else {
@@ -120,9 +218,58 @@ impl StoredModel {
         stored.map_or_else(Vec::new, |(format, scheme)| format.tensors(linear, scheme))
     }
 
-    /// Type of most of the weights that are not packed.
+    /// Type of most of the weights that are not packed, or of the model that was packed.
     pub(crate) fn dtype(&self) -> Result<Dtype, Error> {
-        Ok(self.checkpoint.info(&self.model.embedding())?.dtype)
+        if self.scheme(&self.outer.embedding.linear).is_none() {
+            return Ok(self.checkpoint.info(&self.model.embedding())?.dtype);
+        }
+        let kinds = [Dtype::F16, Dtype::Bf16, Dtype::F32];
+        let said = ["dtype", "torch_dtype"].iter().find_map(|key| self.config.get(key)?.as_str());
+        let said = kinds.into_iter().find(|dtype| dtype.torch_name() == said);
+        let norm = self.checkpoint.info(&self.model.final_norm())?.dtype;
+        // A GGUF file says nothing, and widens norms.
+        Ok(said.unwrap_or(if norm == Dtype::F32 { Dtype::F16 } else { norm }))
+    }
+
+    /// Every tensor as an original of this model would have it: those that are not packed, and the weights of those that are, in the type
+    /// `runtime`. What the format widened, and holds the same numbers in `runtime`, is as narrow again.
+    pub(crate) fn dense_tensors(&self, runtime: Dtype) -> Result<Vec<TensorSpec>, Error> {
+        let packed: Vec<Linear> = self.matrices().filter(|linear| self.scheme(linear).is_some()).collect();
+        let modules: BTreeSet<&str> = packed.iter().map(|linear| linear.name.as_str()).collect();
+        let parts: BTreeSet<String> = packed.iter().flat_map(|linear| self.packed_tensors(linear)).collect();
+        let is_part = |name: &str| {
+            // Formats differ in what else they have beside the codes; a bias is the model's.
+            let beside = name
+                .rsplit_once('.')
+                .is_some_and(|(module, part)| part != "bias" && modules.contains(module));
+            beside || parts.contains(name)
+        };
+        let unknown: BTreeSet<String> = self.unknown_tensors().into_iter().collect();
+        let mut tensors = Vec::new();
+        for name in self.checkpoint.names().filter(|name| !is_part(name)) {
+            let info = self.checkpoint.info(name)?;
+            let mut dtype = info.dtype;
+            if !packed.is_empty() && dtype == Dtype::F32 && runtime != Dtype::F32 && !unknown.contains(name) {
+                let values = dtype.decode(&self.checkpoint.read(name)?).unwrap_or_default();
+                let narrowed = runtime.encode(&values).and_then(|bytes| runtime.decode(&bytes));
+                if narrowed.as_ref() == Some(&values) {
+                    dtype = runtime;
+                }
+            }
+            tensors.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
+        }
+        tensors.extend(packed.iter().map(|linear| TensorSpec {
+            name: linear.weight_name(),
+            dtype: runtime,
+            shape: vec![linear.out_features, linear.in_features],
+        }));
+        Ok(tensors)
+    }
+
+    /// The packed matrix whose weight has this name.
+    pub(crate) fn packed_matrix(&self, weight: &str) -> Option<Linear> {
+        self.format.as_ref()?;
+        self.matrices().find(|linear| linear.weight_name() == weight && self.scheme(linear).is_some())
     }
 
     /// Layer and number there of an expert by its number through all layers.
@@ -139,14 +286,23 @@ impl StoredModel {
 
     /// Tensors that belong to no part of the description.
     pub(crate) fn unknown_tensors(&self) -> Vec<String> {
-        let mut known: std::collections::BTreeSet<String> =
-            self.model.expected_tensors().map(|tensor| tensor.name).collect();
+        let mut known: BTreeSet<String> = self.model.expected_tensors().map(|tensor| tensor.name).collect();
         // A tied model may store its head all the same.
         known.insert(self.model.untied_head());
-        for linear in self.model.linears() {
-            known.extend(self.packed_tensors(linear));
+        let mut modules = BTreeSet::new();
+        for linear in self.matrices().filter(|linear| self.scheme(linear).is_some()) {
+            known.extend(self.packed_tensors(&linear));
+            modules.insert(linear.name);
         }
-        self.checkpoint.names().filter(|name| !known.contains(*name)).map(str::to_owned).collect()
+        // What formats have beside codes belongs to the linear, as scales of inputs do.
+        let beside = |name: &str| {
+            name.rsplit_once('.').is_some_and(|(module, part)| part != "bias" && modules.contains(module))
+        };
+        self.checkpoint
+            .names()
+            .filter(|name| !known.contains(*name) && !beside(name))
+            .map(str::to_owned)
+            .collect()
     }
 
     pub(crate) fn summary(&self) -> Result<ModelSummary, Error> {
@@ -172,9 +328,8 @@ impl StoredModel {
 
     /// Names and shapes against the file, before any work.
     fn check_tensors(&self) -> Result<(), Error> {
-        let quantized: std::collections::BTreeMap<String, &Linear> = self
-            .model
-            .linears()
+        let quantized: std::collections::BTreeMap<String, Linear> = self
+            .matrices()
             .filter(|linear| self.scheme(linear).is_some())
             .map(|linear| (linear.weight_name(), linear))
             .collect();
@@ -217,9 +372,8 @@ impl StoredModel {
         self.checkpoint.expect_shape(&head, &[numbers.vocabulary, numbers.hidden_size])?;
         for first in (0..numbers.vocabulary).step_by(COMPARED_ROWS) {
             let rows = first..(first + COMPARED_ROWS).min(numbers.vocabulary);
-            if self.checkpoint.read_rows(&head, rows.clone())?
-                != self.checkpoint.read_rows(&embedding, rows)?
-            {
+            let embedded = self.row_values(&self.outer.embedding.linear, rows.clone())?;
+            if self.checkpoint.read_rows(&head, rows)? != embedded {
                 let problem = format!(
                     "config.json ties the head to `{embedding}` (tie_word_embeddings), but `{head}` holds other numbers"
                 );
@@ -230,19 +384,14 @@ impl StoredModel {
     }
 
     fn operator(&self, linear: &Linear) -> Result<LinearOperator, Error> {
-        let shape = (linear.out_features, linear.in_features);
-        let weights = match (&self.format, self.scheme(linear)) {
-            (Some(format), Some(scheme)) => {
-                match format.packed(linear, scheme, &self.checkpoint)? {
-                    Some(packed) => LinearWeights::Packed(packed),
-                    // The kernels have no such grid.
-                    None => {
-                        let tensor = format.decode(linear, scheme, &self.checkpoint)?;
-                        LinearWeights::Dense(tensor.dequantize())
-                    }
-                }
-            }
-            _ => LinearWeights::Dense(self.checkpoint.read_matrix(&linear.weight_name(), shape)?),
+        let packed = match (&self.format, self.scheme(linear)) {
+            (Some(format), Some(scheme)) if !self.dense => format.packed(linear, scheme, &self.checkpoint)?,
+            _ => None,
+        };
+        let weights = match packed {
+            Some(packed) => LinearWeights::Packed(packed),
+            // Not packed, or the kernels have no such grid.
+            None => LinearWeights::Dense(self.values(linear)?),
         };
         let bias = linear.bias_name().map(|name| self.checkpoint.read_vector(&name, linear.out_features));
         Ok(LinearOperator { weights, bias: bias.transpose()? })
@@ -290,11 +439,11 @@ impl StoredModel {
 
     /// Rows of the embedding, read one by one: a window needs few of them.
     pub(crate) fn embedded(&self, tokens: &[u32]) -> Result<Array2<f32>, Error> {
-        let name = self.model.embedding();
+        let linear = &self.outer.embedding.linear;
         let mut rows = Array2::zeros((tokens.len(), self.model.hyperparameters.hidden_size));
         for (mut row, &token) in rows.axis_iter_mut(Axis(0)).zip(tokens) {
             let token = token as usize;
-            row.assign(&self.checkpoint.read_rows(&name, token..token + 1)?.row(0));
+            row.assign(&self.row_values(linear, token..token + 1)?.row(0));
         }
         Ok(rows)
     }
@@ -319,7 +468,11 @@ impl WeightSource for StoredModel {
     }
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
-        let weights = LinearWeights::Dense(self.checkpoint.read_rows(&self.model.head(), rows)?);
+        let linear = &self.outer.head.linear;
+        if rows == (0..linear.out_features) {
+            return Ok(self.operator(linear)?);
+        }
+        let weights = LinearWeights::Dense(self.row_values(linear, rows)?);
         Ok(LinearOperator { weights, bias: None })
     }
 }

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
     let module = match role {
+        Role::Embedding => "embed_tokens",
+        Role::Head => "lm_head",
         Role::Query => "self_attn.q_proj",
         Role::Key => "self_attn.k_proj",
         Role::Value => "self_attn.v_proj",
@@ -600,8 +602,10 @@ fn configurations_that_would_be_misread_are_refused() {
         "quant_method": "compressed-tensors", "format": "float-quantized",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
     });
+    let fp8 = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]});
     assert!(
         target::open(&gptq).is_ok()
+            && target::open(&fp8).is_ok()
             && target::open(&numbers).is_ok()
             && target::open(&awq).is_ok()
             && target::open(&mlx).is_ok()
@@ -623,6 +627,7 @@ fn configurations_that_would_be_misread_are_refused() {
         (&gptq, "", "dynamic", json!({"+:(": {}})),
         (&gptq, "", "dynamic", json!({"x": {"bits": 1}})),
         (&mlx, "", "mode", json!("nvfp4")),
+        (&mlx, "", "mode", json!("mxfp6")),
         (&mlx, "", "bits", json!(7)),
         (&mlx, "", "group_size", json!(null)),
         (&mlx, "", "model.layers.0.mlp.up_proj", json!({"bits": 4})),
@@ -639,20 +644,21 @@ fn configurations_that_would_be_misread_are_refused() {
         (&compressed, "", "sparsity_config", json!({"format": "dense"})),
         (&compressed, "", "ignore", json!([1])),
         (&compressed, group, "targets", json!(["re:("])),
-        (&compressed, group, "input_activations", json!({"num_bits": 8})),
         (&compressed, "/config_groups/group_0/weights", "type", json!("float")),
         (&compressed, "/config_groups/group_0/weights", "num_bits", json!(1)),
         (&compressed, "/config_groups/group_0/weights", "strategy", json!("block")),
         (&compressed, "/config_groups/group_0/weights", "group_size", json!(7)),
-        (&compressed, "/config_groups/group_0/weights", "actorder", json!("group")),
         (&compressed, "/config_groups/group_0/weights", "dynamic", json!(true)),
         (&numbers, "", "format", json!("int-quantized")),
         (&numbers, "", "format", json!("nvfp4-pack-quantized")),
-        (&numbers, "/config_groups/group_0/input_activations", "dynamic", json!(false)),
-        (&numbers, "/config_groups/group_0/input_activations", "num_bits", json!(4)),
-        (&numbers, "/config_groups/group_0/weights", "strategy", json!("tensor")),
         (&numbers, "/config_groups/group_0/weights", "num_bits", json!(4)),
         (&numbers, "/config_groups/group_0/weights", "symmetric", json!(false)),
+        (&numbers, "/config_groups/group_0/weights", "actorder", json!("group")),
+        (&numbers, "/config_groups/group_0/weights", "actorder", json!("dynamic")),
+        (&numbers, group, "output_activations", json!({"num_bits": 8})),
+        (&fp8, "", "fmt", json!("e5m2")),
+        (&fp8, "", "weight_block_size", json!([128])),
+        (&fp8, "", "weight_block_size", json!([128, 0])),
     ];
     for (base, path, key, value) in cases {
         let mut config = (*base).clone();

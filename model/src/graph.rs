@@ -176,6 +176,36 @@ impl Model {
         names.flatten().map(|name| name.trim_end_matches(".weight").to_owned()).collect()
     }
 
+    /// The embedding as a matrix that may be packed like a linear's.
+    #[must_use]
+    pub fn embedding_linear(&self) -> Linear {
+        self.outer(
+            LinearId { layer: 0, part: Part::Main, role: Role::Embedding },
+            self.architecture.embedding,
+        )
+    }
+
+    /// The same of the head's own tensor.
+    #[must_use]
+    pub fn head_linear(&self) -> Linear {
+        self.outer(
+            LinearId { layer: self.layers.len(), part: Part::Main, role: Role::Head },
+            self.architecture.head,
+        )
+    }
+
+    /// The embedding and, where it is not tied, the head.
+    pub fn outer_linears(&self) -> impl Iterator<Item = Linear> {
+        let head = (!self.hyperparameters.tied_head).then(|| self.head_linear());
+        std::iter::once(self.embedding_linear()).chain(head)
+    }
+
+    fn outer(&self, id: LinearId, name: &str) -> Linear {
+        let numbers = &self.hyperparameters;
+        let (out_features, in_features) = (numbers.vocabulary, numbers.hidden_size);
+        Linear { id, name: name.to_owned(), out_features, in_features, bias: false }
+    }
+
     /// Every linear of the decoder layers, in forward order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.layers.iter().flat_map(|layer| &layer.stages).flat_map(|stage| &stage.linears)

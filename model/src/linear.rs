@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// The embedding: its rows are looked up, not multiplied with.
+    Embedding,
     /// Attention query projection.
     Query,
     /// Attention key projection.
@@ -20,6 +22,8 @@ pub enum Role {
     Up,
     /// The narrowing projection of an MLP; writes the residual stream.
     Down,
+    /// The head, which gives the logits.
+    Head,
 }
 
 /// Which part of its layer a linear belongs to.
@@ -61,7 +65,8 @@ impl From<Role> for Slot {
     }
 }
 
-/// A linear's place: which decoder layer, which part of it, which role. Ordered as the forward pass meets them.
+/// A linear's place: which decoder layer, which part of it, which role. Ordered as the forward pass meets them. The embedding is with the first
+/// layer, the head after the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LinearId {
     /// Index of the decoder layer.

@@ -1,6 +1,8 @@
 //! A quantized matrix: what every solver returns and every format writes.
 
-use ndarray::{Array2, ArrayView2};
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, Axis};
 
 use crate::scheme::{Granularity, SUPER_COLUMNS, ScaleDtype, Scheme, Symmetry};
 
@@ -240,19 +242,37 @@ impl QuantizedTensor {
     /// The values, `[out_features, in_features]`.
     #[must_use]
     pub fn dequantize(&self) -> Array2<f32> {
+        self.dequantize_rows(0..self.out_features())
+    }
+
+    /// The values of some rows, `[rows.len(), in_features]`; rows beyond the last are left out.
+    #[must_use]
+    pub fn dequantize_rows(&self, rows: Range<usize>) -> Array2<f32> {
+        let last = rows.end.min(self.out_features());
+        let first = rows.start.min(last);
         let columns = self.scheme.granularity.columns_per_scale(self.in_features());
         let levels = self.scheme.kernel_levels();
-        let scales = self.scales_by_row();
-        let zeros = self.zero_points_by_row().mapv(f32::from);
-        let minimums = self.minimums().map(|minimums| spread(minimums, self.out_features()));
-        Array2::from_shape_fn(self.codes.dim(), |(row, column)| {
-            let group = [row, column / columns];
-            let level = levels.level(self.codes[[row, column]]);
-            match &minimums {
-                None => scales[group] * (level - zeros[group]),
-                Some(minimums) => scales[group] * level + minimums[group],
+        let (scales, middle) = (&self.scales, f32::from(self.scheme.middle() as u8));
+        let mut values = Array2::zeros((last - first, self.in_features()));
+        for (row, mut values) in (first..last).zip(values.rows_mut()) {
+            let stored = if scales.nrows() == 1 { 0 } else { row };
+            let codes = self.codes.row(row);
+            let groups = values.axis_chunks_iter_mut(Axis(0), columns.max(1));
+            for (group, (mut values, codes)) in
+                groups.zip(codes.axis_chunks_iter(Axis(0), columns.max(1))).enumerate()
+            {
+                let (at, scale) = ([stored, group], scales[[stored, group]]);
+                for (value, &code) in values.iter_mut().zip(codes) {
+                    let level = levels.level(code);
+                    *value = match &self.offsets {
+                        Offsets::None => scale * (level - middle),
+                        Offsets::ZeroPoints(zeros) => scale * (level - f32::from(zeros[at])),
+                        Offsets::Minimums(minimums) => scale * level + minimums[at],
+                    };
+                }
             }
-        })
+        }
+        values
     }
 }
 

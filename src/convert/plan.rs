@@ -45,15 +45,12 @@ impl<'s> Conversion<'s> {
         let grids = grids(source)?;
         let forms = forms(&grids, format, runtime, source.model.layers.len())?;
         let (form, inexact) = closest(source, forms, progress)?;
-        let mut carried = carried(source, runtime)?;
-        if !format.quantizes() {
-            let dense = grids.iter().filter(|planned| planned.scheme.is_some()).map(|planned| TensorSpec {
-                name: planned.linear.weight_name(),
-                dtype: runtime,
-                shape: vec![planned.linear.out_features, planned.linear.in_features],
-            });
-            carried.extend(dense);
-        }
+        let packed = |name: &str| {
+            let mut linears = form.linears.iter().filter(|planned| planned.scheme.is_some());
+            linears.any(|planned| planned.linear.weight_name() == name)
+        };
+        let mut carried = source.dense_tensors(runtime)?;
+        carried.retain(|spec| !packed(&spec.name));
         let left_out = format.settle_carried(&source.model, &mut carried)?;
         let mut notes = form.notes.clone();
         if !left_out.is_empty() {
@@ -93,14 +90,15 @@ impl<'s> Conversion<'s> {
 
     /// The carried tensors that the source has under the same names, not packed.
     pub(super) fn copied(&self) -> Vec<TensorSpec> {
-        let unpacked: BTreeSet<String> = self.unpacked().map(Linear::weight_name).collect();
+        let unpacked: BTreeSet<String> = self.unpacked().iter().map(Linear::weight_name).collect();
         self.carried.iter().filter(|spec| !unpacked.contains(&spec.name)).cloned().collect()
     }
 
     /// Linears that the source packs and the output does not.
-    pub(super) fn unpacked(&self) -> impl Iterator<Item = &Linear> {
-        let linears = self.form.linears.iter().filter(|planned| planned.scheme.is_none());
-        linears.map(|planned| &planned.linear).filter(|linear| self.source.scheme(linear).is_some())
+    pub(super) fn unpacked(&self) -> Vec<Linear> {
+        let packed = self.form.linears.iter().filter(|planned| planned.scheme.is_some());
+        let linears = self.source.matrices().filter(|linear| self.source.scheme(linear).is_some());
+        linears.filter(|linear| packed.clone().all(|planned| planned.linear.id != linear.id)).collect()
     }
 
     /// The values of a linear that the output does not pack, as it has them.
@@ -108,7 +106,7 @@ impl<'s> Conversion<'s> {
         let name = linear.weight_name();
         let spec = self.carried.iter().find(|spec| spec.name == name);
         let spec = spec.ok_or_else(|| Error::Internal(format!("`{name}` has no place in the output")))?;
-        let values = nearest::flat(self.source.decode(linear)?.dequantize());
+        let values = nearest::flat(self.source.values(linear)?);
         nearest::in_type(&linear.name, &values, spec.dtype)
     }
 
@@ -139,7 +137,7 @@ impl<'s> Conversion<'s> {
             go_on(progress)?;
         }
         for linear in self.unpacked() {
-            differences.extend(self.unpack(linear)?.1);
+            differences.extend(self.unpack(&linear)?.1);
             go_on(progress)?;
         }
         differences.extend(self.rounded_copies()?);
@@ -198,32 +196,4 @@ fn closest(
         }
     }
     best.ok_or_else(|| Error::Internal("no form of the linears".to_owned()))
-}
-
-/// The tensors of the source that are not parts of packed linears. What the source's format widened is as narrow again as the model.
-fn carried(source: &StoredModel, runtime: Dtype) -> Result<Vec<TensorSpec>, Error> {
-    let packed: Vec<&Linear> =
-        source.model.linears().filter(|linear| source.scheme(linear).is_some()).collect();
-    let modules: BTreeSet<&str> = packed.iter().map(|linear| linear.name.as_str()).collect();
-    let parts: BTreeSet<String> = packed.iter().flat_map(|linear| source.packed_tensors(linear)).collect();
-    let is_part = |name: &str| {
-        // Formats differ in what else they have beside the codes; a bias is the model's.
-        let beside =
-            name.rsplit_once('.').is_some_and(|(module, part)| part != "bias" && modules.contains(module));
-        beside || parts.contains(name)
-    };
-    let unknown: BTreeSet<String> = source.unknown_tensors().into_iter().collect();
-    let mut carried = Vec::new();
-    for name in source.checkpoint.names().filter(|name| !is_part(name)) {
-        let info = source.checkpoint.info(name)?;
-        let mut dtype = info.dtype;
-        if dtype == Dtype::F32 && runtime != Dtype::F32 && !unknown.contains(name) {
-            let values = dtype.decode(&source.checkpoint.read(name)?).unwrap_or_default();
-            if nearest::in_type(name, &values, runtime)?.1.is_none() {
-                dtype = runtime;
-            }
-        }
-        carried.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
-    }
-    Ok(carried)
 }

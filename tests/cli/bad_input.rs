@@ -110,10 +110,14 @@ fn an_architecture_that_is_not_known() {
 }
 
 #[test]
-fn a_checkpoint_that_is_quantized_already() {
+fn a_checkpoint_that_says_it_is_quantized_and_is_not() {
     let config =
         object!({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false});
-    refused(configured("quantization_config", config).path(), &[], &["quantized already", "hint"]);
+    refused(
+        configured("quantization_config", config).path(),
+        &[],
+        &["quantized in the format gptq", "no linear is packed", "hint"],
+    );
 }
 
 #[test]

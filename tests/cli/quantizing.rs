@@ -360,3 +360,36 @@ fn scales_learn_from_the_original_and_what_is_written_is_what_they_learned() {
         assert_ne!(linear["digest"], learned[name]["digest"], "{name}");
     }
 }
+
+#[test]
+fn what_is_quantized_already_is_quantized_again_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, _) = quantize(
+        folder.path(),
+        &demo(),
+        &["--to", "mlx", "--group-size", "64", "--recipe", "rtn", "--no-evaluate"],
+    );
+    let source = folder.path().join("mlx");
+    std::fs::rename(first, &source).unwrap();
+    let (output, report) =
+        quantize(folder.path(), &source, &["--to", "gptq", "--bits", "8", "--exclude", "o_proj$"]);
+    let notes = report["notes"].as_array().unwrap();
+    let said = |note: &serde_json::Value| {
+        note.as_str().is_some_and(|note| note.contains("already quantized (mlx, 4 bit"))
+    };
+    assert_eq!(notes.iter().filter(|note| said(note)).count(), 1, "{notes:?}");
+    assert_eq!(report["model"]["format"], "mlx");
+    // What the first output decodes to is the original: 8 bits are close to it, however far 4 bits are from the demo model.
+    assert!(
+        report["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap() < 1e-3,
+        "{}",
+        report["evaluation"]
+    );
+    let config = json(&output.join("config.json"));
+    assert!(config.get("quantization").is_none() && config["quantization_config"]["quant_method"] == "gptq");
+    succeed(&["verify", text(&output)]);
+    let again = folder.path().join("again");
+    let arguments = ["quantize", text(&source), "-o", text(&again), "--recipe", "rtn", "--no-evaluate"];
+    let warned = String::from_utf8(quantc(&arguments).stderr).unwrap();
+    assert!(warned.contains("already quantized (mlx, 4 bit"), "{warned}");
+}

@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 
 import decoder  # noqa: E402
 import models  # noqa: E402
+import peers  # noqa: E402
 import runtimes  # noqa: E402
 from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONNX, WEIGHT_ERROR, Case  # noqa: E402
 
@@ -401,6 +402,33 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
     runtimes.forget()
 
 
+def check_peer(results: Results, quantc: Quantc, peer: peers.Peer, source: Path, text: Path, work: Path) -> None:
+    """A checkpoint of another program: what quantc computes with it against what the program makes of it, and quantized again."""
+    out = work / peer.name
+    with results.part(f"{peer.name}: made"):
+        theirs = peer.make(quantc, source, out)
+        windows = evaluation_windows(source, text)
+        ours = quantc.evaluate(out, text)
+        # What a program rounded to 16 bit as it unpacked it, we did not.
+        in_f32 = peer.exact
+        compare_f32(results, f"{peer.name}: in f32", ours, runtimes.logits(theirs, windows), windows, in_f32)
+        del theirs
+        runtimes.forget()
+        again, report = work / f"{peer.name}-again", work / f"{peer.name}.report.json"
+        quantc("quantize", out, "-o", again, "--to", CT, "--recipe", "rtn", "--bits", 8, "--group-size", 64, "--no-evaluate", "--export-json", report)
+        said = [note for note in json.loads(report.read_text())["notes"] if "already quantized" in note]
+        right = len(said) == 1 and (peer.bits is None or f", {peer.bits:g} bit" in said[0])
+        results.no(f"{peer.name}: the report says that it was quantized", [] if right else [str(said)])
+        twice = quantc.evaluate(again, text)
+        results.at_most(f"{peer.name}: quantized again at 8 bit: perplexity", abs(np.expm1(twice[1].mean() - ours[1].mean())), PERPLEXITY)
+        if peer.converts_to:
+            converted = work / f"{peer.name}-converted"
+            quantc("convert", out, "-o", converted, "--to", peer.converts_to)
+            same = quantc.evaluate(converted, text)
+            results.at_most(f"{peer.name}: converted to {peer.converts_to}: logits", np.abs(same[0] - ours[0]).max() / np.abs(ours[0]).max(), 1e-5)
+    runtimes.forget()
+
+
 def sources(work: Path, demo: Path) -> dict[str, tuple[Path, Path]]:
     """Model and evaluation text of every kind: prose for the demo model, random tokens for the random ones."""
     found = {"demo": (demo / "model", demo / "evaluation.txt")}
@@ -484,6 +512,11 @@ def main() -> int:
                 start = time.monotonic()
                 check(results, quantc, case, *found[case.model], arguments.work)
                 results.say(f"     {case.name}: {time.monotonic() - start:.1f} s")
+        for peer in peers.PEERS:
+            if re.search(arguments.only, peer.name):
+                start = time.monotonic()
+                check_peer(results, quantc, peer, *found[peer.model], arguments.work)
+                results.say(f"     {peer.name}: {time.monotonic() - start:.1f} s")
     if results.failed:
         results.say(f"the runtimes' own output is in {log}")
     results.say(f"{results.passed} passed, {results.failed} failed")

@@ -227,6 +227,33 @@ impl Checkpoint {
         self.read(name)
     }
 
+    /// Consecutive rows of a matrix of the given type and shape, as bytes.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_as`], and rows that are not there.
+    pub(crate) fn read_rows_as(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize; 2],
+        rows: Range<usize>,
+    ) -> Result<Vec<u8>, FormatsError> {
+        let found = self.info(name)?;
+        if found.dtype != dtype {
+            let problem = format!("is {}, expected {}", found.dtype.name(), dtype.name());
+            return Err(FormatsError::tensor(found.file, name, problem));
+        }
+        self.expect_shape(name, shape)?;
+        if rows.start > rows.end || rows.end > shape[0] {
+            let problem = format!("has {} rows, expected at least {}", shape[0], rows.end);
+            return Err(FormatsError::tensor(found.file, name, problem));
+        }
+        let row = shape[1] * dtype.bytes();
+        let mut bytes = allocate(self, name, rows.len() * row)?;
+        self.read_bytes_at(name, (rows.start * row) as u64, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// A vector of numbers.
     ///
     /// # Errors

@@ -7,8 +7,7 @@ use model::hyperparameters::Activation;
 use model::rope::{Rope, RopeScaling};
 use serde_json::json;
 
-use super::names::ROPE_FACTORS;
-use super::{Header, Value, Values};
+use super::{Header, Value, Values, stored_rope};
 
 const ARCHITECTURE: &str = "general.architecture";
 
@@ -112,31 +111,7 @@ pub(crate) fn config(header: &Header, rope_factors: Option<&[f32]>) -> Result<se
         hidden.checked_div(heads).ok_or_else(|| format!("has no heads in `{name}.attention.head_count`"))
     })?;
     let embedding = header.tensors.get("token_embd.weight").ok_or("has no tensor `token_embd.weight`")?;
-    let kind = get("rope.scaling.type").and_then(Value::as_text).unwrap_or("none");
-    let mut rope = json!({"rope_type": "default", "rope_theta": real("rope.freq_base").unwrap_or(10_000.0)});
-    match (kind, rope_factors, real("rope.scaling.factor")) {
-        // The same arithmetic by another name: each frequency has its own divisor, for sequences of any length.
-        ("none" | "linear", Some(factors), None) => {
-            rope["rope_type"] = json!("longrope");
-            for key in ["short_factor", "long_factor"] {
-                rope[key] = json!(factors);
-            }
-            rope["attention_factor"] = json!(1.0);
-            rope["original_max_position_embeddings"] = json!(context);
-        }
-        ("none", None, _) | ("linear", None, None) => {}
-        ("linear" | "yarn", None, Some(factor)) => {
-            rope["rope_type"] = json!(kind);
-            rope["factor"] = json!(factor);
-            let original = number("rope.scaling.original_context_length").unwrap_or(context);
-            rope["original_max_position_embeddings"] = json!(original);
-        }
-        _ => {
-            return Err(format!(
-                "rotates by `{kind}` with `{ROPE_FACTORS}` or without a factor, which is not read"
-            ));
-        }
-    }
+    let rope = stored_rope::read(header, name, head_dim, context, rope_factors)?;
     let has = |tensor: &str| header.tensors.contains_key(tensor);
     let mut config = json!({
         "architectures": [architecture.class], "model_type": architecture.model_type, "hidden_size": hidden, "intermediate_size": number("feed_forward_length")?,

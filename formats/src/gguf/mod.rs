@@ -15,6 +15,7 @@ mod header;
 pub(crate) mod hyperparameters;
 pub(crate) mod names;
 mod pretokenizers;
+mod stored_rope;
 pub(crate) mod tokenizer;
 mod types;
 mod value;

@@ -27,6 +27,8 @@ pub fn weight(linear: &Linear) -> String {
 
 fn module(linear: &Linear) -> String {
     let role = match linear.id.role {
+        Role::Embedding => return "token_embd".to_owned(),
+        Role::Head => return "output".to_owned(),
         Role::Query => "attn_q",
         Role::Key => "attn_k",
         Role::Value => "attn_v",

@@ -9,25 +9,28 @@
 //! | `P.weight.quant_map` | F32 | `[16]` | the table |
 //! | `P.weight.quant_state.bitsandbytes__nf4` (`fp4`) | U8 | `[bytes]` | JSON: type of the table, `S`, type of the values, `[N, K]` |
 //!
-//! Blocks divide rows here, so that they are our groups. Scales may be negative, which turns a table around. Scales that are quantized again
-//! (`bnb_4bit_use_double_quant`) are not written, and refused where they are read.
+//! Blocks divide rows here, so that they are our groups. Scales may be negative, which turns a table around. Where scales are quantized again
+//! (`bnb_4bit_use_double_quant`), `absmax` is U8 and points into the table `P.weight.nested_quant_map` F32 `[256]`, whose numbers are
+//! multiplied by `P.weight.nested_absmax` F32 `[ceil(N*K/S/256)]` and added to the state's `nested_offset`: read, not written.
+
+mod int8;
+mod stored;
 
 use std::path::Path;
 
-use kernels::PackedMatrix;
 use model::linear::Linear;
-use ndarray::Array2;
 use quantizer::levels::Levels;
-use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
-use super::packed_parts::StoredLinear;
+pub(super) use int8::open as open_int8;
+
 use super::safetensors::{self, Described};
 use super::{
     Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, lower_groups_by_stage,
 };
-use crate::checkpoint::{Checkpoint, Dtype};
+use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
@@ -53,8 +56,8 @@ pub(super) static FP4: BitsAndBytes = BitsAndBytes {
 
 /// The type of the values in the state of a tensor: what they are multiplied in is the runtime's choice.
 const VALUES: &str = "float32";
-/// Where no configuration says how many weights share a scale, each tensor's state does.
-const USUAL_BLOCK: usize = 64;
+/// `quant_method` of all of the library's forms.
+const METHOD: &str = "bitsandbytes";
 
 static LOADERS: [LoaderRule; 1] = [LoaderRule {
     runtime: "transformers 5.23 (with bitsandbytes 0.50)",
@@ -103,7 +106,7 @@ impl BitsAndBytes {
     }
 
     fn state_name(&self) -> String {
-        format!("weight.quant_state.bitsandbytes__{}", self.id)
+        format!("weight.quant_state.{METHOD}__{}", self.id)
     }
 }
 
@@ -203,9 +206,10 @@ impl TargetFormat for BitsAndBytes {
     }
 
     fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        let ours = config.get("quant_method")? == "bitsandbytes"
+        let ours = config.get("quant_method")? == METHOD
+            && config.get("load_in_8bit") != Some(&Value::Bool(true))
             && config.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4") == self.id;
-        ours.then(|| Ok(Box::new(Stored::read(self, config)?) as Box<dyn StoredFormat>))
+        ours.then(|| Ok(Box::new(stored::Stored::read(self, config)?) as Box<dyn StoredFormat>))
     }
 }
 
@@ -215,126 +219,11 @@ impl Described for BitsAndBytes {
         let kept = std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str()));
         let kept: Vec<&str> = kept.chain(routers.iter().map(String::as_str)).collect();
         json!({
-            "quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false,
+            "quant_method": METHOD, "load_in_4bit": true, "load_in_8bit": false,
             "bnb_4bit_quant_type": self.id, "bnb_4bit_use_double_quant": false,
             "bnb_4bit_compute_dtype": VALUES, "bnb_4bit_quant_storage": "uint8",
             "llm_int8_skip_modules": kept, "llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": false,
             "llm_int8_enable_fp32_cpu_offload": false
         })
-    }
-}
-
-/// A checkpoint in this format, as its configuration describes it.
-#[derive(Debug)]
-struct Stored {
-    format: &'static BitsAndBytes,
-    /// Parts of names of linears that are not quantized.
-    kept: Vec<String>,
-}
-
-impl Stored {
-    fn read(format: &BitsAndBytes, config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: &str| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        if config.get("load_in_4bit").and_then(Value::as_bool) != Some(true) {
-            return Err(bad("does not `load_in_4bit`, the only form of bitsandbytes that is read"));
-        }
-        if config.get("bnb_4bit_use_double_quant").and_then(Value::as_bool) == Some(true) {
-            return Err(bad("quantizes scales again (`bnb_4bit_use_double_quant`), which is not read"));
-        }
-        let kept = config.get("llm_int8_skip_modules").and_then(Value::as_array).into_iter().flatten();
-        let kept = kept.filter_map(Value::as_str).map(str::to_owned).collect();
-        let format = if format.levels == Levels::Nf4 { &NF4 } else { &FP4 };
-        Ok(Self { format, kept })
-    }
-
-    /// Weights that share a scale, as the tensor's state says.
-    fn block(&self, stored: &StoredLinear<'_>) -> Result<usize, FormatsError> {
-        let suffix = self.format.state_name();
-        let name = stored.name(&suffix);
-        let info = stored.checkpoint.info(&name)?;
-        if info.bytes > MOST_STATE {
-            return Err(stored.fail(&suffix, format!("has {} bytes, expected a few", info.bytes)));
-        }
-        let state: Value = serde_json::from_slice(&stored.checkpoint.read(&name)?)
-            .map_err(|e| stored.fail(&suffix, format!("is no JSON: {e}")))?;
-        let (outputs, inputs) = (stored.linear.out_features, stored.linear.in_features);
-        if state.get("shape") != Some(&json!([outputs, inputs])) {
-            let problem = format!("is of shape {:?}, expected [{outputs}, {inputs}]", state.get("shape"));
-            return Err(stored.fail(&suffix, problem));
-        }
-        if state.get("quant_type").and_then(Value::as_str) != Some(self.format.id)
-            || state.get("nested_blocksize").is_some()
-        {
-            return Err(stored.fail(&suffix, format!("is not of plain {} codes", self.format.id)));
-        }
-        let block =
-            state.get("blocksize").and_then(Value::as_u64).and_then(|block| usize::try_from(block).ok());
-        block
-            .filter(|&block| block > 0 && inputs.is_multiple_of(block))
-            .ok_or_else(|| stored.fail(&suffix, "has blocks that do not divide rows, which is not read"))
-    }
-}
-
-/// Largest state of a tensor, bytes.
-const MOST_STATE: u64 = 4096;
-
-impl StoredFormat for Stored {
-    fn id(&self) -> &'static str {
-        self.format.id
-    }
-
-    fn scheme(&self, linear: &Linear) -> Option<Scheme> {
-        if self.kept.iter().any(|part| linear.name.contains(part)) {
-            return None;
-        }
-        Some(Scheme {
-            bits: BitWidth::new(4).ok()?,
-            levels: self.format.levels,
-            granularity: Granularity::PerGroup(GroupSize::new(USUAL_BLOCK).ok()?),
-            symmetry: Symmetry::Symmetric,
-            scale_dtype: ScaleDtype::F32,
-        })
-    }
-
-    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
-        self.format.layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
-    }
-
-    fn decode(
-        &self,
-        linear: &Linear,
-        scheme: Scheme,
-        checkpoint: &Checkpoint,
-    ) -> Result<QuantizedTensor, FormatsError> {
-        let stored = StoredLinear { linear, scheme, checkpoint };
-        let block = self.block(&stored)?;
-        let (outputs, inputs) = (linear.out_features, linear.in_features);
-        let weights = outputs * inputs;
-        let table = checkpoint.read_vector(&stored.name("weight.quant_map"), 16)?;
-        if table.as_slice() != Some(&self.format.table()[..]) {
-            return Err(stored.fail("weight.quant_map", format!("is not the table of {}", self.format.id)));
-        }
-        let packed = checkpoint.read_as(&stored.name("weight"), Dtype::U8, &[weights.div_ceil(2), 1])?;
-        let pairs = packed.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        let codes: Vec<u8> = pairs.take(weights).map(|code| self.format.ours(code)).collect();
-        let scales = checkpoint.read_vector(&stored.name("weight.absmax"), weights / block)?.to_vec();
-        let shaped = |problem: ndarray::ShapeError| stored.fail("weight", problem.to_string());
-        let codes = Array2::from_shape_vec((outputs, inputs), codes).map_err(shaped)?;
-        let scales = Array2::from_shape_vec((outputs, inputs / block), scales).map_err(shaped)?;
-        let size = GroupSize::new(block).map_err(|e| stored.fail("weight", e.to_string()))?;
-        let scheme = Scheme { granularity: Granularity::PerGroup(size), ..scheme };
-        QuantizedTensor::new(scheme, codes, scales, None)
-            .map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
-    }
-
-    fn packed(
-        &self,
-        _linear: &Linear,
-        _scheme: Scheme,
-        _checkpoint: &Checkpoint,
-    ) -> Result<Option<PackedMatrix>, FormatsError> {
-        Ok(None)
     }
 }

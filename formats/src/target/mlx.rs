@@ -12,27 +12,26 @@
 //! what was solved: an asymmetric grid is one of minimums here. Nothing in a file says which of both it is; it is read as one of minimums,
 //! which holds symmetric solutions too. `quantization` of config.json is what mlx-lm reads; `quantization_config` repeats it for other tools.
 
+mod stored;
+
 use std::path::Path;
 
-use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
-use ndarray::Array2;
 use quantizer::levels::Levels;
-use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
-use quantizer::tensor::{Offsets, QuantizedTensor};
+use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
-use super::packed_parts::{PackedParts, StoredLinear};
 use super::safetensors::{self, Described};
 use super::{
     Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
     lower_groups_by_stage, most_common,
 };
-use crate::checkpoint::{Checkpoint, Dtype};
+use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
-use crate::packing::{pack_rows, to_bytes, unpack_rows, words_for};
+use crate::packing::{pack_rows, to_bytes, words_for};
 
 const ID: &str = "mlx";
 const WIDTHS: [u8; 6] = [2, 3, 4, 5, 6, 8];
@@ -182,7 +181,7 @@ impl TargetFormat for Mlx {
     fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
         // It has no name: these two keys and no method are how mlx-lm tells it.
         let ours = config.get("quant_method").is_none() && config.get("group_size").is_some();
-        ours.then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
+        ours.then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
     }
 }
 
@@ -244,141 +243,4 @@ fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {
 /// The value of code 0.
 fn bias(scale: f32, bits: BitWidth) -> f32 {
     -scale * f32::from(bits.symmetric_zero())
-}
-
-/// A checkpoint in this format, as its configuration describes it.
-#[derive(Debug)]
-struct Stored {
-    base: Scheme,
-    /// Modules that differ; none: not quantized.
-    others: Vec<(String, Option<Scheme>)>,
-}
-
-impl Stored {
-    fn read(config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        let base = scheme(config).map_err(&bad)?;
-        let modules = config.as_object().into_iter().flatten();
-        let others = modules.filter(|(key, _)| !["group_size", "bits", "mode"].contains(&key.as_str())).map(
-            |(module, value)| match value {
-                Value::Bool(false) => Ok((module.clone(), None)),
-                Value::Bool(true) => Ok((module.clone(), Some(base))),
-                own => {
-                    Ok((module.clone(), Some(scheme(own).map_err(|e| bad(format!("of `{module}` {e}")))?)))
-                }
-            },
-        );
-        Ok(Self { base, others: others.collect::<Result<_, FormatsError>>()? })
-    }
-
-    fn parts(stored: &StoredLinear<'_>) -> Result<Parts, FormatsError> {
-        let (_, groups) = stored.groups()?;
-        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
-        let words = stored.typed_streams("weight", Dtype::U32, outputs, inputs)?;
-        let read = |suffix: &str| stored.checkpoint.read_matrix(&stored.name(suffix), (outputs, groups));
-        Ok(Parts { words, scales: read("scales")?, biases: read("biases")? })
-    }
-}
-
-/// The stored parts of one linear.
-struct Parts {
-    /// `[out, words]`.
-    words: Array2<u32>,
-    /// `[out, groups]`.
-    scales: Array2<f32>,
-    /// `[out, groups]`.
-    biases: Array2<f32>,
-}
-
-impl Parts {
-    /// The first bias that a symmetric grid does not have, and what it has.
-    fn off_middle(&self, bits: BitWidth) -> Option<((usize, usize), f32, f32)> {
-        let pairs = self.scales.indexed_iter().zip(&self.biases);
-        let mut expected = pairs.map(|((place, scale), found)| (place, *found, bias(*scale, bits)));
-        expected.find(|(_, found, expected)| found != expected)
-    }
-
-    fn symmetric(self, scheme: Scheme) -> PackedParts {
-        let scales = self.scales.reversed_axes();
-        let zero_points = Array2::from_elem(scales.dim(), scheme.bits.symmetric_zero());
-        PackedParts { scheme, words: self.words, layout: CodeLayout::OutputMajor, scales, zero_points }
-    }
-}
-
-impl StoredFormat for Stored {
-    fn id(&self) -> &'static str {
-        ID
-    }
-
-    fn scheme(&self, linear: &Linear) -> Option<Scheme> {
-        let other = self.others.iter().find(|(module, _)| *module == linear.name);
-        other.map_or(Some(self.base), |(_, scheme)| *scheme)
-    }
-
-    fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
-        Mlx.layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
-    }
-
-    fn decode(
-        &self,
-        linear: &Linear,
-        scheme: Scheme,
-        checkpoint: &Checkpoint,
-    ) -> Result<QuantizedTensor, FormatsError> {
-        let stored = StoredLinear { linear, scheme, checkpoint };
-        let parts = Self::parts(&stored)?;
-        if scheme.symmetry != Symmetry::Minimum {
-            return match parts.off_middle(scheme.bits) {
-                None => parts.symmetric(scheme).decode(&stored),
-                Some((place, found, expected)) => {
-                    let problem = format!("holds {found} at {place:?}, a symmetric grid has {expected}");
-                    Err(stored.fail("biases", problem))
-                }
-            };
-        }
-        let codes = unpack_rows(parts.words.view(), scheme.bits.get(), linear.in_features);
-        QuantizedTensor::with_offsets(scheme, codes, parts.scales, Offsets::Minimums(parts.biases))
-            .map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
-    }
-
-    fn packed(
-        &self,
-        linear: &Linear,
-        scheme: Scheme,
-        checkpoint: &Checkpoint,
-    ) -> Result<Option<PackedMatrix>, FormatsError> {
-        let stored = StoredLinear { linear, scheme, checkpoint };
-        let parts = Self::parts(&stored)?;
-        if parts.off_middle(scheme.bits).is_some() {
-            return Ok(None);
-        }
-        parts.symmetric(scheme).packed(&stored).map(Some)
-    }
-}
-
-/// The scheme that an object's keys describe.
-fn scheme(config: &Value) -> Result<Scheme, String> {
-    let get = |key: &str| config.get(key).filter(|value| !value.is_null());
-    if let Some(mode) = get("mode").filter(|mode| **mode != "affine") {
-        return Err(format!("has the mode {mode}, only `affine` is read"));
-    }
-    let width = |bits: &Value| {
-        let bits = u8::try_from(bits.as_u64()?).ok().filter(|bits| WIDTHS.contains(bits))?;
-        BitWidth::new(bits).ok()
-    };
-    let bits = get("bits").ok_or("has no `bits`")?;
-    let bits = width(bits).ok_or_else(|| format!("has {bits} bits, expected one of {WIDTHS:?}"))?;
-    let columns = get("group_size").ok_or("has no `group_size`")?;
-    let size = columns.as_u64().and_then(|columns| GroupSize::new(columns as usize).ok());
-    let size = size.ok_or_else(|| format!("has the group size {columns}"))?;
-    let granularity = Granularity::PerGroup(size);
-    Ok(Scheme {
-        bits,
-        levels: Levels::Uniform,
-        granularity,
-        symmetry: Symmetry::Minimum,
-        scale_dtype: ScaleDtype::F32,
-    })
 }

@@ -6,6 +6,8 @@
 mod awq;
 mod bitsandbytes;
 mod compressed_tensors;
+mod floats;
+mod fp8;
 mod gguf;
 mod gptq;
 mod gptq_v2;
@@ -17,11 +19,13 @@ mod parallel;
 mod safetensors;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use kernels::PackedMatrix;
 use model::Model;
 use model::linear::Linear;
+use ndarray::Array2;
 use quantizer::levels::Levels;
 use quantizer::scheme::{Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -72,6 +76,11 @@ pub static ALL: &[&dyn TargetFormat] = &[
     &gguf::TYPES[16],
     &gguf::TYPES[17],
 ];
+
+type Opened = Option<Result<Box<dyn StoredFormat>, FormatsError>>;
+
+/// Formats of other programs that are read and not written, each by what [`TargetFormat::open`] would be.
+static ONLY_READ: [fn(&Value) -> Opened; 2] = [fp8::open, bitsandbytes::open_int8];
 
 /// One linear of a job.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,6 +188,11 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
     /// The grid that the configuration gives a linear; none: not quantized. Scales are what was read, so their type is f32.
     fn scheme(&self, linear: &Linear) -> Option<Scheme>;
 
+    /// Whether runtimes round inputs too, which nobody does here.
+    fn rounds_inputs(&self) -> bool {
+        false
+    }
+
     /// The tensors that a linear must have.
     fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String>;
 
@@ -192,6 +206,33 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
         scheme: Scheme,
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError>;
+
+    /// The values, `[out_features, in_features]`: of grids too that no solution has, as groups of columns that lie apart.
+    ///
+    /// # Errors
+    /// As [`StoredFormat::decode`].
+    fn values(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<Array2<f32>, FormatsError> {
+        Ok(self.decode(linear, scheme, checkpoint)?.dequantize())
+    }
+
+    /// The values of some rows, `[rows.len(), in_features]`; none where they cannot be read without the others.
+    ///
+    /// # Errors
+    /// As [`StoredFormat::decode`].
+    fn rows(
+        &self,
+        _linear: &Linear,
+        _scheme: Scheme,
+        _checkpoint: &Checkpoint,
+        _rows: Range<usize>,
+    ) -> Result<Option<Array2<f32>>, FormatsError> {
+        Ok(None)
+    }
 
     /// The words as they are, ready to multiply with; none where the kernels have no such grid.
     ///
@@ -219,7 +260,8 @@ pub fn description(config: &Value) -> Option<&Value> {
 /// # Errors
 /// A format that is not known, or a configuration that cannot be read.
 pub fn open(config: &Value) -> Result<Box<dyn StoredFormat>, FormatsError> {
-    ALL.iter().find_map(|format| format.open(config)).unwrap_or_else(|| {
+    let written = ALL.iter().find_map(|format| format.open(config));
+    written.or_else(|| ONLY_READ.iter().find_map(|open| open(config))).unwrap_or_else(|| {
         let method = config.get("quant_method").map_or_else(|| "nothing".to_owned(), Value::to_string);
         let known: Vec<_> = ALL.iter().map(|format| format.id()).collect();
         let problem =

@@ -72,6 +72,42 @@ impl StoredLinear<'_> {
         Ok((columns, inputs / columns))
     }
 
+    /// The group of each column, where a tensor of them says that columns do not lie in order; none where they do, or there is no such tensor.
+    pub(super) fn group_order(
+        &self,
+        suffix: &str,
+        columns: usize,
+        groups: usize,
+    ) -> Result<Option<Vec<usize>>, FormatsError> {
+        if !self.checkpoint.contains(&self.name(suffix)) {
+            return Ok(None);
+        }
+        let order = self.checkpoint.read_as(&self.name(suffix), Dtype::I32, &[self.linear.in_features])?;
+        let order: Vec<usize> = from_bytes(&order).into_iter().map(|group| group as usize).collect();
+        // Some programs write -1 everywhere for columns in order.
+        if order.iter().enumerate().all(|(input, &group)| group == input / columns)
+            || order.iter().all(|&group| group == u32::MAX as usize)
+        {
+            return Ok(None);
+        }
+        match order.iter().find(|&&group| group >= groups) {
+            None => Ok(Some(order)),
+            Some(group) => Err(self.fail(suffix, format!("names group {group}, there are {groups}"))),
+        }
+    }
+
+    /// Fails where columns do not lie in order: no solution has such groups.
+    pub(super) fn demand_in_order(&self, suffix: &str, order: Option<&[usize]>) -> Result<(), FormatsError> {
+        match order {
+            None => Ok(()),
+            Some(_) => {
+                let problem = "gives columns groups out of order (act-order, `desc_act`), which no other format has; \
+                               `quantize` solves such a model again";
+                Err(self.fail(suffix, problem))
+            }
+        }
+    }
+
     /// A tensor of words.
     pub(super) fn words(&self, suffix: &str, shape: [usize; 2]) -> Result<Array2<u32>, FormatsError> {
         self.typed_words(suffix, Dtype::I32, shape)
@@ -133,6 +169,19 @@ impl StoredLinear<'_> {
         }
         Ok(())
     }
+}
+
+/// The values of a matrix whose column `k` has the scale and zero of group `order[k]`.
+pub(super) fn gathered(parts: PackedParts, linear: &Linear, order: &[usize]) -> Array2<f32> {
+    let words = match parts.layout {
+        CodeLayout::OutputMajor => parts.words,
+        CodeLayout::InputMajor => transposed(parts.words.view()),
+    };
+    let codes = unpack_rows(words.view(), parts.scheme.bits.get(), linear.in_features);
+    Array2::from_shape_fn(codes.dim(), |(row, column)| {
+        let group = [order[column], row];
+        parts.scales[group] * (f32::from(codes[[row, column]]) - f32::from(parts.zero_points[group]))
+    })
 }
 
 impl PackedParts {

@@ -39,6 +39,8 @@ fn part(planned: &PlannedLinear, model: &Model, parts: usize) -> Result<PlannedL
             out_features = cut(out_features, parts.min(heads), "output")?;
         }
         Role::Output | Role::Down => in_features = cut(in_features, parts, "input")?,
+        // Rows of the vocabulary are shared out with padding.
+        Role::Embedding | Role::Head => {}
     }
     if let Some(scheme) = planned.scheme
         && let Granularity::PerGroup(size) = scheme.granularity

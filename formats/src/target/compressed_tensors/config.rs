@@ -120,32 +120,66 @@ impl Target {
     }
 }
 
-/// The grid of weights, which must be on `levels`. Scales are what was read.
-pub(super) fn scheme(weights: &Value, levels: Levels) -> Result<Scheme, String> {
+/// The grid of weights.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    /// Scales are what was read; of tiles the granularity is along rows.
+    pub(super) scheme: Scheme,
+    /// Rows and columns that share a scale, where tiles do.
+    pub(super) tile: Option<[usize; 2]>,
+    /// Whether columns of a group may lie apart.
+    pub(super) columns_apart: bool,
+}
+
+/// What `QuantizationArgs` of weights describe.
+pub(super) fn grid(weights: &Value) -> Result<Grid, String> {
     let get = |key: &str| weights.get(key).filter(|value| !value.is_null());
-    if let Some(found) = get("type").filter(|found| *found != kind(levels)) {
-        return Err(format!("has codes of type {found}, only {} are read in its format", kind(levels)));
-    }
-    if let Some(order) =
-        get("actorder").filter(|order| !["static", "weight"].iter().any(|fixed| *order == fixed))
-    {
-        return Err(format!("orders columns by {order}, only groups of consecutive columns are read"));
-    }
+    let columns_apart = match get("actorder") {
+        None => false,
+        Some(order) if ["static", "weight"].iter().any(|fixed| order == fixed) => false,
+        Some(order) if order == "group" => true,
+        Some(order) => return Err(format!("orders columns by {order}, which is not read")),
+    };
     if get("dynamic").is_some_and(|dynamic| *dynamic != false) {
         return Err("has dynamic weights, which is not read".to_owned());
     }
     let bits = get("num_bits").and_then(Value::as_u64).and_then(|bits| u8::try_from(bits).ok());
     let bits = bits.and_then(|bits| BitWidth::new(bits).ok()).ok_or("has no usable `num_bits`")?;
+    let levels = match (get("type").and_then(Value::as_str).unwrap_or("int"), bits.get()) {
+        ("int", _) => Levels::Uniform,
+        ("float", 8) => Levels::E4m3,
+        ("float", 4) => Levels::E2m1,
+        (kind, bits) => return Err(format!("has codes of type {kind} with {bits} bits, which are not read")),
+    };
+    let group = |columns: usize| {
+        let size = GroupSize::new(columns).map(Granularity::PerGroup);
+        size.map_err(|e| format!("has no usable `group_size`: {e}"))
+    };
+    let mut tile = None;
     let granularity = match get("strategy").and_then(Value::as_str) {
+        Some("tensor") => Granularity::PerTensor,
         Some("channel") => Granularity::PerChannel,
-        Some("group") => get("group_size")
-            .and_then(Value::as_u64)
-            .and_then(|columns| GroupSize::new(columns as usize).ok())
-            .map(Granularity::PerGroup)
-            .ok_or("has no usable `group_size`")?,
-        other => return Err(format!("has the strategy {other:?}, expected channel or group")),
+        Some("group" | "tensor_group") => {
+            let columns = get("group_size").and_then(Value::as_u64);
+            group(columns.ok_or("has no usable `group_size`")? as usize)?
+        }
+        Some("block") => {
+            let sides = get("block_structure").and_then(Value::as_array);
+            let sides = sides.map(|sides| sides.iter().filter_map(Value::as_u64).collect::<Vec<_>>());
+            let (tall, wide) = match sides.as_deref() {
+                Some(&[tall, wide]) if tall > 0 && wide > 0 => (tall as usize, wide as usize),
+                _ => return Err("has no usable `block_structure`".to_owned()),
+            };
+            tile = Some([tall, wide]);
+            group(wide)?
+        }
+        other => return Err(format!("has the strategy {other:?}, expected tensor, channel, group or block")),
     };
     let symmetric = get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+    if !symmetric && levels != Levels::Uniform {
+        return Err("has floats that are not symmetric, which is not read".to_owned());
+    }
     let symmetry = if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
-    Ok(Scheme { bits, levels, granularity, symmetry, scale_dtype: ScaleDtype::F32 })
+    let scheme = Scheme { bits, levels, granularity, symmetry, scale_dtype: ScaleDtype::F32 };
+    Ok(Grid { scheme, tile, columns_apart })
 }

@@ -15,13 +15,12 @@
 use std::path::Path;
 
 use model::linear::Linear;
-use ndarray::Array2;
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
-use super::super::packed_parts::StoredLinear;
+use super::super::floats::{self, F8};
 use super::super::safetensors::{self, Described};
 use super::super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike};
 use super::{CompressedTensors, config, stored_scale};
@@ -94,7 +93,6 @@ pub(in super::super) static MXFP4: Numbers = Numbers {
 /// Those that are known.
 static ALL: [&Numbers; 4] = [&W8A8_INT8, &W8A8_FP8, &FP8, &MXFP4];
 
-const F8: Dtype = Dtype::Other("F8_E4M3", 8);
 /// Columns that share a scale where not the whole row does.
 const GROUP: usize = 32;
 
@@ -147,70 +145,12 @@ impl Numbers {
             && scheme.symmetry == Symmetry::Symmetric
     }
 
-    /// The code of zero among floats, which are as many below it as above.
-    fn zero(&self) -> u8 {
-        self.levels.table().map_or(0, |table| (table.len() / 2) as u8)
-    }
-
-    /// The bits of a number: two's complement, or a sign before a magnitude.
-    fn pattern(&self, code: u8) -> u8 {
-        let zero = self.zero();
-        match self.levels {
-            Levels::Uniform => code ^ 0x80,
-            _ if code >= zero => code - zero,
-            _ => self.sign() | (zero - code),
-        }
-    }
-
-    /// The code of a number; none where the bits are no number's.
-    fn code(&self, pattern: u8) -> Option<u8> {
-        let (zero, magnitude) = (self.zero(), pattern & !self.sign());
-        match self.levels {
-            Levels::Uniform => Some(pattern ^ 0x80),
-            _ if magnitude > zero => None,
-            _ if magnitude == pattern => Some(zero + magnitude),
-            _ => Some(zero - magnitude),
-        }
-    }
-
-    fn sign(&self) -> u8 {
-        if self.is_packed() { 8 } else { 0x80 }
-    }
-
     fn codes_spec(&self) -> (&'static str, Dtype) {
         match self.levels {
             Levels::Uniform => ("weight", Dtype::I8),
             Levels::E2m1 => ("weight_packed", Dtype::U8),
             _ => ("weight", F8),
         }
-    }
-
-    /// Reads one linear.
-    pub(super) fn decode(&self, stored: &StoredLinear<'_>) -> Result<QuantizedTensor, FormatsError> {
-        let (_, groups) = stored.groups()?;
-        let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
-        let (suffix, dtype) = self.codes_spec();
-        let columns = if self.is_packed() { inputs / 2 } else { inputs };
-        let bytes = stored.checkpoint.read_as(&stored.name(suffix), dtype, &[outputs, columns])?;
-        let patterns = match self.is_packed() {
-            true => bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect(),
-            false => bytes,
-        };
-        let codes: Option<Vec<u8>> = patterns.iter().map(|&pattern| self.code(pattern)).collect();
-        let codes = codes.ok_or_else(|| stored.fail(suffix, "holds what is no number"))?;
-        let scale = stored.name("weight_scale");
-        let scales = if self.is_packed() {
-            let exponents = stored.checkpoint.read_as(&scale, Dtype::U8, &[outputs, groups])?;
-            let powers = exponents.iter().map(|&exponent| f32::from_bits(u32::from(exponent) << 23));
-            Array2::from_shape_vec((outputs, groups), powers.collect())
-        } else {
-            Ok(stored.checkpoint.read_matrix(&scale, (outputs, groups))?)
-        };
-        let scales = scales.map_err(|e| stored.fail("weight_scale", e.to_string()))?;
-        let codes = Array2::from_shape_vec((outputs, inputs), codes)
-            .map_err(|e| stored.fail(suffix, e.to_string()))?;
-        QuantizedTensor::new(stored.scheme, codes, scales, None)
-            .map_err(|e| stored.fail("weight_scale", format!("is no solution's: {e}")))
     }
 }
 
@@ -283,7 +223,8 @@ impl TargetFormat for Numbers {
 
     fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
         let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
-        let patterns: Vec<u8> = tensor.codes().iter().map(|&code| self.pattern(code)).collect();
+        let patterns: Vec<u8> =
+            tensor.codes().iter().map(|&code| floats::pattern(self.levels, code)).collect();
         let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
         let (codes, scales) = if self.is_packed() {
             // A power of two: its exponent is its bits.

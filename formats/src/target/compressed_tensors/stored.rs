@@ -1,4 +1,4 @@
-//! Checkpoints of the library's formats, as a configuration describes them.
+//! Checkpoints of the library's formats, ours and llm-compressor's, as a configuration describes them.
 
 use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
@@ -8,11 +8,12 @@ use quantizer::scheme::{Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
-use super::super::packed_parts::{PackedParts, StoredLinear};
+use super::super::floats::{F8, e4m3, power_of_two};
+use super::super::packed_parts::{PackedParts, StoredLinear, gathered};
 use super::super::{StoredFormat, TargetFormat};
-use super::config::{self, Target};
+use super::FORMAT;
+use super::config::{self, Grid, Target};
 use super::numbers::Numbers;
-use super::{CompressedTensors, FORMAT};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 use crate::packing::{pack_rows, unpack_rows};
@@ -20,10 +21,66 @@ use crate::packing::{pack_rows, unpack_rows};
 /// A checkpoint of one of the formats.
 #[derive(Debug)]
 pub(super) struct Stored {
-    groups: Vec<(Vec<Target>, Scheme)>,
+    id: &'static str,
+    groups: Vec<Group>,
     ignore: Vec<Target>,
-    /// Codes that are numbers; none: packed integers.
-    numbers: Option<&'static Numbers>,
+    rounds_inputs: bool,
+}
+
+/// Linears on one grid.
+#[derive(Debug)]
+struct Group {
+    targets: Vec<Target>,
+    grid: Grid,
+    form: Form,
+}
+
+/// How codes and scales are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Codes packed into words.
+    Words,
+    /// Numbers, one a byte, with scales in floating point.
+    Numbers,
+    /// Floats with exponents for scales.
+    Exponents,
+    /// Floats with scales that are eight-bit floats, divided by a number for the whole matrix.
+    TwoLevel,
+}
+
+impl Form {
+    /// By the library's name; none where codes on these levels are stored otherwise, or not read.
+    fn named(name: &str, levels: Levels) -> Option<Self> {
+        Some(match (name, levels) {
+            (FORMAT, Levels::Uniform) => Self::Words,
+            ("int-quantized" | "naive-quantized", Levels::Uniform) => Self::Numbers,
+            ("float-quantized" | "naive-quantized", Levels::E4m3) => Self::Numbers,
+            ("mxfp4-pack-quantized", Levels::E2m1) | ("mxfp8-quantized", Levels::E4m3) => Self::Exponents,
+            ("nvfp4-pack-quantized", Levels::E2m1) => Self::TwoLevel,
+            _ => return None,
+        })
+    }
+}
+
+impl Group {
+    fn read(group: &Value, format: &str) -> Result<Self, String> {
+        if group.get("output_activations").is_some_and(|value| !value.is_null()) {
+            return Err("quantizes `output_activations`, which is not read".to_owned());
+        }
+        let weights = group.get("weights").filter(|weights| !weights.is_null());
+        let weights = weights.ok_or_else(|| "has a group without `weights`".to_owned())?;
+        let grid = config::grid(weights)?;
+        let format = group.get("format").and_then(Value::as_str).unwrap_or(format);
+        let form = Form::named(format, grid.scheme.levels)
+            .filter(|form| grid.tile.is_none() || *form == Form::Numbers)
+            .ok_or_else(|| {
+                format!("gives weights of the format `{format}` the grid {weights}, which is not read")
+            })?;
+        if grid.columns_apart && form != Form::Words {
+            return Err(format!("orders columns of the format `{format}`, which is not read"));
+        }
+        Ok(Self { targets: Target::read_all(group.get("targets"))?, grid, form })
+    }
 }
 
 impl Stored {
@@ -39,44 +96,40 @@ impl Stored {
                 return Err(bad(format!("has a `{key}`, which is not read")));
             }
         }
-        let groups = config.get("config_groups").and_then(Value::as_object);
-        let groups = groups.ok_or_else(|| bad("has no `config_groups`".to_owned()))?;
-        let inputs = groups.values().map(|group| group.get("input_activations").unwrap_or(&Value::Null));
-        let inputs: Vec<&Value> = inputs.collect();
-        if inputs.windows(2).any(|pair| pair[0] != pair[1]) {
-            return Err(bad("quantizes activations in some groups only, which is not read".to_owned()));
-        }
-        let inputs = *inputs.first().unwrap_or(&&Value::Null);
+        let described = config.get("config_groups").and_then(Value::as_object);
+        let described = described.ok_or_else(|| bad("has no `config_groups`".to_owned()))?;
         let format = config.get("format").and_then(Value::as_str).unwrap_or(FORMAT);
-        let numbers = Numbers::named(format, inputs);
-        if numbers.is_none() && (format != FORMAT || !inputs.is_null()) {
-            let problem =
-                format!("has the format `{format}` with `input_activations` {inputs}, which is not read");
-            return Err(bad(problem));
-        }
-        let groups = groups.values().map(|group| {
-            if group.get("output_activations").is_some_and(|value| !value.is_null()) {
-                return Err("quantizes `output_activations`, which is not read".to_owned());
-            }
-            let weights = group.get("weights").ok_or_else(|| "has a group without `weights`".to_owned())?;
-            let levels = numbers.map_or(Levels::Uniform, |numbers| numbers.levels);
-            let scheme = config::scheme(weights, levels)?;
-            if numbers.is_some_and(|numbers| !numbers.holds(scheme)) {
-                return Err(format!(
-                    "gives weights of the format `{format}` the grid {weights}, which is not read"
-                ));
-            }
-            Ok((Target::read_all(group.get("targets"))?, scheme))
-        });
+        let groups = described.values().map(|group| Group::read(group, format));
+        let groups: Vec<Group> = groups.collect::<Result<_, String>>().map_err(&bad)?;
+        let mut inputs =
+            described.values().map(|group| group.get("input_activations").unwrap_or(&Value::Null));
+        let first = inputs.clone().next().unwrap_or(&Value::Null);
+        let alike = inputs.clone().all(|other| other == first);
+        // A form of ours, if everything in it is.
+        let numbers = Numbers::named(format, first)
+            .filter(|numbers| alike && groups.iter().all(|group| numbers.holds(group.grid.scheme)));
         Ok(Self {
-            groups: groups.collect::<Result<_, String>>().map_err(&bad)?,
+            id: numbers.map_or(super::ID, TargetFormat::id),
+            groups,
             ignore: Target::read_all(config.get("ignore")).map_err(&bad)?,
-            numbers,
+            rounds_inputs: inputs.any(|inputs| !inputs.is_null()),
         })
     }
 
-    fn parts(stored: &StoredLinear<'_>) -> Result<PackedParts, FormatsError> {
-        let (_, groups) = stored.groups()?;
+    fn group(&self, linear: &Linear) -> Option<&Group> {
+        if self.ignore.iter().any(|target| target.matches(linear)) {
+            return None;
+        }
+        self.groups.iter().find(|group| group.targets.iter().any(|target| target.matches(linear)))
+    }
+
+    fn of(&self, stored: &StoredLinear<'_>) -> Result<&Group, FormatsError> {
+        self.group(stored.linear).ok_or_else(|| stored.fail("weight", "is in no group of the configuration"))
+    }
+
+    /// Codes in words, and the group of each column where columns do not lie in order.
+    fn words(stored: &StoredLinear<'_>) -> Result<(PackedParts, Option<Vec<usize>>), FormatsError> {
+        let (columns, groups) = stored.groups()?;
         let scheme = stored.scheme;
         let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
         let words = stored.streams("weight_packed", outputs, inputs, false)?;
@@ -89,52 +142,141 @@ impl Stored {
                 stored.fail("weight_shape", format!("holds {shape:?}, expected [{outputs}, {inputs}]"))
             );
         }
-        if stored.checkpoint.contains(&stored.name("weight_g_idx")) {
-            let problem = "gives columns groups out of order (`actorder`), which is not read";
-            return Err(stored.fail("weight_g_idx", problem));
-        }
         let zero_points = if scheme.symmetry == Symmetry::Asymmetric {
-            let packed = stored.streams("weight_zero_point", groups, outputs, true)?;
-            unpack_rows(packed.t(), scheme.bits.get(), outputs)
+            Self::zero_points(stored, groups)?
         } else {
             Array2::from_elem((groups, outputs), scheme.bits.symmetric_zero())
         };
-        Ok(PackedParts { scheme, words, layout: CodeLayout::OutputMajor, scales, zero_points })
+        let order = stored.group_order("weight_g_idx", columns, groups)?;
+        let layout = CodeLayout::OutputMajor;
+        Ok((PackedParts { scheme, words, layout, scales, zero_points }, order))
+    }
+
+    /// `[groups, outputs]`: packed down the outputs, or as older versions have them one signed byte each.
+    fn zero_points(stored: &StoredLinear<'_>, groups: usize) -> Result<Array2<u8>, FormatsError> {
+        const NAME: &str = "weight_zero_point";
+        let (bits, outputs) = (stored.scheme.bits, stored.linear.out_features);
+        if stored.checkpoint.info(&stored.name(NAME))?.dtype != Dtype::I8 {
+            let packed = stored.streams(NAME, groups, outputs, true)?;
+            return Ok(unpack_rows(packed.t(), bits.get(), outputs));
+        }
+        let bytes = stored.checkpoint.read_as(&stored.name(NAME), Dtype::I8, &[outputs, groups])?;
+        let codes = Self::from_signed(stored, NAME, &bytes)?;
+        let zeros = Array2::from_shape_vec((outputs, groups), codes);
+        zeros.map(Array2::reversed_axes).map_err(|e| stored.fail(NAME, e.to_string()))
+    }
+
+    /// Codes of signed numbers.
+    fn from_signed(stored: &StoredLinear<'_>, suffix: &str, bytes: &[u8]) -> Result<Vec<u8>, FormatsError> {
+        let bits = stored.scheme.bits;
+        let code = |byte: &u8| {
+            let code = i16::from(*byte as i8) + i16::from(bits.symmetric_zero());
+            u8::try_from(code).ok().filter(|&code| code <= bits.max_code())
+        };
+        let codes: Option<Vec<u8>> = bytes.iter().map(code).collect();
+        codes.ok_or_else(|| stored.fail(suffix, format!("holds numbers of more than {} bits", bits.get())))
+    }
+
+    fn numbers(stored: &StoredLinear<'_>, group: &Group) -> Result<QuantizedTensor, FormatsError> {
+        const SCALE: &str = "weight_scale";
+        let scheme = stored.scheme;
+        let (outputs, inputs) = (stored.linear.out_features, stored.linear.in_features);
+        let codes = if scheme.levels == Levels::Uniform {
+            let bytes = stored.checkpoint.read_as(&stored.name("weight"), Dtype::I8, &[outputs, inputs])?;
+            let codes = Self::from_signed(stored, "weight", &bytes)?;
+            Array2::from_shape_vec((outputs, inputs), codes)
+                .map_err(|e| stored.fail("weight", e.to_string()))?
+        } else {
+            stored.float_codes("weight", F8, scheme.levels)?
+        };
+        let mut found = stored.arranged(SCALE, stored.any_scales(SCALE, e4m3)?, group.grid.tile)?;
+        if group.grid.tile.is_none() {
+            // One row has one scale, whatever it is called.
+            if found.1.dim() != scheme.granularity.scale_shape(outputs, inputs) {
+                let problem =
+                    format!("has scales {:?}, the configuration says {:?}", found.0, scheme.granularity);
+                return Err(stored.fail(SCALE, problem));
+            }
+            found.0 = scheme.granularity;
+        }
+        if scheme.symmetry != Symmetry::Asymmetric {
+            return stored.with_scales(SCALE, codes, found);
+        }
+        let bytes = stored.checkpoint.read(&stored.name("weight_zero_point"))?;
+        let zeros = Self::from_signed(stored, "weight_zero_point", &bytes)?;
+        let zeros = Array2::from_shape_vec(found.1.dim(), zeros)
+            .map_err(|e| stored.fail("weight_zero_point", e.to_string()))?;
+        let scheme = Scheme { granularity: found.0, ..scheme };
+        QuantizedTensor::new(scheme, codes, found.1, Some(zeros))
+            .map_err(|e| stored.fail(SCALE, format!("is no solution's: {e}")))
+    }
+
+    /// Floats of four or eight bits with exponents.
+    fn exponents(stored: &StoredLinear<'_>) -> Result<QuantizedTensor, FormatsError> {
+        let (_, groups) = stored.groups()?;
+        let levels = stored.scheme.levels;
+        let (suffix, dtype) =
+            if levels == Levels::E2m1 { ("weight_packed", Dtype::U8) } else { ("weight", F8) };
+        let codes = stored.float_codes(suffix, dtype, levels)?;
+        let name = stored.name("weight_scale");
+        let outputs = stored.linear.out_features;
+        let scales = stored.checkpoint.read_as(&name, Dtype::U8, &[outputs, groups])?;
+        let scales =
+            Array2::from_shape_vec((outputs, groups), scales.into_iter().map(power_of_two).collect());
+        let scales = scales.map_err(|e| stored.fail("weight_scale", e.to_string()))?;
+        stored.with_scales("weight_scale", codes, (stored.scheme.granularity, scales))
+    }
+
+    fn two_level(stored: &StoredLinear<'_>) -> Result<QuantizedTensor, FormatsError> {
+        let codes = stored.float_codes("weight_packed", Dtype::U8, Levels::E2m1)?;
+        let divisor = stored.single("weight_global_scale")?;
+        if divisor == 0.0 {
+            return Err(stored.fail("weight_global_scale", "is zero, and scales are divided by it"));
+        }
+        let (granularity, fine) =
+            stored.arranged("weight_scale", stored.any_scales("weight_scale", e4m3)?, None)?;
+        stored.with_scales("weight_scale", codes, (granularity, fine.mapv(|scale| scale / divisor)))
     }
 
     /// Numbers of equal steps as packed integers, which the kernels multiply with.
     fn repacked(tensor: &QuantizedTensor) -> PackedParts {
-        let (scheme, scales) = (tensor.scheme(), tensor.scales_by_row().to_owned().reversed_axes());
+        let (scheme, scales) = (tensor.scheme(), tensor.scales_by_row().reversed_axes());
         PackedParts {
             scheme,
             words: pack_rows(tensor.codes(), scheme.bits.get()),
             layout: CodeLayout::OutputMajor,
-            zero_points: Array2::from_elem(scales.dim(), scheme.bits.symmetric_zero()),
-            scales,
+            zero_points: tensor.zero_points_by_row().reversed_axes(),
+            scales: scales.as_standard_layout().into_owned(),
         }
     }
 }
 
 impl StoredFormat for Stored {
     fn id(&self) -> &'static str {
-        self.numbers.map_or(super::ID, TargetFormat::id)
+        self.id
+    }
+
+    fn rounds_inputs(&self) -> bool {
+        self.rounds_inputs
     }
 
     fn scheme(&self, linear: &Linear) -> Option<Scheme> {
-        if self.ignore.iter().any(|target| target.matches(linear)) {
-            return None;
-        }
-        let group =
-            self.groups.iter().find(|(targets, _)| targets.iter().any(|target| target.matches(linear)));
-        group.map(|(_, scheme)| *scheme)
+        self.group(linear).map(|group| group.grid.scheme)
     }
 
     fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
-        let layout = match self.numbers {
-            Some(numbers) => numbers.layout(linear, scheme),
-            None => CompressedTensors.layout(linear, scheme),
+        let mut parts = match self.group(linear).map(|group| group.form) {
+            None => vec![],
+            Some(Form::Words) => vec!["weight_packed", "weight_scale", "weight_shape"],
+            Some(Form::Numbers) => vec!["weight", "weight_scale"],
+            Some(Form::Exponents) if scheme.levels == Levels::E4m3 => vec!["weight", "weight_scale"],
+            Some(Form::Exponents) => vec!["weight_packed", "weight_scale"],
+            Some(Form::TwoLevel) => vec!["weight_packed", "weight_scale", "weight_global_scale"],
         };
-        layout.into_iter().map(|spec| spec.name).collect()
+        if scheme.symmetry == Symmetry::Asymmetric {
+            parts.push("weight_zero_point");
+        }
+        parts.into_iter().map(|part| format!("{}.{part}", linear.name)).collect()
     }
 
     fn decode(
@@ -144,10 +286,32 @@ impl StoredFormat for Stored {
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        match self.numbers {
-            Some(numbers) => numbers.decode(&stored),
-            None => Self::parts(&stored)?.decode(&stored),
+        let group = self.of(&stored)?;
+        match group.form {
+            Form::Words => {
+                let (parts, order) = Self::words(&stored)?;
+                stored.demand_in_order("weight_g_idx", order.as_deref())?;
+                parts.decode(&stored)
+            }
+            Form::Numbers => Self::numbers(&stored, group),
+            Form::Exponents => Self::exponents(&stored),
+            Form::TwoLevel => Self::two_level(&stored),
         }
+    }
+
+    fn values(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<Array2<f32>, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        if self.of(&stored)?.form == Form::Words
+            && let (parts, Some(order)) = Self::words(&stored)?
+        {
+            return Ok(gathered(parts, linear, &order));
+        }
+        Ok(self.decode(linear, scheme, checkpoint)?.dequantize())
     }
 
     fn packed(
@@ -157,11 +321,16 @@ impl StoredFormat for Stored {
         checkpoint: &Checkpoint,
     ) -> Result<Option<PackedMatrix>, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        let parts = match self.numbers {
-            Some(numbers) if numbers.levels != Levels::Uniform => return Ok(None),
-            Some(numbers) => Self::repacked(&numbers.decode(&stored)?),
-            None => Self::parts(&stored)?,
-        };
-        parts.packed(&stored).map(Some)
+        let group = self.of(&stored)?;
+        match group.form {
+            Form::Words => match Self::words(&stored)? {
+                (parts, None) => parts.packed(&stored).map(Some),
+                (_, Some(_)) => Ok(None),
+            },
+            Form::Numbers if scheme.levels == Levels::Uniform => {
+                Self::repacked(&Self::numbers(&stored, group)?).packed(&stored).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A file's linears as its tensors' types describe them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use kernels::{CodeLayout, PackedMatrix};
 use model::Model;
@@ -35,7 +36,8 @@ impl Stored {
     /// A matrix of a type that is not read, named by what the file calls it.
     pub(crate) fn of(header: &Header, model: &Model) -> Result<Self, String> {
         let mut layouts = BTreeMap::new();
-        let linears: Vec<String> = model.linears().map(Linear::weight_name).collect();
+        let outer: Vec<Linear> = model.outer_linears().collect();
+        let linears: Vec<String> = model.linears().chain(&outer).map(Linear::weight_name).collect();
         for named in names::tensors(model) {
             let Some(entry) = header.tensors.get(&named.name) else { continue };
             if entry.tensor_type.weights == 1 {
@@ -45,7 +47,7 @@ impl Stored {
             let Some(layout) = layout else {
                 let known: Vec<&str> = blocks::ALL.iter().map(|layout| layout.tensor_type.name).collect();
                 return Err(format!(
-                    "tensor `{}` has type {}; read are F32, F16, BF16, and for linears of layers {}",
+                    "tensor `{}` has type {}; read are F32, F16, BF16, and for matrices {}",
                     named.name,
                     entry.tensor_type.name,
                     known.join(", ")
@@ -60,7 +62,7 @@ impl Stored {
         Ok(Self { id, layouts })
     }
 
-    fn rows(&self, stored: &StoredLinear<'_>) -> Result<DecodedRows, FormatsError> {
+    fn decoded(&self, stored: &StoredLinear<'_>, rows: Range<usize>) -> Result<DecodedRows, FormatsError> {
         let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
         let name = stored.linear.weight_name();
         let layout = self.layouts.get(&name);
@@ -70,8 +72,9 @@ impl Stored {
         };
         let layout = layout.filter(|layout| fits(layout));
         let layout = layout.ok_or_else(|| stored.fail("weight", "is not packed in such groups"))?;
-        let bytes = stored.checkpoint.read_as(&name, Dtype::U8, &[outputs, layout.row_bytes(inputs)])?;
-        let rows = layout.decode(&bytes, outputs, inputs);
+        let row = layout.row_bytes(inputs);
+        let bytes = stored.checkpoint.read_rows_as(&name, Dtype::U8, &[outputs, row], rows.clone())?;
+        let rows = layout.decode(&bytes, rows.len(), inputs);
         match rows.scales.indexed_iter().find(|(_, scale)| !scale.is_finite()) {
             None => Ok(rows),
             Some((place, scale)) => Err(stored.fail("weight", format!("has the scale {scale} at {place:?}"))),
@@ -102,8 +105,21 @@ impl StoredFormat for Stored {
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        let tensor = self.rows(&stored)?.into_tensor(scheme);
+        let tensor = self.decoded(&stored, 0..linear.out_features)?.into_tensor(scheme);
         tensor.map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
+    }
+
+    fn rows(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+        rows: Range<usize>,
+    ) -> Result<Option<Array2<f32>>, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        let tensor = self.decoded(&stored, rows)?.into_tensor(scheme);
+        let tensor = tensor.map_err(|e| stored.fail("weight", format!("is no solution: {e}")))?;
+        Ok(Some(tensor.dequantize()))
     }
 
     fn packed(
@@ -116,7 +132,7 @@ impl StoredFormat for Stored {
             return Ok(None);
         }
         let stored = StoredLinear { linear, scheme, checkpoint };
-        let rows = self.rows(&stored)?;
+        let rows = self.decoded(&stored, 0..linear.out_features)?;
         let words = pack_rows(rows.codes.view(), scheme.bits.get());
         let scales = rows.scales.reversed_axes().as_standard_layout().into_owned();
         let zero_points = Array2::from_elem(scales.dim(), scheme.bits.symmetric_zero());

@@ -53,7 +53,7 @@ fn patterns(linears: &[&Linear]) -> Vec<String> {
         let fused = match linear.id.role {
             Role::Query | Role::Key | Role::Value => "|qkv_proj",
             Role::Gate | Role::Up => "|gate_up_proj",
-            Role::Output | Role::Down => "",
+            Role::Output | Role::Down | Role::Embedding | Role::Head => "",
         };
         let module = format!("({}{fused})$", regex::escape(own));
         let parent = format!("{parent}.");

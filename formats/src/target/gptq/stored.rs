@@ -2,6 +2,7 @@
 
 use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
+use ndarray::Array2;
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -9,11 +10,11 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::super::StoredFormat;
-use super::super::packed_parts::{PackedParts, StoredLinear};
+use super::super::packed_parts::{PackedParts, StoredLinear, gathered};
 use super::{Version, specs};
-use crate::checkpoint::{Checkpoint, Dtype};
+use crate::checkpoint::Checkpoint;
 use crate::error::FormatsError;
-use crate::packing::{from_bytes, unpack_rows};
+use crate::packing::unpack_rows;
 
 /// A checkpoint in this format, as its configuration describes it.
 #[derive(Debug)]
@@ -61,7 +62,8 @@ impl Stored {
         self.version
     }
 
-    fn parts(&self, stored: &StoredLinear<'_>) -> Result<PackedParts, FormatsError> {
+    /// Codes, and the group of each column where columns do not lie in order.
+    fn parts(&self, stored: &StoredLinear<'_>) -> Result<(PackedParts, Option<Vec<usize>>), FormatsError> {
         let (columns, groups) = stored.groups()?;
         let scheme = stored.scheme;
         let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
@@ -73,15 +75,8 @@ impl Stored {
             stored.demand_symmetric("qzeros", zero_points.view())?;
         }
         let scales = stored.checkpoint.read_matrix(&stored.name("scales"), (groups, outputs))?;
-        if stored.checkpoint.contains(&stored.name("g_idx")) {
-            let order = stored.checkpoint.read_as(&stored.name("g_idx"), Dtype::I32, &[inputs])?;
-            let order = from_bytes(&order);
-            if order.iter().enumerate().any(|(input, &group)| group as usize != input / columns) {
-                let problem = "gives columns groups out of order (`desc_act`), which is not read";
-                return Err(stored.fail("g_idx", problem));
-            }
-        }
-        Ok(PackedParts { scheme, words, layout: CodeLayout::InputMajor, scales, zero_points })
+        let order = stored.group_order("g_idx", columns, groups)?;
+        Ok((PackedParts { scheme, words, layout: CodeLayout::InputMajor, scales, zero_points }, order))
     }
 }
 
@@ -106,7 +101,22 @@ impl StoredFormat for Stored {
         checkpoint: &Checkpoint,
     ) -> Result<QuantizedTensor, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        self.parts(&stored)?.decode(&stored)
+        let (parts, order) = self.parts(&stored)?;
+        stored.demand_in_order("g_idx", order.as_deref())?;
+        parts.decode(&stored)
+    }
+
+    fn values(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<Array2<f32>, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        match self.parts(&stored)? {
+            (parts, Some(order)) => Ok(gathered(parts, linear, &order)),
+            (parts, None) => Ok(parts.decode(&stored)?.dequantize()),
+        }
     }
 
     fn packed(
@@ -116,7 +126,10 @@ impl StoredFormat for Stored {
         checkpoint: &Checkpoint,
     ) -> Result<Option<PackedMatrix>, FormatsError> {
         let stored = StoredLinear { linear, scheme, checkpoint };
-        self.parts(&stored)?.packed(&stored).map(Some)
+        match self.parts(&stored)? {
+            (parts, None) => parts.packed(&stored).map(Some),
+            (_, Some(_)) => Ok(None),
+        }
     }
 }
 
