@@ -94,6 +94,23 @@ impl Options {
         Self::within(source, plan, job, target, stages)
     }
 
+    /// Every stage with the one width that `plan` gives it.
+    pub(crate) fn as_planned(plan: &Plan) -> Vec<StageOptions> {
+        let stages = plan.linears.chunk_by(|a, b| a.fused_group == b.fused_group);
+        let options = stages.filter_map(|stage| {
+            let quantized: Vec<_> =
+                stage.iter().filter_map(|planned| Some((&planned.linear, planned.scheme?))).collect();
+            let (_, first) = quantized.first()?;
+            let schemes = quantized.iter().map(|(_, scheme)| *scheme).collect();
+            Some(StageOptions {
+                linears: quantized.iter().map(|(linear, _)| linear.id).collect(),
+                names: quantized.iter().map(|(linear, _)| linear.name.clone()).collect(),
+                widths: vec![Width { bits: first.bits, bytes: 0, schemes }],
+            })
+        });
+        options.collect()
+    }
+
     /// Compares the target with what can be reached.
     fn within(
         source: &StoredModel,

@@ -4,6 +4,7 @@ mod compare;
 mod convert;
 mod evaluate;
 mod generate;
+mod plan;
 mod quantize;
 mod values;
 
@@ -11,10 +12,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::progress::{LogFormat, Terminal, Verbosity};
+
 pub use compare::CompareArgs;
 pub use convert::ConvertArgs;
 pub use evaluate::EvaluateArgs;
 pub use generate::GenerateArgs;
+pub use plan::PlanArgs;
 pub use quantize::QuantizeArgs;
 
 /// Quantize a Hugging Face checkpoint to 2 to 8 bits, prove what was written, and measure what it cost.
@@ -24,6 +28,36 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// What standard error says.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What standard error says of the work; standard output has the report in any case.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LogArgs {
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say every step, a line each
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Form of progress, warnings and errors
+    #[arg(long, global = true, value_enum, default_value_t, hide_short_help = true)]
+    log_format: LogFormat,
+}
+
+impl LogArgs {
+    /// Standard error as asked for.
+    #[must_use]
+    pub fn terminal(self) -> Terminal {
+        let verbosity = match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        };
+        Terminal::new(verbosity, self.log_format)
+    }
 }
 
 /// The subcommands.
@@ -34,6 +68,15 @@ pub enum Command {
         after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize MODEL -o OUT --bits 3 --group-size 64 --to compressed-tensors --calibration text.txt"
     )]
     Quantize(Box<QuantizeArgs>),
+    /// Say what quantizing would give and take: grids, size, loss, time, memory; which model fits a bound on memory
+    #[command(
+        mut_arg("output", |output| output.required(false).default_value(".").help("Where the output would go")),
+        mut_arg("force", |force| force.hide(true)),
+        mut_arg("export_imatrix", |export| export.hide(true)),
+        mut_arg("adapter_rank", |rank| rank.hide(true)),
+        after_help = "Example:\n  quantc plan demo/model --bits 3\n  quantc plan SMALL LARGE --fit 8GB --calibrate"
+    )]
+    Plan(Box<PlanArgs>),
     /// Write a quantized checkpoint in another format: the same values or, with --lossy, the nearest
     #[command(
         after_help = "Example:\n  quantc convert demo/model-4bit --to compressed-tensors -o demo/model-ct"

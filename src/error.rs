@@ -195,6 +195,23 @@ impl Error {
             Self::NoModel { hint, .. } | Self::Hub { hint, .. } => Some(hint.clone()),
             Self::InterruptedDownload => Some("the same command goes on from there".to_owned()),
             Self::Formats(error) => error.hint().map(str::to_owned),
+            Self::Model { source: model::ModelError::UnknownArchitecture { .. }, .. } => {
+                Some("`quantc list architectures` says what is read".to_owned())
+            }
+            Self::Recipe { problem, .. } => meant(problem).map(|near| format!("did you mean `{near}`?")),
+            Self::Argument { flag: "--group-size", .. } => {
+                Some("32, 64 and 128 load nearly everywhere; fewer columns cost bits and lower the loss".to_owned())
+            }
+            Self::Argument { flag: "--context", .. } => {
+                Some("2048 tokens, or the model's own context, are usual; --samples says how many windows".to_owned())
+            }
+            Self::Calibration(calibration::CalibrationError::NoTokenizer { .. }) => Some(
+                "put the original's tokenizer.json beside config.json, or give token ids: JSON lines with `input_ids`"
+                    .to_owned(),
+            ),
+            Self::Calibration(calibration::CalibrationError::TooShort { .. }) => {
+                Some("give more text, or shorter windows".to_owned())
+            }
             Self::Unknown { kind: "format", .. } => {
                 Some("`quantc list formats` says what each is for".to_owned())
             }
@@ -233,6 +250,12 @@ pub(crate) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> 
         .filter(|(near, _)| *near >= NEAR)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
+}
+
+/// The known key that somebody meant who wrote an unknown one, by the parser's message.
+fn meant(problem: &str) -> Option<&str> {
+    let (found, known) = problem.split_once("unknown field `")?.1.split_once('`')?;
+    nearest(found, known.split('`').skip(1).step_by(2))
 }
 
 /// Likeness, 0 to 1, from which a name is worth to be asked about.

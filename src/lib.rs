@@ -57,6 +57,7 @@ mod outputs;
 mod own_text;
 mod pipeline;
 mod plan;
+pub mod planning;
 pub mod progress;
 mod quantize;
 pub mod recipe;

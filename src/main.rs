@@ -25,19 +25,17 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::from(!asked));
         }
     };
-    match run(cli.command) {
+    let terminal = cli.log.terminal();
+    match run(cli.command, &terminal) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
-            }
+            terminal.fail(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn run(command: Command) -> Result<(), Error> {
+fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
     match command {
         Command::Quantize(arguments) => {
             let export = prepare(arguments.run())?;
@@ -45,12 +43,18 @@ fn run(command: Command) -> Result<(), Error> {
             if let Some(export) = &export {
                 export.demand_outside("--export-json", &job.output)?;
             }
-            let reports = quantc::quantize(&job, &Terminal::listening()?)?;
+            let reports = quantc::quantize(&job, listening(terminal)?)?;
             print(&text::reports(&reports))?;
             match reports.as_slice() {
                 [report] => export_json(export, report),
                 several => export_json(export, &several),
             }
+        }
+        Command::Plan(arguments) => {
+            let export = prepare(arguments.quantize().run())?;
+            let report = quantc::planning::plan(&arguments.into_job()?, listening(terminal)?)?;
+            print(&quantc::render::plan::plan(&report))?;
+            export_json(export, &report)
         }
         Command::Convert(arguments) => {
             let export = prepare(&arguments.common)?;
@@ -58,39 +62,38 @@ fn run(command: Command) -> Result<(), Error> {
             if let Some(export) = &export {
                 export.demand_outside("--export-json", &job.output)?;
             }
-            let report = quantc::convert(&job, &Terminal::listening()?)?;
+            let report = quantc::convert(&job, listening(terminal)?)?;
             print(&text::conversion(&report))?;
             export_json(export, &report)
         }
         Command::Evaluate(arguments) => {
             let export = prepare(arguments.run())?;
-            let report = quantc::evaluate(&arguments.into_job()?, &Terminal::listening()?)?;
+            let report = quantc::evaluate(&arguments.into_job()?, listening(terminal)?)?;
             print(&text::evaluate(&report))?;
             export_json(export, &report)
         }
         Command::Compare(arguments) => {
             let export = prepare(arguments.run())?;
-            let report = quantc::compare(&arguments.into_job()?, &Terminal::listening()?)?;
+            let report = quantc::compare(&arguments.into_job()?, listening(terminal)?)?;
             print(&comparison(&report))?;
             export_json(export, &report)
         }
         Command::Generate(arguments) => {
             set_threads(arguments.threads)?;
             let mut job = arguments.job()?;
-            job.model = model_directory(&job.model)?;
+            job.model = model_directory(&job.model, terminal)?;
             quantc::generate::generate(&job, &mut Speaker::new(arguments.prompt)?)
         }
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;
-            let found =
-                quantc::verify::verify(&model_directory(&arguments.directory)?, &Terminal::default())?;
+            let found = quantc::verify::verify(&model_directory(&arguments.directory, terminal)?, terminal)?;
             print(&format!("{}\n", text::verification(&found)))?;
             export_json(export, &found)?;
             if found.problems.is_empty() { Ok(()) } else { Err(Error::Verification(Box::new(found))) }
         }
         Command::Inspect(arguments) => {
             let export = prepare(&arguments.common)?;
-            let found = quantc::inspect::inspect(&model_directory(&arguments.directory)?)?;
+            let found = quantc::inspect::inspect(&model_directory(&arguments.directory, terminal)?)?;
             print(&text::inspection(&found))?;
             export_json(export, &found)
         }
@@ -99,8 +102,14 @@ fn run(command: Command) -> Result<(), Error> {
 }
 
 /// A directory of this machine, or of the hub.
-fn model_directory(model: &Path) -> Result<PathBuf, Error> {
-    quantc::hub::model_directory(model, &Terminal::default())
+fn model_directory(model: &Path, terminal: &Terminal) -> Result<PathBuf, Error> {
+    quantc::hub::model_directory(model, terminal)
+}
+
+/// The same, which also hears signals.
+fn listening(terminal: &Terminal) -> Result<&Terminal, Error> {
+    terminal.listen()?;
+    Ok(terminal)
 }
 
 /// More threads than any machine has processors; starting them would take longer than the work.

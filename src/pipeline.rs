@@ -91,6 +91,7 @@ pub(crate) fn quantize_layers(
         let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
         let mut experts: Vec<LayerExperts> = tracks.iter().map(|_| LayerExperts::default()).collect();
         for (place, stage) in layer.stages.iter().enumerate() {
+            progress.at(&place_of(layer, stage));
             // One expert is in memory at a time.
             for weights in &mut quantized {
                 weights.fetch(layer, stage.part(), source).map_err(Error::from_source)?;
@@ -200,6 +201,12 @@ impl<'t> Track<'t> {
         outcome.records.push((linear.name.clone(), record));
         Ok(())
     }
+}
+
+/// What people call a stage.
+fn place_of(layer: &Layer, stage: &Stage) -> String {
+    let names = stage.linears.iter().map(|linear| linear.name.rsplit('.').next().unwrap_or(&linear.name));
+    format!("layer {}, {}", layer.index, names.collect::<Vec<_>>().join(" "))
 }
 
 /// A stage of a layer in one track.

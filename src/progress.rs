@@ -1,11 +1,14 @@
-//! Progress: what the library tells while it works, and the bars that a terminal shows.
+//! Progress: what the library tells while it works, and how standard error shows it: bars on a terminal, now and then a line in a log, or
+//! every event as JSON. Nothing of it has an effect on what is written.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
 
 use crate::error::Error;
 
@@ -17,6 +20,8 @@ pub trait Progress: Sync {
     fn step(&self, detail: &str);
     /// The phase is over.
     fn finish(&self);
+    /// What is worked on now, within a step.
+    fn at(&self, _place: &str) {}
     /// Something that the user should know even if all goes well.
     fn warn(&self, message: &str);
     /// Whether the work is to end early: asked between its pieces, which then fail with [`Error::Interrupted`].
@@ -41,81 +46,248 @@ impl Progress for Silent {
     fn warn(&self, _message: &str) {}
 }
 
-/// Bars on standard error when it is a terminal, otherwise only warnings.
+/// How much is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Errors alone.
+    Quiet,
+    /// How far the work is, and warnings.
+    #[default]
+    Normal,
+    /// Every step as a line.
+    Verbose,
+}
+
+/// What standard error is written for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// People
+    #[default]
+    Text,
+    /// Programs: a JSON object on each line
+    Json,
+}
+
+/// Standard error.
 #[derive(Debug, Default)]
 pub struct Terminal {
-    bar: Mutex<Option<ProgressBar>>,
+    verbosity: Verbosity,
+    format: LogFormat,
+    phase: Mutex<Option<Phase>>,
 }
+
+/// What is worked on.
+#[derive(Debug)]
+struct Phase {
+    name: String,
+    steps: usize,
+    done: usize,
+    started: Instant,
+    /// When a line was written last.
+    told: Instant,
+    place: String,
+    bar: Option<ProgressBar>,
+}
+
+/// Seconds between lines of a log, and before the first one of a phase.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// Set by the first signal that asks the process to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 impl Terminal {
-    /// One that ends the work when the process is told to: Ctrl-C, SIGTERM or SIGHUP lets the current piece of work end, so that nothing
+    /// One that says so much, in this form.
+    #[must_use]
+    pub fn new(verbosity: Verbosity, format: LogFormat) -> Self {
+        Self { verbosity, format, phase: Mutex::new(None) }
+    }
+
+    /// Ends the work when the process is told to: Ctrl-C, SIGTERM or SIGHUP lets the current piece of work end, so that nothing
     /// half-written stays; a second one ends the process at once.
     ///
     /// # Errors
     /// The system's, or another handler that stands already.
-    pub fn listening() -> Result<Self, Error> {
+    pub fn listen(&self) -> Result<(), Error> {
         ctrlc::set_handler(|| {
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
                 std::process::exit(i32::from(Error::Interrupted.exit_code()));
             }
             eprintln!("ending after the current piece of work; once more to end at once");
         })
-        .map_err(|e| Error::Internal(format!("signals: {e}")))?;
-        Ok(Self::default())
+        .map_err(|e| Error::Internal(format!("signals: {e}")))
     }
 
-    fn with_bar(&self, act: impl FnOnce(&mut Option<ProgressBar>)) {
-        act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    /// Says why the work came to nothing.
+    pub fn fail(&self, error: &Error) {
+        let hint = error.hint();
+        match self.format {
+            LogFormat::Json => say(&json!({"event": "error", "message": error.to_string(), "hint": hint})),
+            LogFormat::Text => {
+                eprintln!("error: {error}");
+                if let Some(hint) = hint {
+                    eprintln!("hint: {hint}");
+                }
+            }
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Phase>> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn draws(&self) -> bool {
+        self.format == LogFormat::Text
+            && self.verbosity == Verbosity::Normal
+            && std::io::stderr().is_terminal()
+    }
+}
+
+fn say(event: &Value) {
+    eprintln!("{event}");
+}
+
+impl Phase {
+    /// Seconds that the rest takes if it goes on as it went.
+    fn left(&self) -> Option<f64> {
+        let done = self.done.min(self.steps);
+        (done > 0).then(|| self.started.elapsed().as_secs_f64() * (self.steps - done) as f64 / done as f64)
+    }
+
+    /// Where it is, on one line.
+    fn line(&self, detail: &str) -> String {
+        let said = |text: &str| if text.is_empty() { String::new() } else { format!(", {text}") };
+        let left = self.left().filter(|_| self.done < self.steps);
+        let left = left.map_or(String::new(), |left| format!(", about {} left", seconds(left)));
+        let place = said(&self.place);
+        let detail = said(detail);
+        let taken = seconds(self.started.elapsed().as_secs_f64());
+        format!("{}: {} of {}{place}{detail}, {taken}{left}", self.name, self.done, self.steps)
+    }
+}
+
+/// Seconds as people say them.
+fn seconds(count: f64) -> String {
+    match count {
+        c if c < 90.0 => format!("{c:.0} s"),
+        c if c < 5400.0 => format!("{:.0} min", c / 60.0),
+        c => format!("{:.1} h", c / 3600.0),
     }
 }
 
 impl Progress for Terminal {
     fn phase(&self, name: &str, steps: usize) {
-        if !std::io::stderr().is_terminal() {
-            return;
-        }
-        let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template(
-            "{prefix:<22} {bar:24} {pos:>4}/{len} {elapsed:>4} (left {eta}) {msg}",
-        );
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_prefix(name.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(200));
-        self.with_bar(|slot| {
-            if let Some(old) = slot.replace(bar) {
-                old.finish_and_clear();
-            }
+        let bar = self.draws().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template(
+                "{prefix:<22} {bar:24} {pos:>4}/{len} {elapsed:>4} (left {eta}) {msg}",
+            );
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_prefix(name.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
         });
+        if self.format == LogFormat::Json && self.verbosity != Verbosity::Quiet {
+            say(&json!({"event": "phase", "name": name, "steps": steps}));
+        }
+        let now = Instant::now();
+        let place = String::new();
+        let phase = Phase { name: name.to_owned(), steps, done: 0, started: now, told: now, place, bar };
+        if let Some(Phase { bar: Some(old), .. }) = self.current().replace(phase) {
+            old.finish_and_clear();
+        }
+    }
+
+    fn at(&self, place: &str) {
+        if let Some(phase) = self.current().as_mut() {
+            place.clone_into(&mut phase.place);
+            if let Some(bar) = &phase.bar {
+                bar.set_message(place.to_owned());
+            }
+        }
     }
 
     fn step(&self, detail: &str) {
-        self.with_bar(|slot| {
-            if let Some(bar) = slot {
-                bar.inc(1);
+        let mut current = self.current();
+        let Some(phase) = current.as_mut() else { return };
+        phase.done += 1;
+        if let Some(bar) = &phase.bar {
+            bar.inc(1);
+            if !detail.is_empty() {
                 bar.set_message(detail.to_owned());
             }
-        });
+            return;
+        }
+        match (self.verbosity, self.format) {
+            (Verbosity::Quiet, _) => {}
+            (_, LogFormat::Json) => say(&json!({
+                "event": "step",
+                "phase": phase.name,
+                "done": phase.done,
+                "steps": phase.steps,
+                "place": phase.place,
+                "detail": detail,
+                "seconds": phase.started.elapsed().as_secs_f64(),
+                "seconds_left": phase.left(),
+            })),
+            (verbosity, LogFormat::Text) => {
+                if verbosity == Verbosity::Verbose || phase.told.elapsed() >= SILENCE {
+                    phase.told = Instant::now();
+                    eprintln!("{}", phase.line(detail));
+                }
+            }
+        }
     }
 
     fn finish(&self) {
-        self.with_bar(|slot| {
-            if let Some(bar) = slot.take() {
-                bar.finish_and_clear();
+        let Some(phase) = self.current().take() else { return };
+        let took = phase.started.elapsed();
+        match (&phase.bar, self.verbosity, self.format) {
+            (Some(bar), ..) => bar.finish_and_clear(),
+            (_, Verbosity::Quiet, _) => {}
+            (_, _, LogFormat::Json) => {
+                say(&json!({"event": "finished", "phase": phase.name, "seconds": took.as_secs_f64()}));
             }
-        });
+            (_, verbosity, LogFormat::Text) => {
+                if verbosity == Verbosity::Verbose || took >= SILENCE {
+                    eprintln!("{}: done in {}", phase.name, seconds(took.as_secs_f64()));
+                }
+            }
+        }
     }
 
     fn warn(&self, message: &str) {
-        self.with_bar(|slot| match slot {
-            Some(bar) => bar.suspend(|| eprintln!("warning: {message}")),
-            None => eprintln!("warning: {message}"),
-        });
+        let current = self.current();
+        let bar = current.as_ref().and_then(|phase| phase.bar.as_ref());
+        match (bar, self.verbosity, self.format) {
+            (_, Verbosity::Quiet, _) => {}
+            (Some(bar), ..) => bar.suspend(|| eprintln!("warning: {message}")),
+            (_, _, LogFormat::Json) => say(&json!({"event": "warning", "message": message})),
+            (_, _, LogFormat::Text) => eprintln!("warning: {message}"),
+        }
     }
 
     fn interrupted(&self) -> bool {
         INTERRUPTED.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_that_of_the_steps_so_far() {
+        let started =
+            Instant::now().checked_sub(Duration::from_secs(20)).expect("the machine is up that long");
+        let place = "layer 2".to_owned();
+        let mut phase =
+            Phase { name: "work".into(), steps: 12, done: 0, started, told: started, place, bar: None };
+        assert!(phase.left().is_none());
+        phase.done = 4;
+        let left = phase.left().expect("steps are done");
+        assert!((39.9..41.0).contains(&left), "{left}");
+        assert_eq!(phase.line("loss 1"), "work: 4 of 12, layer 2, loss 1, 20 s, about 40 s left");
+        phase.done = 13;
+        assert_eq!(phase.left(), Some(0.0));
     }
 }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::experts;
 use crate::hub;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
-use crate::job::{Calibration, QuantizeJob, Text};
+use crate::job::{Budget, Calibration, QuantizeJob, Text};
 use crate::outputs::{FinishedOutput, OpenOutput};
 use crate::pipeline::{self, Inputs, Track};
 use crate::plan::{Plan, quantized_source};
@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use crate::report::{Phase, Report};
 use crate::requirements;
 use crate::resources::{Resources, Stopwatch};
+use crate::space;
 use crate::stored::StoredModel;
 use crate::texts::Texts;
 use crate::transformed;
@@ -46,6 +47,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     requirements::demand_known(job, &plans)?;
     plans.iter().try_for_each(|plan| requirements::demand(job, plan, &source.model))?;
     demand_own_inputs(job)?;
+    demand_space(job, &plans)?;
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     // It must have what each of them asks for; the one that asks for most has all.
     let read = |path: &Path| {
@@ -207,6 +209,17 @@ fn demand_places(job: &QuantizeJob, places: &[PathBuf]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Outputs are large: a disk that is too small is known before hours of work.
+fn demand_space(job: &QuantizeJob, plans: &[Plan]) -> Result<(), Error> {
+    // What widths are still to be chosen for is no larger than this.
+    let bytes = plans.iter().map(|plan| plan.format.weights_bytes(&plan.tensors(), job.max_shard_size));
+    let bytes = match job.budget {
+        Some(Budget::Bytes(most)) => bytes.sum::<u64>().min(most),
+        _ => bytes.sum(),
+    };
+    space::demand(&job.output, bytes, "the output", "make room, or write to another disk with -o")
 }
 
 /// Transformed weights have other inputs than an importance matrix of the original.

@@ -42,7 +42,9 @@ impl Speaker {
                 Source::Given(Some(text.trim_end().to_owned()))
             }
         };
-        Ok(Self { terminal: Terminal::listening()?, source })
+        let terminal = Terminal::default();
+        terminal.listen()?;
+        Ok(Self { terminal, source })
     }
 }
 

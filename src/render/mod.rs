@@ -1,4 +1,5 @@
 //! Reports for people and for programs.
 
 pub mod comparison;
+pub mod plan;
 pub mod text;

@@ -1,0 +1,197 @@
+//! The mistakes that people make first: what is said, what to do instead, and that nothing is left behind.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::json as object;
+
+use crate::run::{copy, demo, files, json, quantc, succeed, text};
+
+/// Runs `quantize MODEL -o OUT` with `more` and demands exit code 1, all `words`, and no output.
+fn mistake(model: &Path, more: &[&str], words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let base =
+        ["quantize", text(model), "-o", text(&output), "--no-evaluate", "--samples", "2", "--context", "64"];
+    let kept: Vec<&str> = base.into_iter().collect();
+    // A flag that is given again is the mistake.
+    let kept = match more.first() {
+        Some(flag) if kept.contains(flag) => {
+            let at = kept.iter().position(|word| word == flag).unwrap();
+            [&kept[..at], &kept[at + 2..]].concat()
+        }
+        _ => kept,
+    };
+    let found = quantc(&[&kept[..], more].concat());
+    let message = String::from_utf8_lossy(&found.stderr);
+    assert_eq!(found.status.code(), Some(1), "{message}");
+    assert!(message.starts_with("error: ") && !message.contains("panicked"), "{message}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is missing from: {message}");
+    }
+    assert_eq!(files(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_wrong_path() {
+    let wrong = demo().with_file_name("modle");
+    mistake(&wrong, &[], &["demo/modle: does not exist", "hint: did you mean", "demo/model?"]);
+}
+
+#[test]
+fn a_file_instead_of_a_directory() {
+    let file = demo().join("model.safetensors");
+    mistake(&file, &[], &["is not a directory", "hint: the model is the whole directory", "demo/model"]);
+}
+
+#[test]
+fn no_space_on_the_disk() {
+    // A tensor that takes no room here, but would in the output, to which it is carried.
+    let model = copy(&demo());
+    let path = model.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let data = (bytes.len() - 8 - length) as u64;
+    let values = 1_000_000_000_000_u64;
+    header["sparse"] =
+        object!({"dtype": "BF16", "shape": [values], "data_offsets": [data, data + 2 * values]});
+    let header = header.to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(&bytes[8 + length..]);
+    fs::write(&path, file).unwrap();
+    let whole = (8 + header.len()) as u64 + data + 2 * values;
+    fs::File::options().write(true).open(&path).unwrap().set_len(whole).unwrap();
+    mistake(model.path(), &["--recipe", "rtn"], &["the output takes 2.00 TB", "are free", "hint: make room"]);
+}
+
+#[test]
+fn a_typo_in_a_flag() {
+    mistake(
+        &demo(),
+        &["--bit", "3"],
+        &["unexpected argument '--bit'", "a similar argument exists: '--bits'"],
+    );
+}
+
+#[test]
+fn a_model_that_is_not_supported() {
+    let model = copy(&demo());
+    let path = model.path().join("config.json");
+    let mut config = json(&path);
+    config["model_type"] = object!("lama");
+    fs::write(path, config.to_string()).unwrap();
+    mistake(model.path(), &[], &["`lama`", "llama", "hint: `quantc list architectures`"]);
+}
+
+#[test]
+fn a_model_that_is_quantized_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let model = demo();
+    succeed(&["quantize", text(&model), "-o", text(&output), "--recipe", "rtn", "--no-evaluate"]);
+    // It is what it decodes to: the work is done, and what that means is said.
+    let again = folder.path().join("again");
+    let said = succeed(&["quantize", text(&output), "-o", text(&again), "--recipe", "rtn", "--no-evaluate"]);
+    assert!(said.contains("already quantized (gptq, 4 bit"), "{said}");
+    // Where nothing is packed, config.json is wrong.
+    let model = copy(&demo());
+    let path = model.path().join("config.json");
+    let mut config = json(&path);
+    config["quantization_config"] = json(&output.join("config.json"))["quantization_config"].take();
+    fs::write(path, config.to_string()).unwrap();
+    mistake(model.path(), &[], &["quantized in the format", "hint: take `quantization_config` out"]);
+}
+
+#[test]
+fn a_tiny_context() {
+    mistake(
+        &demo(),
+        &["--context", "1"],
+        &["--context: expected at least 2 tokens, found 1", "hint: 2048 tokens"],
+    );
+}
+
+#[test]
+fn an_output_that_exists() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    fs::create_dir(&output).unwrap();
+    fs::write(output.join("notes.txt"), "mine").unwrap();
+    let model = demo();
+    for more in [&[][..], &["--force"]] {
+        let found = quantc(&[&["quantize", text(&model), "-o", text(&output)], more].concat());
+        let message = String::from_utf8_lossy(&found.stderr);
+        assert_eq!(found.status.code(), Some(1), "{message}");
+        assert!(message.contains("out") && message.contains("hint: "), "{message}");
+        assert_eq!(files(&output), ["notes.txt"]);
+    }
+}
+
+#[test]
+fn a_tokenizer_that_is_missing() {
+    let model = copy(&demo());
+    fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    mistake(
+        model.path(),
+        &[],
+        &["needs a tokenizer", "hint: put the original's tokenizer.json", "input_ids"],
+    );
+}
+
+#[test]
+fn a_bad_key_in_a_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.toml");
+    fs::write(&path, "bit = 3\n").unwrap();
+    mistake(&demo(), &["--recipe", text(&path)], &["recipe.toml", "`bit`", "hint: did you mean `bits`?"]);
+}
+
+#[test]
+fn a_group_size_that_cannot_be() {
+    let words = ["--group-size: group size is 7, expected 16 to 1024", "hint: 32, 64 and 128"];
+    mistake(&demo(), &["--group-size", "7"], &words);
+}
+
+#[test]
+fn a_run_that_was_killed_and_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let model = demo();
+    let arguments = [
+        "quantize",
+        text(&model),
+        "-o",
+        text(&output),
+        "--no-evaluate",
+        "--samples",
+        "16",
+        "--context",
+        "64",
+    ];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_quantc"))
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Killed as soon as something of the output is there, beside its place.
+    let start = Instant::now();
+    while files(folder.path()).is_empty() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!output.exists(), "nothing stands in the output's place before it is whole");
+    // A while later: what is younger could be a run that is only about to hold it.
+    for left in files(folder.path()) {
+        let left = fs::File::open(folder.path().join(left)).unwrap();
+        left.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+    }
+    succeed(&arguments);
+    assert!(output.join("quantc.json").is_file());
+    assert_eq!(files(folder.path()), ["out"]);
+}
