@@ -15,6 +15,8 @@ use crate::stored::StoredModel;
 
 /// Rows of the embedding or the head that are in memory at a time in double precision.
 const ROWS: usize = 4096;
+/// Numbers that are decoded at a time.
+const PIECE: usize = 1 << 20;
 
 /// Puts every tensor of `carried` into the writer; returns the digest of each as written.
 pub(crate) fn carry_over(
@@ -63,18 +65,26 @@ impl Carrier<'_> {
             return self.unpack(spec, &linear);
         }
         let dtype = self.source.checkpoint.info(&spec.name)?.dtype;
-        let mut bytes = self.source.checkpoint.read(&spec.name)?;
-        if let Some(values) = dtype.decode(&bytes) {
+        let bytes = self.source.checkpoint.read(&spec.name)?;
+        if !dtype.is_float() {
+            return self.put(spec, bytes);
+        }
+        // In pieces: an embedding as numbers would be twice what it is as bytes.
+        let mut written = Vec::new();
+        for (number, piece) in bytes.chunks(PIECE * dtype.bytes()).enumerate() {
+            let Some(values) = dtype.decode(piece) else { break };
             if known && let Some(place) = values.iter().position(|value| !value.is_finite()) {
-                let problem = format!("holds {} at element {place}", values[place]);
+                let problem = format!("holds {} at element {}", values[place], number * PIECE + place);
                 return Err(tensor_error(self.source, spec, problem));
             }
             if spec.dtype != dtype {
-                bytes = spec.dtype.encode(&values).unwrap_or(bytes);
-                demand_held(self.source, spec, &bytes, |place| f64::from(values[place]))?;
+                let Some(narrowed) = spec.dtype.encode(&values) else { break };
+                let first = number * PIECE;
+                demand_held(self.source, spec, &narrowed, first, |place| f64::from(values[place]))?;
+                written.extend(narrowed);
             }
         }
-        self.put(spec, bytes)
+        self.put(spec, if spec.dtype == dtype { bytes } else { written })
     }
 
     /// The values of a matrix that the source packs, some rows at a time.
@@ -86,7 +96,8 @@ impl Carrier<'_> {
             let part = spec.dtype.encode(&values).ok_or_else(|| {
                 Error::Internal(format!("`{}` is to be written as {}", spec.name, spec.dtype.name()))
             })?;
-            demand_held(self.source, spec, &part, |place| f64::from(values[place]))?;
+            let place = first * linear.in_features;
+            demand_held(self.source, spec, &part, place, |place| f64::from(values[place]))?;
             bytes.extend(part);
         }
         self.put(spec, bytes)
@@ -130,15 +141,16 @@ fn encode(source: &StoredModel, spec: &TensorSpec, values: &[f64]) -> Result<Vec
     let bytes = spec.dtype.encode_doubles(values).ok_or_else(|| {
         Error::Internal(format!("`{}` is computed, and {} holds no numbers", spec.name, spec.dtype.name()))
     })?;
-    demand_held(source, spec, &bytes, |place| values[place])?;
+    demand_held(source, spec, &bytes, 0, |place| values[place])?;
     Ok(bytes)
 }
 
-/// Fails where a number left the range of the type that it is written in.
+/// Fails where a number left the range of the type that it is written in; `bytes` are those of the elements from `first` on.
 fn demand_held(
     source: &StoredModel,
     spec: &TensorSpec,
     bytes: &[u8],
+    first: usize,
     value: impl Fn(usize) -> f64,
 ) -> Result<(), Error> {
     let written = spec.dtype.decode(bytes).unwrap_or_default();
@@ -146,8 +158,12 @@ fn demand_held(
         None => Ok(()),
         Some(place) => {
             let dtype: Dtype = spec.dtype;
-            let problem =
-                format!("holds {} at element {place}, which {} cannot hold", value(place), dtype.name());
+            let problem = format!(
+                "holds {} at element {}, which {} cannot hold",
+                value(place),
+                first + place,
+                dtype.name()
+            );
             Err(tensor_error(source, spec, problem))
         }
     }

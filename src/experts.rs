@@ -14,7 +14,7 @@
 use calibration::weights::LayerWeights;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
-use model::{Layer, Model};
+use model::{Model, Stage};
 use ndarray::Array2;
 use quantizer::accumulator::HessianAccumulator;
 use quantizer::hessian::HessianError;
@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::job::{Calibration, QuantizeJob};
+use crate::plan::Plan;
 use crate::recipe::{Recipe, Treatment};
 use crate::statistics::Sent;
 use crate::stored::StoredModel;
@@ -112,26 +113,28 @@ pub(crate) struct LayerExperts {
 }
 
 impl LayerExperts {
-    /// What a stage of an expert sees; none where the stage is no expert's.
+    /// What a stage of an expert sees; none where the stage is no expert's, or nothing of it is solved with data.
     pub(crate) fn sent(
         &mut self,
         streams: &Streams<'_>,
+        plan: &Plan,
         track: usize,
-        layer: &Layer,
-        place: usize,
+        stage: &Stage,
         weights: &LayerWeights,
     ) -> Result<Option<(Sent, ExpertCoverage)>, Error> {
-        let stage = &layer.stages[place];
         let Part::Expert(expert) = stage.part() else { return Ok(None) };
+        let Some(first) = stage.linears.iter().find(|linear| plan.solved_with_data(linear)) else {
+            return Ok(None);
+        };
         let tokens = streams.sent_to(track, expert);
         let missing = COLD.saturating_sub(tokens);
         let pooled_share = missing as f64 / COLD as f64;
-        let coverage = ExpertCoverage { layer: layer.index, expert, tokens, pooled_share };
+        let coverage = ExpertCoverage { layer: first.id.layer, expert, tokens, pooled_share };
         if missing == 0 {
             return Ok(Some((Sent::default(), coverage)));
         }
         let inputs = self.pooled.get_or_insert_with(|| streams.pooled_inputs(track, POOLED));
-        let name = stage.linears.first().map_or_else(String::new, |linear| linear.name.clone());
+        let name = first.name.clone();
         let features = match stage.input {
             StageInput::MlpOutput => &streams.forward().gated(weights, stage.part(), inputs.view()),
             _ => &*inputs,

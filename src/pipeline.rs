@@ -108,9 +108,10 @@ pub(crate) fn quantize_layers(
                 go_on(progress)?;
                 all_seen.push(match (&streams, inputs) {
                     (Some(streams), _) => {
-                        let sent = experts[number].sent(streams, number, layer, place, &quantized[number])?;
+                        let sent =
+                            experts[number].sent(streams, track.plan, number, stage, &quantized[number])?;
                         let (sent, coverage) = sent.unzip();
-                        outcomes[number].cover(track.plan, stage, coverage);
+                        outcomes[number].cover(coverage);
                         let place = Place { layer, stage: place, track: number };
                         observe(track.plan, place, original, streams, &gradients, sent)?
                     }
@@ -297,12 +298,10 @@ pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<Ar
 }
 
 impl Outcome {
-    /// Keeps what an expert was solved on, once for its stages, if anything of it is solved with data.
-    fn cover(&mut self, plan: &Plan, stage: &Stage, coverage: Option<ExpertCoverage>) {
-        let Some(coverage) = coverage.filter(|_| stage.input == StageInput::MlpInput) else { return };
-        if stage.linears.iter().any(|linear| plan.solved_with_data(linear)) {
-            self.coverage.push(coverage);
-        }
+    /// Keeps what an expert was solved on, once for its stages.
+    fn cover(&mut self, coverage: Option<ExpertCoverage>) {
+        let known = self.coverage.last().map(|last| (last.layer, last.expert));
+        self.coverage.extend(coverage.filter(|found| known != Some((found.layer, found.expert))));
     }
 
     fn add(

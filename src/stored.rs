@@ -95,7 +95,11 @@ impl StoredModel {
         let model =
             Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
         let format = target::description(&config).map(target::open).transpose()?;
-        let checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open(path)?;
+        checkpoint.split(&model.fused_experts());
+        if let Some(format) = &format {
+            checkpoint.split(&format.stacks(&model));
+        }
         let outer = Outer::of(&model);
         let stored = Self { path: path.to_owned(), config, model, checkpoint, format, outer, dense: false };
         stored.check_tensors()?;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{Dtype, INDEX, MOST_HEADER};
 use crate::error::FormatsError;
 use crate::placed::PlacedFiles;
+use crate::stacks::{Stacks, places};
 
 /// Name, type and shape of a tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,20 @@ impl SafetensorsWriter {
         max_shard_bytes: u64,
         framework: &'static str,
     ) -> Result<Self, FormatsError> {
+        Self::create_stacked(directory, specs, &Stacks::new(), max_shard_bytes, framework)
+    }
+
+    /// The same where some of the tensors are stacks, of which each member is put by its own name.
+    ///
+    /// # Errors
+    /// As [`SafetensorsWriter::create`].
+    pub fn create_stacked(
+        directory: &Path,
+        specs: &[TensorSpec],
+        stacks: &Stacks,
+        max_shard_bytes: u64,
+        framework: &'static str,
+    ) -> Result<Self, FormatsError> {
         let shards = shards(specs, max_shard_bytes);
         let count = shards.len();
         let mut writer = Self::empty(specs, framework);
@@ -70,7 +85,7 @@ impl SafetensorsWriter {
             } else {
                 format!("model-{:05}-of-{count:05}.safetensors", number + 1)
             };
-            writer.create_file(&directory.join(&name), &shard)?;
+            writer.create_file(&directory.join(&name), &shard, stacks)?;
             weight_map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
         }
         if count > 1 {
@@ -87,7 +102,7 @@ impl SafetensorsWriter {
     pub fn create_one(path: &Path, specs: &[TensorSpec]) -> Result<Self, FormatsError> {
         let mut writer = Self::empty(specs, "pt");
         for shard in shards(specs, u64::MAX) {
-            writer.create_file(path, &shard)?;
+            writer.create_file(path, &shard, &Stacks::new())?;
         }
         Ok(writer)
     }
@@ -97,7 +112,12 @@ impl SafetensorsWriter {
         Self { files: PlacedFiles::default(), framework, index: None, tensor_bytes }
     }
 
-    fn create_file(&mut self, path: &Path, shard: &[&TensorSpec]) -> Result<(), FormatsError> {
+    fn create_file(
+        &mut self,
+        path: &Path,
+        shard: &[&TensorSpec],
+        stacks: &Stacks,
+    ) -> Result<(), FormatsError> {
         let text = header(shard, self.framework);
         if text.len() as u64 > MOST_HEADER {
             let problem = format!("{} tensors need a header of {} bytes", shard.len(), text.len());
@@ -109,10 +129,10 @@ impl SafetensorsWriter {
         let mut start = (text.len() as u64).to_le_bytes().to_vec();
         start.extend(text);
         let mut end = start.len() as u64;
-        let tensors = shard.iter().map(|spec| {
+        let tensors = shard.iter().flat_map(|spec| {
             let offset = end;
             end += spec.bytes();
-            (spec.name.clone(), offset, spec.bytes())
+            places(stacks, &spec.name, offset, spec.bytes())
         });
         let length = start.len() as u64 + shard.iter().map(|spec| spec.bytes()).sum::<u64>();
         self.files.add(path, &start, length, tensors)

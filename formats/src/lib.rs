@@ -22,6 +22,7 @@ pub mod output;
 pub mod packing;
 mod placed;
 pub mod side_files;
+pub mod stacks;
 pub mod target;
 
 pub use checkpoint::{Checkpoint, Dtype};

@@ -177,6 +177,8 @@ pub struct Experts {
     pub routing: RoutingRule,
     /// Keys of config.json that count them.
     pub keys: ExpertKeys,
+    /// Whether llama.cpp divides the chosen experts' scores by their sum.
+    pub llama_cpp_normalizes: bool,
 }
 
 /// An MLP that every token passes beside the experts.

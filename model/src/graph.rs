@@ -1,5 +1,7 @@
 //! A model as a graph: layers, stages and linears in forward order, derived from its description and its numbers.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::architecture::{Architecture, AttentionBias, Experts, GatedMlp, HeadNorms, Mlp, NormKind, Qkv};
@@ -44,6 +46,8 @@ pub struct Layer {
 pub struct RouterTensors {
     /// Name of its matrix, `[experts, hidden]`.
     pub weight: String,
+    /// What the names of all experts begin with.
+    pub experts: String,
     /// Name of what is added to scores for the choice alone, `[experts]`.
     pub correction: Option<String>,
     /// Name of the matrix whose product's sigmoid weighs the shared expert, `[1, hidden]`.
@@ -204,6 +208,21 @@ impl Model {
         let numbers = &self.hyperparameters;
         let (out_features, in_features) = (numbers.vocabulary, numbers.hidden_size);
         Linear { id, name: name.to_owned(), out_features, in_features, bias: false }
+    }
+
+    /// Tensors in which some checkpoints have all experts of a layer, each with the names of its equal parts: `[experts, 2 width, hidden]`, of each
+    /// expert gate and up, and `[experts, hidden, width]`.
+    #[must_use]
+    pub fn fused_experts(&self) -> BTreeMap<String, Vec<String>> {
+        let mut fused: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for layer in &self.layers {
+            let Some(router) = &layer.router else { continue };
+            for linear in layer.linears().filter(|linear| linear.id.part.expert().is_some()) {
+                let kind = if linear.id.role == Role::Down { "down_proj" } else { "gate_up_proj" };
+                fused.entry(format!("{}.{kind}", router.experts)).or_default().push(linear.weight_name());
+            }
+        }
+        fused
     }
 
     /// Every linear of the decoder layers, in forward order.
@@ -387,6 +406,7 @@ fn router_tensors(experts: &Experts, found: &ExpertNumbers, name: &dyn Fn(&str) 
     let shared_gate = experts.shared.filter(|_| found.shared_width.is_some()).and_then(|shared| shared.gate);
     RouterTensors {
         weight: weight(&name(experts.router)),
+        experts: name(experts.prefix),
         correction: experts.correction.map(name),
         shared_gate: shared_gate.map(|module| weight(&name(module))),
         routing: found.routing,

@@ -3,9 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use formats::Dtype;
+use formats::container::{SafetensorsWriter, TensorData, TensorSpec};
+use kernels::random::SplitMix;
+use model::Model;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::run::{fail, quantize, succeed, text, tiny};
+use crate::run::{copy, demo, fail, quantize, succeed, text, tiny};
 
 /// Texts of the tiny models' 64 tokens: so many windows of so many tokens.
 fn tokens(folder: &Path, name: &str, windows: usize, length: usize) -> PathBuf {
@@ -110,7 +115,7 @@ fn what_experts_cannot_have_is_refused_before_the_work() {
     let (mixture, dense) = (tiny("mixtral"), tiny("llama"));
     for (model, more, reason) in [
         (&mixture, ["--runs-on", "transformers"], "one tensor"),
-        (&mixture, ["--to", "onnx"], "experts"),
+        (&mixture, ["--to", "onnx"], "no graph of experts"),
         (&mixture, ["--target-bits", "4"], "experts"),
         (&mixture, ["--adapter-rank", "4"], "experts"),
         (&mixture, ["--recipe", text(&recipe)], "transforms know no experts"),
@@ -122,4 +127,121 @@ fn what_experts_cannot_have_is_refused_before_the_work() {
         let message = fail(1, &arguments);
         assert!(message.contains(reason) && !output.exists(), "{more:?}: {message}");
     }
+}
+
+/// A small mixture of random weights with the demo's tokenizer, wide enough for every format's groups.
+fn small(config: &Value) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(demo().join(name), folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let model = Model::resolve(config).unwrap();
+    let spec = |tensor: model::graph::ExpectedTensor| TensorSpec {
+        name: tensor.name,
+        dtype: Dtype::Bf16,
+        shape: tensor.shape,
+    };
+    let specs: Vec<TensorSpec> = model.expected_tensors().map(spec).collect();
+    let mut writer = SafetensorsWriter::create(folder.path(), &specs, u64::MAX, "pt").unwrap();
+    for (seed, spec) in specs.iter().enumerate() {
+        let mut random = SplitMix::new(seed as u64);
+        let center = f32::from(spec.shape.len() == 1);
+        let count = spec.shape.iter().product();
+        let values: Vec<f32> = (0..count).map(|_| center + 0.15 * random.normal() as f32).collect();
+        let bytes = Dtype::Bf16.encode(&values).unwrap();
+        writer.put(&TensorData { name: spec.name.clone(), bytes }).unwrap();
+    }
+    writer.finish().unwrap();
+    folder
+}
+
+fn small_config(model_type: &str, class: &str) -> Value {
+    let vocabulary = crate::run::json(&demo().join("config.json"))["vocab_size"].clone();
+    json!({
+        "architectures": [class], "model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 96, "num_experts": 5, "num_local_experts": 5, "num_experts_per_tok": 2, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": vocabulary, "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu", "dtype": "bfloat16",
+        "norm_topk_prob": model_type != "qwen2_moe", "bos_token_id": 0, "eos_token_id": 1
+    })
+}
+
+#[test]
+fn experts_lie_stacked_where_runtimes_want_them_so() {
+    for (model_type, class) in [
+        ("qwen3_moe", "Qwen3MoeForCausalLM"),
+        ("qwen2_moe", "Qwen2MoeForCausalLM"),
+        ("mixtral", "MixtralForCausalLM"),
+    ] {
+        let model = small(&small_config(model_type, class));
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out");
+        let asked = ["--recipe", "rtn", "--bits", "8", "--group-size", "32", "--to", "gguf:q8_0,mlx"];
+        let texts = ["--evaluate-samples", "2", "--evaluate-context", "64"];
+        let mut arguments = vec!["quantize", text(model.path()), "-o", text(&output)];
+        arguments.extend(asked.iter().chain(&texts));
+        succeed(&arguments);
+        let mlx = fs::read(output.join("mlx-8bit/model.safetensors"))
+            .or_else(|_| fs::read(output.join("mlx/model.safetensors")));
+        let mlx = mlx.unwrap();
+        let found = safetensors::SafeTensors::deserialize(&mlx).unwrap();
+        let stack =
+            found.names().into_iter().find(|name| name.ends_with("layers.1.mlp.switch_mlp.up_proj.scales"));
+        let stack =
+            stack.or(found.names().into_iter().find(|name| name.ends_with("switch_mlp.up_proj.scales")));
+        assert_eq!(
+            found.tensor(stack.unwrap()).unwrap().shape(),
+            [5, if model_type == "mixtral" { 96 } else { 64 }, 2]
+        );
+        for entry in fs::read_dir(&output).unwrap() {
+            let written = entry.unwrap().path();
+            let report = folder.path().join("evaluation.json");
+            let more = ["--reference", text(model.path()), "--export-json", text(&report)];
+            let evaluated = [&["evaluate", text(&written)], &more[..], &texts].concat();
+            succeed(&evaluated);
+            let divergence = &crate::run::json(&report)["evaluation"]["quantized"]["kl_mean"];
+            assert!(divergence.as_f64().unwrap() < 0.03, "{}: {divergence}", written.display());
+        }
+        // Experts of two types have no place in one tensor.
+        let other = folder.path().join("other");
+        let kept = ["--exclude", r"experts\.3\.", "--to", "gguf:q8_0", "--recipe", "rtn"];
+        let message = fail(1, &[&["quantize", text(model.path()), "-o", text(&other)], &kept[..]].concat());
+        assert!(message.contains("needs one scheme for all experts of a layer"), "{message}");
+    }
+}
+
+#[test]
+fn experts_in_one_tensor_are_those_in_many() {
+    let fused = copy(&tiny("mixtral"));
+    let path = fused.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let old = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let config = crate::run::json(&fused.path().join("config.json"));
+    let stacks = Model::resolve(&config).unwrap().fused_experts();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, view) in old.tensors() {
+        if !stacks.values().flatten().any(|member| *member == name) {
+            tensors.push((name, view.shape().to_vec(), view.data().to_vec()));
+        }
+    }
+    for (stack, members) in &stacks {
+        let parts: Vec<_> = members.iter().map(|member| old.tensor(member).unwrap()).collect();
+        let shape = parts[0].shape();
+        let data: Vec<u8> = parts.iter().flat_map(safetensors::tensor::TensorView::data).copied().collect();
+        tensors.push((stack.clone(), vec![4, parts.len() / 4 * shape[0], shape[1]], data));
+    }
+    let views = tensors.iter().map(|(name, shape, data)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
+        (name.clone(), view.unwrap())
+    });
+    let meta = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    fs::write(&path, safetensors::serialize(views, Some(meta)).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let written = |model: &Path| {
+        let more = ["--recipe", "rtn", "--no-evaluate"];
+        let (output, _) = quantize(folder.path(), model, &[&WHOLE_ROWS[..], &more].concat());
+        fs::read(output.join("model.safetensors")).unwrap()
+    };
+    assert!(written(fused.path()) == written(&tiny("mixtral")));
 }

@@ -14,15 +14,44 @@ use crate::gguf::{Header, TensorEntry, TensorType};
 impl Checkpoint {
     /// The tensors of a file, whose names are those of `model`; what the model does not know keeps its own.
     pub(crate) fn of_gguf(path: PathBuf, file: File, header: &Header, model: &Model) -> Self {
-        let named = names::tensors(model).into_iter().map(|named| (named.name.clone(), named));
-        let named: BTreeMap<String, names::Named> = named.collect();
-        let tensors = header.tensors.iter().filter(|(name, _)| *name != ROPE_FACTORS).map(|(name, found)| {
-            let known = named.get(name);
-            let original = known.map_or(name, |known| &known.original);
-            (original.clone(), (0, entry(found, known.and_then(|known| known.heads))))
+        let mut named: BTreeMap<String, Vec<names::Named>> = BTreeMap::new();
+        for known in names::tensors(model) {
+            named.entry(known.name.clone()).or_default().push(known);
+        }
+        let tensors = header.tensors.iter().filter(|(name, _)| *name != ROPE_FACTORS);
+        let tensors = tensors.flat_map(|(name, found)| {
+            let known = named.get(name).map_or(&[][..], Vec::as_slice);
+            let whole = || vec![(name.clone(), (0, entry(found, None)))];
+            match known {
+                [] => whole(),
+                [one] if one.expert.is_none() => {
+                    let mut entry = entry(found, one.heads);
+                    if one.is_row {
+                        entry.shape.insert(0, 1);
+                    }
+                    vec![(one.original.clone(), (0, entry))]
+                }
+                members => {
+                    let parts = members.iter().enumerate().map(|(number, known)| {
+                        let part = member(found, number, members.len())?;
+                        Some((known.original.clone(), (0, entry(&part, None))))
+                    });
+                    // A stack of another number of experts keeps its name, and is said to be missing.
+                    parts.collect::<Option<Vec<_>>>().unwrap_or_else(whole)
+                }
+            }
         });
         Self { tensors: tensors.collect(), directory: path.clone(), files: vec![(path, file)] }
     }
+}
+
+/// One of so many equal parts of a stack.
+fn member(found: &TensorEntry, number: usize, count: usize) -> Option<TensorEntry> {
+    let [extent, shape @ ..] = &found.shape[..] else { return None };
+    let cut = *extent == count && found.bytes.is_multiple_of(count as u64);
+    let bytes = found.bytes / count as u64;
+    let offset = found.offset + number as u64 * bytes;
+    cut.then(|| TensorEntry { shape: shape.to_vec(), offset, bytes, ..found.clone() })
 }
 
 fn entry(found: &TensorEntry, heads: Option<usize>) -> Entry {

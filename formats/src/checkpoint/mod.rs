@@ -23,6 +23,7 @@ pub(crate) use onnx::ONNX_GRAPH;
 use crate::error::FormatsError;
 use crate::files::{self, read_at};
 use crate::gguf::names::stored_row;
+use crate::stacks::Stacks;
 use header::UniqueMap;
 
 const SINGLE: &str = "model.safetensors";
@@ -157,6 +158,33 @@ impl Checkpoint {
     fn file_name(&self, file: usize) -> String {
         let name = self.files[file].0.file_name();
         name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    }
+
+    /// Puts the members of stacks in the place of those that are there, under their own names: equal parts of a tensor of three dimensions,
+    /// matrices each. A tensor that cannot be cut so stays as it is.
+    pub fn split(&mut self, stacks: &Stacks) {
+        for (stack, members) in stacks {
+            let Some((file, whole)) = self.tensors.get(stack).cloned() else { continue };
+            let &[extent, rows, columns] = &whole.shape[..] else { continue };
+            let count = members.len();
+            let rows = extent.saturating_mul(rows);
+            let present = members.iter().any(|member| self.tensors.contains_key(member));
+            if present
+                || count == 0
+                || !rows.is_multiple_of(count)
+                || !whole.bytes.is_multiple_of(count as u64)
+            {
+                continue;
+            }
+            self.tensors.remove(stack);
+            let bytes = whole.bytes / count as u64;
+            for (number, member) in members.iter().enumerate() {
+                let offset = whole.offset + number as u64 * bytes;
+                let shape = vec![rows / count, columns];
+                self.tensors
+                    .insert(member.clone(), (file, header::Entry { shape, offset, bytes, ..whole.clone() }));
+            }
+        }
     }
 
     /// The directory.

@@ -1,8 +1,9 @@
 //! A model's numbers as values of a file, and back as the config.json that would give them.
 
 use model::Model;
-use model::architecture::LlamaCpp;
+use model::architecture::{Architecture, LlamaCpp, Mlp, Scores, SharedWidth};
 use model::architectures;
+use model::experts::ExpertNumbers;
 use model::hyperparameters::Activation;
 use model::rope::{Rope, RopeScaling};
 use serde_json::json;
@@ -36,6 +37,15 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
     put("embedding_length", count(numbers.hidden_size));
     put("block_count", count(numbers.layers));
     put("feed_forward_length", count(numbers.intermediate_size));
+    if let Some(experts) = &numbers.experts {
+        demand_same_routing(model, experts, there.name)?;
+        put("expert_count", count(experts.routing.experts));
+        put("expert_used_count", count(experts.routing.chosen));
+        put("expert_feed_forward_length", count(experts.width));
+        if let Some(width) = experts.shared_width {
+            put("expert_shared_feed_forward_length", count(width));
+        }
+    }
     put("attention.head_count", count(numbers.heads));
     put("attention.head_count_kv", count(numbers.key_value_heads));
     put("attention.key_length", count(numbers.head_dim));
@@ -75,6 +85,23 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
     Ok(values)
 }
 
+/// Fails where llama.cpp would send tokens elsewhere, or weigh their experts otherwise.
+fn demand_same_routing(model: &Model, numbers: &ExpertNumbers, name: &str) -> Result<(), String> {
+    let Mlp::Experts { experts, .. } = model.architecture.layer.mlp else { return Ok(()) };
+    if let Some(dense) = numbers.layers.iter().position(|&experts| !experts) {
+        return Err(format!("llama.cpp runs every layer of {name} with experts, and layer {dense} is dense"));
+    }
+    let routing = &numbers.routing;
+    let plain = routing.scores == Scores::Softmax && routing.factor == 1.0;
+    if !plain || routing.normalized != experts.llama_cpp_normalizes {
+        let how = if experts.llama_cpp_normalizes { "divides" } else { "does not divide" };
+        return Err(format!(
+            "llama.cpp {how} the weights of the experts of {name} by their sum (norm_topk_prob)"
+        ));
+    }
+    Ok(())
+}
+
 fn llama_cpp(model: &Model) -> Result<LlamaCpp, String> {
     let known = model.architecture.llama_cpp;
     known.ok_or_else(|| format!("llama.cpp does not run {}", model.architecture.model_type))
@@ -94,7 +121,11 @@ pub(crate) fn rope_factors(rope: &Rope) -> Option<Vec<f32>> {
 pub(crate) fn config(header: &Header, rope_factors: Option<&[f32]>) -> Result<serde_json::Value, String> {
     let name = header.text(ARCHITECTURE)?;
     let known = || architectures::ALL.iter().filter_map(|known| Some((known, known.llama_cpp?)));
-    let (architecture, _) = known().find(|(_, there)| there.name == name).ok_or_else(|| {
+    let sends =
+        header.values.get(&format!("{name}.expert_count")).and_then(Value::as_u64).is_some_and(|n| n > 0);
+    let fits = |known: &Architecture| sends == matches!(known.layer.mlp, Mlp::Experts { .. });
+    let found = known().find(|(known, there)| there.name == name && fits(known));
+    let (architecture, _) = found.ok_or_else(|| {
         let mut names: Vec<&str> = known().map(|(_, there)| there.name).collect();
         names.dedup();
         format!("holds a model of the architecture `{name}`, known are {}", names.join(", "))
@@ -122,6 +153,16 @@ pub(crate) fn config(header: &Header, rope_factors: Option<&[f32]>) -> Result<se
         "tie_word_embeddings": !has("output.weight"), "attention_bias": has("blk.0.attn_output.bias"),
         "mlp_bias": has("blk.0.ffn_up.bias")
     });
+    if let Mlp::Experts { experts, .. } = architecture.layer.mlp {
+        config[experts.keys.count[0]] = json!(number("expert_count")?);
+        config["num_experts_per_tok"] = json!(number("expert_used_count")?);
+        config["norm_topk_prob"] = json!(experts.llama_cpp_normalizes);
+        let width = number("expert_feed_forward_length").or_else(|_| number("feed_forward_length"))?;
+        config[experts.keys.width] = json!(width);
+        if let Some(SharedWidth::Key(key)) = experts.shared.map(|shared| shared.width) {
+            config[key] = json!(number("expert_shared_feed_forward_length")?);
+        }
+    }
     for key in ["bos_token_id", "eos_token_id"] {
         if let Some(id) = header.values.get(&format!("tokenizer.ggml.{key}")).and_then(Value::as_u64) {
             config[key] = json!(id);

@@ -1,7 +1,7 @@
 //! What llama.cpp calls each tensor of a model, derived from the model's description, and how its rows lie there.
 
 use model::Model;
-use model::linear::{Linear, Role};
+use model::linear::{Linear, Part, Role};
 
 /// Factors of the rotation's frequencies, which no checkpoint has as a tensor.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -17,6 +17,10 @@ pub(crate) struct Named {
     pub(crate) heads: Option<usize>,
     /// Whether rows are rounded; what is not is always in single precision.
     pub(crate) is_matrix: bool,
+    /// Its number where experts' tensors lie behind one another in one of this name.
+    pub(crate) expert: Option<usize>,
+    /// Whether the checkpoint has one row where the file has a vector.
+    pub(crate) is_row: bool,
 }
 
 /// What GGUF calls a linear's weight.
@@ -37,7 +41,12 @@ fn module(linear: &Linear) -> String {
         Role::Up => "ffn_up",
         Role::Down => "ffn_down",
     };
-    format!("blk.{}.{role}", linear.id.layer)
+    let part = match linear.id.part {
+        Part::Main => "",
+        Part::Shared => "_shexp",
+        Part::Expert(_) => "_exps",
+    };
+    format!("blk.{}.{role}{part}", linear.id.layer)
 }
 
 /// Every tensor that a checkpoint of `model` has, in the order in which it is written.
@@ -47,6 +56,8 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
         name: format!("{name}.weight"),
         heads: None,
         is_matrix: false,
+        expert: None,
+        is_row: false,
     };
     let mut found = vec![Named { is_matrix: true, ..vector(model.embedding(), "token_embd") }];
     for layer in &model.layers {
@@ -57,19 +68,38 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
             found.push(vector(norms.query.clone(), &of_layer("attn_q_norm")));
             found.push(vector(norms.key.clone(), &of_layer("attn_k_norm")));
         }
+        if let Some(router) = &layer.router {
+            found.push(vector(router.weight.clone(), &of_layer("ffn_gate_inp")));
+            let gate = router.shared_gate.iter();
+            found.extend(
+                gate.map(|gate| Named {
+                    is_row: true,
+                    ..vector(gate.clone(), &of_layer("ffn_gate_inp_shexp"))
+                }),
+            );
+            found.extend(router.correction.iter().map(|correction| Named {
+                name: of_layer("exp_probs_b.bias"),
+                ..vector(correction.clone(), "")
+            }));
+        }
         for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
+            let expert = linear.id.part.expert();
             let heads = heads(model, linear);
             found.push(Named {
                 original: linear.weight_name(),
                 name: weight(linear),
                 heads,
                 is_matrix: true,
+                expert,
+                is_row: false,
             });
             found.extend(linear.bias_name().map(|original| Named {
                 original,
                 name: format!("{}.bias", module(linear)),
                 heads,
                 is_matrix: false,
+                expert,
+                is_row: false,
             }));
         }
     }

@@ -6,6 +6,7 @@ use super::value::put_text;
 use super::{ALIGNMENT, MAGIC, TensorType, VERSION, Values};
 use crate::error::FormatsError;
 use crate::placed::PlacedFiles;
+use crate::stacks::{self, Stacks};
 
 /// Name, type and shape of a tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +41,24 @@ impl GgufWriter {
     /// # Errors
     /// The system's, and a name that comes twice.
     pub fn create(path: &Path, values: &Values, specs: &[GgufSpec]) -> Result<Self, FormatsError> {
+        Self::create_stacked(path, values, specs, &Stacks::new())
+    }
+
+    /// The same where some of the tensors are stacks, of which each member is put by its own name.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::create`].
+    pub fn create_stacked(
+        path: &Path,
+        values: &Values,
+        specs: &[GgufSpec],
+        stacks: &Stacks,
+    ) -> Result<Self, FormatsError> {
         let header = header(values, specs);
         let mut end = header.len() as u64;
         let mut places = Vec::new();
         for spec in specs {
-            places.push((spec.name.clone(), end, spec.bytes()));
+            places.extend(stacks::places(stacks, &spec.name, end, spec.bytes()));
             end += spec.bytes().next_multiple_of(ALIGNMENT);
         }
         let mut files = PlacedFiles::default();

@@ -56,7 +56,7 @@ static LOADERS: [LoaderRule; 1] = [LoaderRule {
     runtime: "llama.cpp 0c1e570 (2026-10)",
     symmetric_bits: &WIDTHS,
     asymmetric_bits: &WIDTHS,
-    experts: Experts::Refused("wants experts stacked, which is not written yet"),
+    experts: Experts::Stacked,
     ..LoaderRule::ANY
 }];
 

@@ -1,7 +1,8 @@
 //! Loaders' rules as data: what each runtime refuses, with the version in which it was seen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use model::linear::Role;
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 
 use super::PlannedLinear;
@@ -44,6 +45,8 @@ pub enum Experts {
     Alike,
     /// The same, without zero points.
     AlikeSymmetric,
+    /// One scheme, or none, for each kind of linear of a layer's experts: they lie in one tensor.
+    Stacked,
     /// It loads none, for this reason.
     Refused(&'static str),
 }
@@ -156,16 +159,17 @@ impl Experts {
         if let Self::Refused(reason) = self {
             return experts.next().map(|_| reason.to_owned());
         }
-        let mut first: Option<&PlannedLinear> = None;
+        let mut first: BTreeMap<(usize, Option<Role>), &PlannedLinear> = BTreeMap::new();
         for planned in experts.filter(|_| self != Self::Any) {
-            let other = first.filter(|first| first.linear.id.layer == planned.linear.id.layer);
-            if let Some(other) = other.filter(|other| other.scheme != planned.scheme) {
+            let id = planned.linear.id;
+            let other =
+                *first.entry((id.layer, (self == Self::Stacked).then_some(id.role))).or_insert(planned);
+            if other.scheme != planned.scheme {
                 return Some(format!(
                     "needs one scheme for all experts of a layer, and `{}` has another than `{}`",
                     planned.linear.name, other.linear.name
                 ));
             }
-            first = other.or(Some(planned));
             let asymmetric = planned.scheme.is_some_and(|scheme| scheme.symmetry != Symmetry::Symmetric);
             if self == Self::AlikeSymmetric && asymmetric {
                 return Some("loads no zero points of experts".to_owned());

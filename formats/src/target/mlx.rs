@@ -8,6 +8,8 @@
 //! | `P.scales` | the model's | `[N, G]` | `w = scale * code + bias` |
 //! | `P.biases` | the model's | `[N, G]` | the value of code 0: a minimum, or of a symmetric grid `-scale * 2^(bits-1)`, which is exact |
 //!
+//! Experts of a mixture lie stacked, `[experts, ...]` each, in `P.switch_mlp.gate_proj` and so on.
+//!
 //! Zero points that are no powers of two would have to be rounded as they are multiplied into the bias, so that what is read would not be
 //! what was solved: an asymmetric grid is one of minimums here. Nothing in a file says which of both it is; it is read as one of minimums,
 //! which holds symmetric solutions too. `quantization` of config.json is what mlx-lm reads; `quantization_config` repeats it for other tools.
@@ -16,7 +18,7 @@ mod stored;
 
 use std::path::Path;
 
-use model::linear::Linear;
+use model::linear::{Linear, Role};
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -46,7 +48,7 @@ static LOADERS: [LoaderRule; 1] = [LoaderRule {
     symmetric_bits: &WIDTHS,
     asymmetric_bits: &WIDTHS,
     group_sizes: &GROUP_SIZES,
-    experts: Experts::Refused("wants experts stacked, which is not written yet"),
+    experts: Experts::Stacked,
     ..LoaderRule::ANY
 }];
 
@@ -213,9 +215,10 @@ impl Described for Mlx {
             config[router] = json!(false);
         }
         for planned in plan {
+            let module = module(&planned.linear);
             match planned.scheme {
-                None => config[&planned.linear.name] = json!(false),
-                Some(scheme) if Some(scheme) != base => config[&planned.linear.name] = arguments(scheme),
+                None => config[module] = json!(false),
+                Some(scheme) if Some(scheme) != base => config[module] = arguments(scheme),
                 Some(_) => {}
             }
         }
@@ -226,9 +229,32 @@ impl Described for Mlx {
         &["quantization", "quantization_config"]
     }
 
+    fn stack(&self, linear: &Linear) -> Option<String> {
+        stack(linear)
+    }
+
     fn framework(&self) -> &'static str {
         "mlx"
     }
+}
+
+/// Where mlx-lm has all experts' linears of one kind: `P.switch_mlp.KIND` for `P.experts.NUMBER.*`.
+fn stack(linear: &Linear) -> Option<String> {
+    linear.id.part.expert()?;
+    let kind = match linear.id.role {
+        Role::Gate => "gate_proj",
+        Role::Up => "up_proj",
+        Role::Down => "down_proj",
+        _ => return None,
+    };
+    let mut parts = linear.name.rsplitn(3, '.').skip(2);
+    let parent = parts.next()?.strip_suffix("experts")?;
+    Some(format!("{parent}switch_mlp.{kind}"))
+}
+
+/// What configurations call a linear.
+fn module(linear: &Linear) -> String {
+    stack(linear).unwrap_or_else(|| linear.name.clone())
 }
 
 fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {

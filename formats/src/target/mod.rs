@@ -35,6 +35,7 @@ use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
+use crate::stacks::Stacks;
 
 pub(crate) use gguf::Stored as StoredGguf;
 pub use loaders::{Experts, LoaderRule, LoaderVerdict};
@@ -195,6 +196,11 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
 
     /// The tensors that a linear must have.
     fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String>;
+
+    /// Tensors in which experts' lie stacked, see [`Checkpoint::split`].
+    fn stacks(&self, _model: &Model) -> Stacks {
+        Stacks::new()
+    }
 
     /// Codes, scales and zero points.
     ///

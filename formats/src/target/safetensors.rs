@@ -1,5 +1,6 @@
 //! Outputs that are safetensors under the checkpoint's names beside config.json: what those formats share.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use model::linear::Linear;
@@ -11,6 +12,7 @@ use crate::container::{SafetensorsWriter, TensorData, TensorSpec, file_bytes};
 use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
 use crate::side_files;
+use crate::stacks::stacked;
 
 /// What such a format says in JSON.
 pub(super) trait Described: TargetFormat {
@@ -24,6 +26,11 @@ pub(super) trait Described: TargetFormat {
 
     /// Spells other parts of config.json as the format's runtimes read them.
     fn adapt_config(&self, _config: &mut Value) {}
+
+    /// The module in which the experts' tensors of a linear's kind lie stacked; none: each expert has its own.
+    fn stack(&self, _linear: &Linear) -> Option<String> {
+        None
+    }
 
     /// `format` in the metadata of the files.
     fn framework(&self) -> &'static str {
@@ -45,7 +52,17 @@ pub(super) fn begin<F: Described>(
     let quantized = contents.linears.iter().filter_map(|planned| Some((&planned.linear, planned.scheme?)));
     let packed = quantized.flat_map(|(linear, scheme)| format.layout(linear, scheme));
     let specs: Vec<TensorSpec> = contents.carried.iter().cloned().chain(packed).collect();
-    let writer = SafetensorsWriter::create(directory, &specs, contents.max_shard_bytes, format.framework())?;
+    let stacks = contents.linears.iter().filter_map(|planned| {
+        let expert = planned.linear.id.part.expert()?;
+        Some((planned.linear.name.as_str(), (format.stack(&planned.linear)?, expert)))
+    });
+    let stacks: BTreeMap<&str, (String, usize)> = stacks.collect();
+    let (specs, stacks) = stacked(specs, |name| {
+        let (module, suffix) = name.rsplit_once('.')?;
+        stacks.get(module).map(|(stack, expert)| (format!("{stack}.{suffix}"), *expert))
+    });
+    let (most, framework) = (contents.max_shard_bytes, format.framework());
+    let writer = SafetensorsWriter::create_stacked(directory, &specs, &stacks, most, framework)?;
     let dtype = contents.runtime.torch_name().unwrap_or("float16");
     let routers = contents.model.routers();
     let quantization = (format.config_keys(), format.config(contents.linears, &routers));

@@ -26,6 +26,7 @@ pub(super) const MIXTRAL: Architecture = Architecture {
                     width: "intermediate_size",
                     layers: ExpertLayers::Every,
                 },
+                llama_cpp_normalizes: true,
             },
             dense: GatedMlp { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
         },

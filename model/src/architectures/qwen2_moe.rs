@@ -34,6 +34,7 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
                     width: "moe_intermediate_size",
                     layers: ExpertLayers::Sparse,
                 },
+                llama_cpp_normalizes: false,
             },
             dense: GatedMlp { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
         },

@@ -26,6 +26,7 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
                     width: "moe_intermediate_size",
                     layers: ExpertLayers::Sparse,
                 },
+                llama_cpp_normalizes: true,
             },
             dense: GatedMlp { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
         },

@@ -15,6 +15,7 @@ use crate::gguf::names::{self, Named};
 use crate::gguf::{GgufSpec, GgufWriter, TensorType, Values, hyperparameters};
 use crate::model_writer::{Contents, ModelWriter};
 use crate::side_files;
+use crate::stacks::Stacks;
 
 struct Output {
     format: &'static Gguf,
@@ -48,14 +49,29 @@ pub(super) fn begin(
         specs.push(GgufSpec { name, tensor_type: TensorType::F32, shape });
     }
     let mut tensors = BTreeMap::new();
+    let mut stacks = Stacks::new();
     for named in names::tensors(contents.model) {
-        let (tensor_type, shape) =
+        let (tensor_type, mut shape) =
             shapes.remove(&named.original).ok_or_else(|| not_announced(path, &named.original))?;
         let rows = shape.first().copied().unwrap_or_default();
-        specs.push(GgufSpec { name: named.name.clone(), tensor_type, shape });
+        if named.is_row {
+            shape.remove(0);
+        }
+        let members = named.expert.map(|_| stacks.entry(named.name.clone()).or_default());
+        if members.as_ref().is_none_or(|members| members.is_empty()) {
+            specs.push(GgufSpec { name: named.name.clone(), tensor_type, shape });
+        }
+        if let Some(members) = members {
+            members.push(named.original.clone());
+        }
         tensors.insert(named.original.clone(), (named, rows));
     }
-    let mut writer = GgufWriter::create(path, values, &specs)?;
+    for spec in &mut specs {
+        if let Some(members) = stacks.get(&spec.name) {
+            spec.shape.insert(0, members.len());
+        }
+    }
+    let mut writer = GgufWriter::create_stacked(path, values, &specs, &stacks)?;
     if let Some(factors) = factors {
         let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
         writer.put(names::ROPE_FACTORS, &bytes)?;
@@ -84,6 +100,7 @@ impl ModelWriter for Output {
         let found = self.tensors.get(&tensor.name);
         let (named, rows) = found.ok_or_else(|| not_announced(&self.path, &tensor.name))?;
         match named.heads {
+            None if named.expert.is_some() => self.writer.put(&named.original, &tensor.bytes),
             None => self.writer.put(&named.name, &tensor.bytes),
             Some(heads) => self.writer.put(&named.name, &names::interleaved(&tensor.bytes, *rows, heads)),
         }

@@ -1,6 +1,6 @@
 //! A file's linears as its tensors' types describe them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use kernels::{CodeLayout, PackedMatrix};
@@ -37,7 +37,7 @@ impl Stored {
     pub(crate) fn of(header: &Header, model: &Model) -> Result<Self, String> {
         let mut layouts = BTreeMap::new();
         let outer: Vec<Linear> = model.outer_linears().collect();
-        let linears: Vec<String> = model.linears().chain(&outer).map(Linear::weight_name).collect();
+        let linears: BTreeSet<String> = model.linears().chain(&outer).map(Linear::weight_name).collect();
         for named in names::tensors(model) {
             let Some(entry) = header.tensors.get(&named.name) else { continue };
             if entry.tensor_type.weights == 1 {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use kernels::{CodeLayout, PackedMatrix};
+use model::Model;
 use model::linear::Linear;
 use ndarray::Array2;
 use quantizer::levels::Levels;
@@ -13,10 +14,11 @@ use serde_json::Value;
 use super::super::floats::{e4m3, nibbles, power_of_two};
 use super::super::packed_parts::{PackedParts, StoredLinear};
 use super::super::{StoredFormat, TargetFormat};
-use super::{ID, Mlx, WIDTHS, bias};
+use super::{ID, Mlx, WIDTHS, bias, module, stack};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 use crate::packing::{from_bytes, unpack_rows, words_for};
+use crate::stacks::Stacks;
 
 /// Modes besides `affine`: levels, and columns that share a scale.
 const MODES: [(&str, Levels, usize); 3] =
@@ -118,8 +120,20 @@ impl StoredFormat for Stored {
     }
 
     fn scheme(&self, linear: &Linear) -> Option<Scheme> {
-        let other = self.others.iter().find(|(module, _)| *module == linear.name);
+        let own = module(linear);
+        let other = self.others.iter().find(|(module, _)| *module == own);
         other.map_or(Some(self.base), |(_, scheme)| *scheme)
+    }
+
+    fn stacks(&self, model: &Model) -> Stacks {
+        let mut stacks = Stacks::new();
+        for (linear, stack) in model.linears().filter_map(|linear| Some((linear, stack(linear)?))) {
+            for suffix in ["weight", "scales", "biases"] {
+                let members = stacks.entry(format!("{stack}.{suffix}")).or_default();
+                members.push(format!("{}.{suffix}", linear.name));
+            }
+        }
+        stacks
     }
 
     fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
