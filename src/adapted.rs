@@ -83,7 +83,8 @@ impl AdapterWriter {
     pub(crate) fn create(output: &Path, plan: &Plan, rank: usize) -> Result<Self, Error> {
         let directory = output.join(adapter::DIRECTORY);
         std::fs::create_dir(&directory).map_err(Error::io(&directory))?;
-        let linears: Vec<&Linear> = plan.quantized().map(|(linear, _)| linear).collect();
+        let linears: Vec<&Linear> =
+            plan.quantized().map(|(linear, _)| linear).filter(|linear| !linear.is_outer()).collect();
         let layouts = linears.iter().flat_map(|linear| adapter::layout(linear, rank, plan.runtime));
         let specs: Vec<_> = layouts.collect();
         let names: Vec<&str> = linears.iter().map(|linear| linear.name.as_str()).collect();

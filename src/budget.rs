@@ -71,7 +71,9 @@ impl Options {
         }
         let mut stages = Vec::new();
         for stage in plan.linears.chunk_by(|a, b| a.fused_group == b.fused_group) {
-            let is_fixed = |planned: &PlannedLinear| job.recipe.fixes_bits(&planned.linear);
+            // Of embedding and head the job says the width.
+            let is_fixed =
+                |planned: &PlannedLinear| planned.linear.is_outer() || job.recipe.fixes_bits(&planned.linear);
             if stage.iter().all(|planned| planned.scheme.is_none()) || stage.iter().any(is_fixed) {
                 continue;
             }

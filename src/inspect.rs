@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use formats::target::{self, PlannedLinear};
+use model::linear::{Linear, Role};
 use quantizer::levels::Levels;
 use quantizer::scheme::{Granularity, Symmetry};
 use serde::Serialize;
@@ -46,8 +47,11 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
     let stored = StoredModel::open(directory)?;
     let mut schemes: BTreeMap<String, usize> = BTreeMap::new();
     let mut plan = Vec::new();
-    for (fused_group, stage) in stored.model.layers.iter().flat_map(|layer| &layer.stages).enumerate() {
-        for linear in &stage.linears {
+    let outer: Vec<Linear> =
+        stored.model.outer_linears().filter(|linear| stored.scheme(linear).is_some()).collect();
+    let stages = stored.model.layers.iter().flat_map(|layer| &layer.stages).map(|stage| &stage.linears[..]);
+    for (fused_group, linears) in stages.chain(outer.chunks(1)).enumerate() {
+        for linear in linears {
             let scheme = stored.scheme(linear);
             let words = match scheme {
                 None => "not quantized".to_owned(),
@@ -67,6 +71,11 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
                         table => format!("{}, {scales}", table.name()),
                     }
                 }
+            };
+            let words = match linear.id.role {
+                Role::Embedding => format!("{words} (embedding)"),
+                Role::Head => format!("{words} (head)"),
+                _ => words,
             };
             *schemes.entry(words).or_default() += 1;
             plan.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });

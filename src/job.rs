@@ -21,6 +21,10 @@ pub struct QuantizeJob {
     pub recipe: Recipe,
     /// How large the output may be; then each stage's width is chosen for it, and not the recipe's.
     pub budget: Option<Budget>,
+    /// Width of the embedding's codes; none: 16 bit. A tied head is the same matrix.
+    pub embedding_bits: Option<BitWidth>,
+    /// Width of the head's codes, where it is not tied; none: 16 bit.
+    pub head_bits: Option<BitWidth>,
     /// Rank of the adapter that is written beside; none: no adapter.
     pub adapter_rank: Option<usize>,
     /// Linears whose name matches stay in 16 bit.

@@ -12,6 +12,8 @@
 //!     targets: vec![Target { format: "gptq".to_owned(), bits: None }],
 //!     recipe: Recipe::load("default", &Overrides::default())?,
 //!     budget: None,
+//!     embedding_bits: None,
+//!     head_bits: None,
 //!     adapter_rank: None,
 //!     exclude: Vec::new(),
 //!     runs_on: Vec::new(),
@@ -53,6 +55,7 @@ mod importance;
 pub mod inspect;
 pub mod job;
 pub mod listing;
+mod outer;
 mod outputs;
 mod own_text;
 mod pipeline;

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::experts::{ExpertCoverage, LayerExperts};
 use crate::gradients::{self, Gradients};
 use crate::importance::{ImportanceGatherer, MeanSquares};
+use crate::outer;
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
@@ -86,6 +87,9 @@ pub(crate) fn quantize_layers(
         Inputs::MeanSquares(_) => (Gradients::default(), None),
     };
     let mut outcomes: Vec<Outcome> = tracks.iter().map(|_| Outcome::default()).collect();
+    for (track, outcome) in tracks.iter_mut().zip(&mut outcomes) {
+        track.quantize_outer(&model.embedding_linear(), model, source, None, outcome, progress)?;
+    }
     progress.phase("quantizing", model.layers.len());
     for layer in &model.layers {
         let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
@@ -97,7 +101,9 @@ pub(crate) fn quantize_layers(
                 weights.fetch(layer, stage.part(), source).map_err(Error::from_source)?;
             }
             // Nothing is behind the last stage that its output would be seen by.
-            let last = layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len();
+            let last = layer.index + 1 == model.layers.len()
+                && place + 1 == layer.stages.len()
+                && !plans.iter().any(|plan| outer::sees_head_input(plan, model));
             // Until a track solves this stage, its linears are the original's.
             let original = &quantized[0];
             if let (Some(streams), Some(importance)) = (&streams, &mut importance) {
@@ -143,6 +149,10 @@ pub(crate) fn quantize_layers(
         progress.step(&outcomes.last().map_or_else(String::new, Outcome::last_loss));
     }
     progress.finish();
+    for (number, (track, outcome)) in tracks.iter_mut().zip(&mut outcomes).enumerate() {
+        let streams = streams.as_ref().map(|streams| (streams, number));
+        track.quantize_outer(&model.head_linear(), model, source, streams, outcome, progress)?;
+    }
     drop((streams, gradients));
     for (track, outcome) in tracks.iter_mut().zip(&mut outcomes) {
         if let Inputs::Windows(windows) = inputs {
@@ -185,6 +195,25 @@ impl<'t> Track<'t> {
             Ok(())
         } else {
             self.write(linear, &solution.tensor, outcome)
+        }
+    }
+
+    /// Solves and writes the embedding or the head, where the plan has it below 16 bit.
+    fn quantize_outer(
+        &mut self,
+        linear: &Linear,
+        model: &Model,
+        source: &dyn WeightSource,
+        streams: Option<(&Streams<'_>, usize)>,
+        outcome: &mut Outcome,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
+        match outer::solve(linear, self.plan, model, source, streams, progress)? {
+            None => Ok(()),
+            Some(solution) => {
+                outcome.add(self.plan, linear, &solution, None, progress);
+                self.write(linear, &solution.tensor, outcome)
+            }
         }
     }
 

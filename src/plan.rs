@@ -15,6 +15,7 @@ use quantizer::scheme::{BitWidth, Scheme, Symmetry};
 use crate::error::Error;
 use crate::experts;
 use crate::job::{Overrides, QuantizeJob, Target};
+use crate::outer;
 use crate::recipe::Treatment;
 use crate::report::{Kept, RuntimeRow};
 use crate::stored::StoredModel;
@@ -104,6 +105,10 @@ impl Plan {
                 hint: "loosen --exclude or the recipe's `keep`",
             });
         }
+        for (planned, treatment) in outer::planned(job, &written, format, &recipe, runtime, linears.len())? {
+            treatments.insert(planned.linear.id, treatment);
+            linears.push(planned);
+        }
         notes.extend(format.settle(&mut linears)?);
         let runtimes = runtimes(format, &linears)?;
         // By the name of its weight, whether each linear is quantized.
@@ -124,10 +129,12 @@ impl Plan {
             }
             carried.push(spec);
         }
-        if untie && !source.stores_tied_head() {
-            let embedding = source.model.embedding();
-            let spec = carried.iter().find(|spec| spec.name == embedding).cloned();
-            carried.extend(spec.map(|spec| TensorSpec { name: source.model.untied_head(), ..spec }));
+        let head = source.model.untied_head();
+        if untie && !source.stores_tied_head() && by_name.get(&head) != Some(&true) {
+            let numbers = &source.model.hyperparameters;
+            let shape = vec![numbers.vocabulary, numbers.hidden_size];
+            let dtype = if source.dtype()? == Dtype::F32 { runtime } else { source.dtype()? };
+            carried.push(TensorSpec { name: head, dtype, shape });
         }
         let left_out = format.settle_carried(&written, &mut carried)?;
         if !left_out.is_empty() {

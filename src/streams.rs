@@ -6,7 +6,7 @@ use calibration::weights::{LayerWeights, WeightSource};
 use model::graph::StageInput;
 use model::linear::Part;
 use model::{Layer, Model, Stage};
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::error::Error;
@@ -125,6 +125,18 @@ impl<'m> Streams<'m> {
         for state in self.original.iter().flatten() {
             see(self.forward.stage_input(layer, stage, weights, state).view());
         }
+    }
+
+    /// Shows what the head multiplies with in a track, `[tokens, hidden]`, windows in order, once all layers are done.
+    pub(crate) fn see_head_input(
+        &self,
+        track: usize,
+        norm: &Array1<f32>,
+        see: &mut dyn FnMut(ArrayView2<'_, f32>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.quantized[track]
+            .iter()
+            .try_for_each(|state| see(self.forward.head_input(norm, state.hidden()).view()))
     }
 
     /// Applies the stage's original linears to the original stream.

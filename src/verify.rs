@@ -1,6 +1,7 @@
 //! The proof: reopen the output, check every file's hash, decode every tensor, compare it with what was solved, run the packed
 //! kernel on the written bytes against a dense reference in f64, and check the loaders' rules.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use formats::side_files;
@@ -83,8 +84,11 @@ fn check_tensors(
 ) -> Result<(), Error> {
     progress.phase("verifying", record.linears.len());
     let mut plan = Vec::new();
-    for (fused_group, stage) in stored.model.layers.iter().flat_map(|layer| &layer.stages).enumerate() {
-        for linear in &stage.linears {
+    let outer: Vec<Linear> =
+        stored.model.outer_linears().filter(|linear| record.linears.contains_key(&linear.name)).collect();
+    let stages = stored.model.layers.iter().flat_map(|layer| &layer.stages).map(|stage| &stage.linears[..]);
+    for (fused_group, linears) in stages.chain(outer.chunks(1)).enumerate() {
+        for linear in linears {
             let expected = record.linears.get(&linear.name);
             let scheme = expected.map(|expected| expected.scheme);
             plan.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });
@@ -107,8 +111,8 @@ fn check_tensors(
         }
     }
     progress.finish();
-    let known: Vec<&str> = stored.model.linears().map(|linear| linear.name.as_str()).collect();
-    for name in record.linears.keys().filter(|name| !known.contains(&name.as_str())) {
+    let known: BTreeSet<String> = stored.matrices().map(|linear| linear.name).collect();
+    for name in record.linears.keys().filter(|name| !known.contains(*name)) {
         found.problems.push(format!("`{name}` was solved, but the model has no such linear"));
     }
     for (name, expected) in &record.tensors {

@@ -101,6 +101,12 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// Whether it is the embedding or the head, not part of a layer.
+    #[must_use]
+    pub fn is_outer(&self) -> bool {
+        matches!(self.id.role, Role::Embedding | Role::Head)
+    }
+
     /// Name of the weight tensor.
     #[must_use]
     pub fn weight_name(&self) -> String {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis, concatenate};
 
 use crate::scheme::{Granularity, SUPER_COLUMNS, ScaleDtype, Scheme, Symmetry};
 
@@ -119,6 +119,52 @@ impl QuantizedTensor {
             }
         }
         Ok(Self { scheme, codes, scales, offsets, parts: None })
+    }
+
+    /// One matrix of the rows of several on the same grid, in order: what is too large to be solved at once.
+    ///
+    /// # Errors
+    /// None given, or matrices of different grids or widths.
+    pub fn stacked(parts: &[Self]) -> Result<Self, TensorError> {
+        let mismatch = |found| TensorError::Shape { what: "matrices to be stacked", expected: (1, 0), found };
+        let first = parts.first().ok_or_else(|| mismatch((0, 0)))?;
+        let alike = |part: &Self| part.scheme == first.scheme && part.in_features() == first.in_features();
+        if first.scheme.granularity == Granularity::PerTensor {
+            return Err(mismatch(first.codes.dim()));
+        }
+        if let Some(other) = parts.iter().find(|part| !alike(part)) {
+            return Err(mismatch(other.codes.dim()));
+        }
+        fn joined<T: Clone>(views: &[ArrayView2<'_, T>]) -> Result<Array2<T>, TensorError> {
+            concatenate(Axis(0), views).map_err(|_| TensorError::Shape {
+                what: "matrices to be stacked",
+                expected: (1, 0),
+                found: (views.len(), 0),
+            })
+        }
+        let all =
+            |pick: fn(&Self) -> Option<ArrayView2<'_, f32>>| -> Result<Option<Array2<f32>>, TensorError> {
+                let views: Option<Vec<_>> = parts.iter().map(pick).collect();
+                views.map(|views| joined(&views)).transpose()
+            };
+        let codes = joined(&parts.iter().map(Self::codes).collect::<Vec<_>>())?;
+        let scales = joined(&parts.iter().map(Self::scales).collect::<Vec<_>>())?;
+        let zeros: Option<Vec<_>> = parts.iter().map(Self::zero_points).collect();
+        let offsets = match (zeros, all(Self::minimums)?) {
+            (Some(zeros), _) => Offsets::ZeroPoints(joined(&zeros)?),
+            (None, Some(minimums)) => Offsets::Minimums(minimums),
+            (None, None) => Offsets::None,
+        };
+        let mut stacked = Self::with_offsets(first.scheme, codes, scales, offsets)?;
+        let coarse = all(|part| Some(part.scale_parts()?.coarse.view()))?;
+        let fine = all(|part| Some(part.scale_parts()?.fine.view()))?;
+        if let Some((coarse, fine)) = coarse.zip(fine) {
+            let deeper = all(|part| Some(part.minimum_parts()?.coarse.view()))?;
+            let deep = all(|part| Some(part.minimum_parts()?.fine.view()))?;
+            let minimums = deeper.zip(deep).map(|(coarse, fine)| ScaleParts { coarse, fine });
+            stacked = stacked.in_parts(ScaleParts { coarse, fine }, minimums)?;
+        }
+        Ok(stacked)
     }
 
     /// Says what the scales are products of, and the minimums.

@@ -56,7 +56,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "samples", "context", "target_bits", "target_size", "export_imatrix"])]
     imatrix: Option<PathBuf>,
     /// Write the original's importance matrix to this file (GGUF)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     export_imatrix: Option<PathBuf>,
     /// Windows of calibration text
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -69,6 +69,12 @@ pub struct QuantizeArgs {
     min_expert_tokens: Option<usize>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
+    /// Bits of the embedding, 2 to 8, where the format takes it below 16; a tied head is the same matrix
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    embedding_bits: Option<u8>,
+    /// Bits of the head, 2 to 8, where the format takes it below 16
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    head_bits: Option<u8>,
     /// Write OUT/adapter too: the best correction of this rank, for PEFT
     #[arg(long, value_name = "RANK")]
     adapter_rank: Option<usize>,
@@ -79,7 +85,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "RUNTIME", value_delimiter = ',')]
     runs_on: Vec<String>,
     /// Refuse what a runtime would not load cut over N devices
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true)]
     tensor_parallel: usize,
     /// Largest file of weights, such as 5GB or 500MB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size, hide_short_help = true)]
@@ -142,6 +148,8 @@ impl QuantizeArgs {
             output: self.output,
             targets: targets(&self.to, &widths)?,
             budget,
+            embedding_bits: width("--embedding-bits", self.embedding_bits)?,
+            head_bits: width("--head-bits", self.head_bits)?,
             adapter_rank: self.adapter_rank,
             imatrix: self.imatrix,
             export_imatrix: self.export_imatrix,
@@ -167,6 +175,10 @@ impl QuantizeArgs {
             force: self.force,
         })
     }
+}
+
+fn width(flag: &'static str, bits: Option<u8>) -> Result<Option<BitWidth>, Error> {
+    bits.map(BitWidth::new).transpose().map_err(|e| argument(flag, &e))
 }
 
 /// Each format at each width; a format that leaves no choice of width once.

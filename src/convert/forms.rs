@@ -65,7 +65,12 @@ pub(super) fn forms(
                 let linears = shared.iter().map(|planned| {
                     let asked = planned.scheme.filter(|_| format.quantizes());
                     let scheme = asked.map(|own| {
-                        format.grid(&planned.linear, layers, Scheme { scale_dtype, ..zero.of(own) })
+                        let wanted = Scheme { scale_dtype, ..zero.of(own) };
+                        match planned.linear.is_outer() {
+                            // Tied or not, its grid is the same.
+                            true => format.outer_grid(&planned.linear, false, wanted).unwrap_or(wanted),
+                            false => format.grid(&planned.linear, layers, wanted),
+                        }
                     });
                     PlannedLinear { scheme, ..planned.clone() }
                 });

@@ -42,7 +42,7 @@ impl<'s> Conversion<'s> {
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let runtime = source.dtype()?;
-        let grids = grids(source)?;
+        let grids = grids(source, format)?;
         let forms = forms(&grids, format, runtime, source.model.layers.len())?;
         let (form, inexact) = closest(source, forms, progress)?;
         let packed = |name: &str| {
@@ -149,10 +149,10 @@ impl<'s> Conversion<'s> {
 }
 
 /// Every linear with the grid that the source has it on.
-fn grids(source: &StoredModel) -> Result<Vec<PlannedLinear>, Error> {
+fn grids(source: &StoredModel, format: &dyn TargetFormat) -> Result<Vec<PlannedLinear>, Error> {
     let stages = source.model.layers.iter().flat_map(|layer| &layer.stages).enumerate();
     let linears = stages.flat_map(|(number, stage)| stage.linears.iter().map(move |linear| (number, linear)));
-    linears
+    let mut grids: Vec<PlannedLinear> = linears
         .map(|(fused_group, linear)| {
             // Some formats say how large groups are beside the tensor only.
             let scheme = match source.scheme(linear) {
@@ -161,7 +161,16 @@ fn grids(source: &StoredModel) -> Result<Vec<PlannedLinear>, Error> {
             };
             Ok(PlannedLinear { linear: linear.clone(), fused_group, scheme })
         })
-        .collect()
+        .collect::<Result<_, Error>>()?;
+    let tied = source.model.hyperparameters.tied_head;
+    for linear in source.model.outer_linears().filter(|linear| source.scheme(linear).is_some()) {
+        let scheme = source.decode(&linear)?.scheme();
+        // What the format has in 16 bit alone is unpacked.
+        if format.quantizes() && format.outer_grid(&linear, tied, scheme).is_ok() {
+            grids.push(PlannedLinear { linear, fused_group: usize::MAX - grids.len(), scheme: Some(scheme) });
+        }
+    }
+    Ok(grids)
 }
 
 /// The first form that holds all linears exactly, or the closest of those that hold most; and the linears that it does not.

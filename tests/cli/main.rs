@@ -13,6 +13,7 @@ mod imatrix;
 mod listing;
 mod measuring;
 mod mistakes;
+mod outer;
 mod own_text;
 mod planning;
 mod proof;

@@ -29,6 +29,9 @@ class Case:
     fused: bool = True
     """Whether PyTorch's 4-bit CPU operator takes its group size: 32, 64, 128 or 256."""
 
+    outer: dict[str, int] = field(default_factory=dict)
+    """Bits of the embedding and the head, by module, where they are packed as well."""
+
     target_bits: str | None = None
     """A mean that widths of 2 bits and more are chosen for, instead of one."""
     adapter: bool = False
@@ -85,6 +88,10 @@ CASES = [
     Case("gptq-3-adapter", GPTQ, bits=3, adapter=True),
     # Some linears only, so that module paths have to be matched one by one.
     Case("ct-4-adapter", CT, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn", adapter=True),
+    # optimum packs what is in layers, and leaves the head's weight out of the model.
+    Case("gptq-4-head-qwen2", GPTQ, model="qwen2", options=["--head-bits", "8"], outer={"lm_head": 8}, transformers=False, fused=False),
+    Case("ct-4-head-qwen2", CT, model="qwen2", options=["--head-bits", "8"], outer={"lm_head": 8}),
+    Case("ct-4-head-untied", CT, options=["--untie", "--head-bits", "4"], outer={"lm_head": 4}),
     Case("gptq-v2-4", GPTQ_V2),
     Case("gptq-v2-3-asymmetric", GPTQ_V2, bits=3, symmetric=False),
     Case("awq-4", AWQ),
@@ -103,6 +110,8 @@ CASES = [
     Case("mlx-8", MLX, bits=8),
     Case("mlx-4-exclude", MLX, excluded=r"layers\.0\.mlp\.down_proj|layers\.2\.self_attn"),
     Case("mlx-mixed", MLX, bits=2, target_bits="4.9"),
+    Case("mlx-4-embedding", MLX, options=["--group-size", "64", "--embedding-bits", "6"], outer={"model.embed_tokens": 6}),
+    Case("mlx-4-outer-qwen2", MLX, model="qwen2", options=["--embedding-bits", "4", "--head-bits", "8"], outer={"model.embed_tokens": 4, "lm_head": 8}),
     # mlx-lm knows no sliding window on all layers, which leaves Mistral out.
     Case("mlx-4-qwen3", MLX, model="qwen3"),
     Case("onnx-4", ONNX),
@@ -141,6 +150,10 @@ CASES = [
     Case("gguf-q4_k_m", "gguf:q4_k_m", bits=0, symmetric=None),
     Case("gguf-q5_k_m", "gguf:q5_k_m", bits=0, symmetric=None),
     Case("gguf-q6_k", "gguf:q6_k", bits=0),
+    Case("gguf-q4_k_m-embedding", "gguf:q4_k_m", bits=0, symmetric=None, options=["--embedding-bits", "6"]),
+    Case("gguf-q4_k_m-outer-qwen2", "gguf:q4_k_m", bits=0, symmetric=None, model="qwen2", options=["--embedding-bits", "4", "--head-bits", "6"]),
+    Case("gguf-q8_0-outer-qwen2", "gguf:q8_0", bits=0, model="qwen2", options=["--embedding-bits", "8", "--head-bits", "8"]),
+    Case("gguf-q4_0-outer-qwen3", "gguf:q4_0", bits=0, model="qwen3", options=["--embedding-bits", "5"]),
     # 192 is no multiple of 256: other types take their place.
     Case("gguf-q4_k_m-qwen3", "gguf:q4_k_m", bits=0, symmetric=None, model="qwen3"),
     Case("gguf-f32-qwen2", "gguf:f32", bits=0, model="qwen2"),

@@ -137,8 +137,10 @@ def rounding_excess(weight: np.ndarray, linear: decoder.Linear) -> float:
 def check_files(results: Results, case: Case, source: Path, out: Path, linears: dict) -> None:
     """What was written, by the decoder of this suite: the quantized linears, and everything that must be as it was."""
     before, after = decoder.read_safetensors(source), decoder.read_checkpoint(out)
+    if "--untie" in case.options:
+        before["lm_head.weight"] = before["model.embed_tokens.weight"]
     modules = {name.removesuffix(".weight") for name in before if re.search(r"\.layers\.\d+\..*_proj\.weight$", name)}
-    asked = {name for name in modules if case.excluded is None or not re.search(case.excluded, name)}
+    asked = {name for name in modules if case.excluded is None or not re.search(case.excluded, name)} | set(case.outer)
     results.no(f"{case.name}: linears quantized as asked", sorted(asked ^ set(linears)))
 
     kept = {name for name in before if name.removesuffix(".weight") not in linears}
@@ -176,7 +178,7 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
         worst_here = float(np.linalg.norm(weight - linear.dense()) / np.linalg.norm(weight))
         worst = max(worst, rounding_excess(weight, linear) if case.recipe == "rtn" else worst_here)
         off_middle = case.symmetric and (linear.zero_points != 1 << (linear.bits - 1)).any()
-        if (linear.bits != case.bits and not case.target_bits) or weight.shape != linear.codes.shape or off_middle:
+        if (linear.bits != case.outer.get(name, case.bits) and not case.target_bits) or weight.shape != linear.codes.shape or off_middle:
             wrong.append(name)
         in_f16, in_bf16 = linear.scales.astype(np.float16), linear.scales.view(np.uint32) & 0xFFFF
         is_bf16 = before[f"{name}.weight"][0] == "BF16"
@@ -191,7 +193,8 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
     if case.recipe == "rtn":
         results.at_most(f"{case.name}: steps from weight to decoded weight", worst, 0.5001)
     else:
-        results.at_most(f"{case.name}: weight error", worst, FLOAT_ERROR if "fp8" in case.to else WEIGHT_ERROR[case.bits])
+        least = min([case.bits, *case.outer.values()])
+        results.at_most(f"{case.name}: weight error", worst, FLOAT_ERROR if "fp8" in case.to else WEIGHT_ERROR[least])
 
 
 def dtype_of(out: Path) -> str:
@@ -378,7 +381,7 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
         report = out.with_suffix(".report.json")
         quantc("quantize", source, "-o", out, *case.arguments(), *CALIBRATION, "--no-evaluate", "--export-json", report)
         claims = {row["runtime"]: row["loads"] for row in json.loads(report.read_text())["runtimes"]}
-        runnable = {"transformers": case.transformers or not case.fused, "GPTQModel": True}
+        runnable = {"transformers": case.transformers or not (case.fused or case.outer), "GPTQModel": True}
         false = [name for name, loads in claims.items() if loads != runnable.get(name.split()[0], loads)]
         results.no(f"{case.name}: says rightly which runtimes load it", false)
         if case.to.startswith("gguf"):

@@ -68,6 +68,9 @@ def decoded(source: Path, tensors: dict, linears: dict[str, decoder.Linear]):
     """The model with every tensor of the output put in, quantized ones by the independent decoder: transformers' own forward pass
     in f32."""
     model = original(source)
+    if "lm_head" in linears:
+        # Not tied any more, whatever it was.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name in parameters and name.removesuffix(".weight") not in linears:

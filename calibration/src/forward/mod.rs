@@ -200,6 +200,12 @@ impl<'m> Forward<'m> {
         Ok(())
     }
 
+    /// What the head multiplies with, `[tokens, hidden]`: the residual stream after the last layer, normed.
+    #[must_use]
+    pub fn head_input(&self, final_norm: &Array1<f32>, hidden: ArrayView2<'_, f32>) -> Array2<f32> {
+        elementwise::rms_norm(hidden, final_norm, self.model.hyperparameters.norm_eps)
+    }
+
     /// Logits of some tokens of a window, `[tokens, rows of projection]`: `projection` is the head or some rows of it.
     #[must_use]
     pub fn logits(
@@ -208,8 +214,7 @@ impl<'m> Forward<'m> {
         projection: &LinearOperator,
         hidden: ArrayView2<'_, f32>,
     ) -> Array2<f32> {
-        let normed = elementwise::rms_norm(hidden, final_norm, self.model.hyperparameters.norm_eps);
-        projection.apply(normed.view())
+        projection.apply(self.head_input(final_norm, hidden).view())
     }
 
     fn normed(&self, state: &WindowState, weight: &Array1<f32>) -> Array2<f32> {

@@ -18,7 +18,7 @@ mod stored;
 
 use std::path::Path;
 
-use model::linear::Linear;
+use model::linear::{Linear, Role};
 use quantizer::scheme::{ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
@@ -97,6 +97,13 @@ impl TargetFormat for CompressedTensors {
     fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
         // Exact in half as well, so that one solution serves formats that store half.
         if runtime == Dtype::Bf16 { ScaleDtype::F16AndBf16 } else { ScaleDtype::F16 }
+    }
+
+    fn outer_grid(&self, linear: &Linear, _tied: bool, asked: Scheme) -> Result<Scheme, &'static str> {
+        match linear.id.role {
+            Role::Head => Ok(asked),
+            _ => Err("its runtimes look the embedding up in 16 bit"),
+        }
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {

@@ -110,8 +110,8 @@ impl Gguf {
     fn replaced(&self, contents: &Contents<'_>) -> Vec<String> {
         let layers = contents.model.layers.len();
         let mut counts: BTreeMap<(&str, &str, usize), usize> = BTreeMap::new();
-        for PlannedLinear { linear, .. } in contents.linears.iter().filter(|planned| planned.scheme.is_some())
-        {
+        let quantized = |planned: &&PlannedLinear| planned.scheme.is_some() && !planned.linear.is_outer();
+        for PlannedLinear { linear, .. } in contents.linears.iter().filter(quantized) {
             let pair = self.meant_for(linear, layers).zip(self.layout_of(linear, layers));
             let names = pair.map(|(meant, found)| (meant.tensor_type.name, found.tensor_type.name));
             if let Some((meant, found)) = names.filter(|(meant, found)| meant != found) {
@@ -166,6 +166,21 @@ impl TargetFormat for Gguf {
 
     fn grid(&self, linear: &Linear, layers: usize, asked: Scheme) -> Scheme {
         self.layout_of(linear, layers).map_or(asked, BlockLayout::scheme)
+    }
+
+    fn outer_grid(&self, linear: &Linear, _tied: bool, asked: Scheme) -> Result<Scheme, &'static str> {
+        if !self.quantizes() {
+            return Err("nothing is quantized there");
+        }
+        let layout = match asked.bits.get() {
+            8 => &blocks::Q8_0,
+            6 => &blocks::Q6_K,
+            5 => &blocks::Q5_K,
+            4 => &blocks::Q4_K,
+            _ => return Err("it has 4, 5, 6 and 8 bit for embedding and head"),
+        };
+        let found = layout.for_rows(linear.in_features);
+        found.map(BlockLayout::scheme).ok_or("their rows are no multiple of 32")
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {

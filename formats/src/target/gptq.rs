@@ -15,7 +15,7 @@
 
 use std::path::Path;
 
-use model::linear::Linear;
+use model::linear::{Linear, Role};
 use quantizer::scheme::{ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ pub(super) static GPTQ: Gptq = Gptq {
     loaders: &LOADERS,
 };
 
-static LOADERS: [LoaderRule; 5] = [
+static LOADERS: [LoaderRule; 6] = [
     LoaderRule {
         runtime: "vLLM 0.33",
         symmetric_bits: &[4, 8],
@@ -94,6 +94,7 @@ static LOADERS: [LoaderRule; 5] = [
     },
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
+        packed_head: false,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         in_multiple: 32,
@@ -108,6 +109,19 @@ static LOADERS: [LoaderRule; 5] = [
         runtime: "GPTQModel 7.7",
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
+        ..LoaderRule::ANY
+    },
+    LoaderRule {
+        runtime: "exllamav2 da07fac (2025-12)",
+        symmetric_bits: &[4],
+        asymmetric_bits: &[4],
+        group_sizes: &[32, 64, 128],
+        in_multiple: 32,
+        out_multiple: 32,
+        mixed_bits: false,
+        packed_head: false,
+        remark: "by its declared rules; not run by us",
+        experts: Experts::Refused("is not known to take experts"),
         ..LoaderRule::ANY
     },
 ];
@@ -147,6 +161,13 @@ impl TargetFormat for Gptq {
 
     fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
         if runtime == Dtype::Bf16 { ScaleDtype::F16AndBf16 } else { ScaleDtype::F16 }
+    }
+
+    fn outer_grid(&self, linear: &Linear, _tied: bool, asked: Scheme) -> Result<Scheme, &'static str> {
+        match linear.id.role {
+            Role::Head => Ok(asked),
+            _ => Err("its runtimes look the embedding up in 16 bit"),
+        }
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
@@ -256,9 +277,11 @@ impl Described for Gptq {
         let symmetric = base.is_none_or(|scheme| scheme.symmetry == Symmetry::Symmetric);
         let bits = base.map_or(4, |scheme| scheme.bits.get());
         let version = self.version(base.map_or(Symmetry::Symmetric, |scheme| scheme.symmetry)).name();
+        let packed_head =
+            |planned: &PlannedLinear| planned.linear.id.role == Role::Head && planned.scheme.is_some();
         let mut config = json!({
             "quant_method": "gptq", "method": "gptq", "bits": bits, "group_size": group_size, "desc_act": false, "sym": symmetric,
-            "lm_head": false, "checkpoint_format": version, "format": version, "pack_dtype": "int32",
+            "lm_head": plan.iter().any(packed_head), "checkpoint_format": version, "format": version, "pack_dtype": "int32",
             "meta": {"quantizer": [concat!("quantc:", env!("CARGO_PKG_VERSION"))], "static_groups": true, "true_sequential": true}
         });
         let dynamic = rules::dynamic(plan, base, routers);

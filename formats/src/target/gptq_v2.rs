@@ -4,7 +4,7 @@ use super::gptq::{Gptq, Version};
 use super::{Experts, LoaderRule, ONE_TENSOR};
 
 /// Runtimes that look at `checkpoint_format`. Those that never read the zero points of symmetric grids would do without.
-static LOADERS: [LoaderRule; 4] = [
+static LOADERS: [LoaderRule; 5] = [
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
         symmetric_bits: &[4, 8],
@@ -26,6 +26,7 @@ static LOADERS: [LoaderRule; 4] = [
     },
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
+        packed_head: false,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         in_multiple: 32,
@@ -40,6 +41,19 @@ static LOADERS: [LoaderRule; 4] = [
         runtime: "GPTQModel 7.7",
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
+        ..LoaderRule::ANY
+    },
+    LoaderRule {
+        runtime: "exllamav2 da07fac (2025-12)",
+        symmetric_bits: &[4],
+        asymmetric_bits: &[4],
+        group_sizes: &[32, 64, 128],
+        in_multiple: 32,
+        out_multiple: 32,
+        mixed_bits: false,
+        packed_head: false,
+        remark: "by its declared rules; not run by us",
+        experts: Experts::Refused("is not known to take experts"),
         ..LoaderRule::ANY
     },
 ];

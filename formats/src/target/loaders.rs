@@ -28,6 +28,8 @@ pub struct LoaderRule {
     pub experts: Experts,
     /// Whether single linears may stay in 16 bit; otherwise a kind of linear stays in all layers or in none.
     pub single_exclusions: bool,
+    /// Whether the head may be packed.
+    pub packed_head: bool,
     /// What to mind where it loads.
     pub remark: &'static str,
     /// What to mind besides where zero points are stored.
@@ -74,6 +76,7 @@ impl LoaderRule {
         mixed_bits: true,
         experts: Experts::Any,
         single_exclusions: true,
+        packed_head: true,
         remark: "",
         asymmetric_remark: "",
         whole_rows_remark: "",
@@ -136,6 +139,11 @@ impl LoaderRule {
                     ));
                 }
             }
+        }
+        if !self.packed_head
+            && let Some((head, _)) = quantized().find(|(linear, _)| linear.id.role == Role::Head)
+        {
+            return Some(format!("takes `{}` in 16 bit only", head.name));
         }
         let mut widths = quantized().map(|(_, scheme)| scheme.bits);
         let first = widths.next();

@@ -73,6 +73,10 @@ impl TargetFormat for Mlx {
         Scheme { symmetry, ..asked }
     }
 
+    fn outer_grid(&self, linear: &Linear, _tied: bool, asked: Scheme) -> Result<Scheme, &'static str> {
+        Ok(self.grid(linear, 0, asked))
+    }
+
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
         demand_fused_alike(ID, plan)?;
         let notes = lower_groups_by_stage(ID, plan)?;

@@ -120,6 +120,15 @@ pub trait TargetFormat: Sync {
         true
     }
 
+    /// The grid of the embedding or of a head that is not tied to it, where the recipe would have `asked`; or why the format's runtimes take
+    /// that matrix in 16 bit alone. A `tied` embedding is the head as well.
+    ///
+    /// # Errors
+    /// The reason.
+    fn outer_grid(&self, _linear: &Linear, _tied: bool, _asked: Scheme) -> Result<Scheme, &'static str> {
+        Err("embedding and head are in 16 bit there")
+    }
+
     /// Changes the schemes of a plan to what the format can hold, or says why it cannot; returns a note for each change.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The library's `quantization_config`, written and read.
 
-use model::linear::Linear;
+use model::linear::{Linear, Role};
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use regex::Regex;
@@ -28,7 +28,11 @@ pub(super) fn describe(
         .iter()
         .enumerate()
         .map(|(number, (scheme, names))| {
-            let targets = if several { json!(names) } else { json!(["Linear"]) };
+            // What vLLM calls a head is no `Linear` there.
+            let heads = plan.iter().filter(|planned| planned.linear.id.role == Role::Head && planned.scheme == Some(*scheme));
+            let heads = heads.map(|planned| planned.linear.name.as_str());
+            let alone: Vec<&str> = std::iter::once("Linear").chain(heads).collect();
+            let targets = if several { json!(names) } else { json!(alone) };
             let group = json!({
                 "targets": targets, "input_activations": activations, "output_activations": null, "weights": weights(*scheme)
             });
@@ -38,7 +42,9 @@ pub(super) fn describe(
     let kept =
         plan.iter().filter(|planned| planned.scheme.is_none()).map(|planned| planned.linear.name.as_str());
     let kept = kept.chain(routers.iter().map(String::as_str));
-    let ignore: Vec<&str> = std::iter::once("lm_head").chain(kept).collect();
+    let packed_head =
+        plan.iter().any(|planned| planned.linear.id.role == Role::Head && planned.scheme.is_some());
+    let ignore: Vec<&str> = (!packed_head).then_some("lm_head").into_iter().chain(kept).collect();
     json!({
         "quant_method": super::ID, "format": format, "quantization_status": "compressed",
         "global_compression_ratio": null, "config_groups": groups, "ignore": ignore, "kv_cache_scheme": null

@@ -56,7 +56,7 @@ fn patterns(linears: &[&Linear]) -> Vec<String> {
             Role::Output | Role::Down | Role::Embedding | Role::Head => "",
         };
         let module = format!("({}{fused})$", regex::escape(own));
-        let parent = format!("{parent}.");
+        let parent = if parent.is_empty() { String::new() } else { format!("{parent}.") };
         let (before, after) = match parent.split_once(&format!(".{layer}.")) {
             Some((before, after)) => {
                 (format!("{}\\.", regex::escape(before)), format!("\\.{}{module}", regex::escape(after)))
