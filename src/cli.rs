@@ -37,10 +37,10 @@ pub struct Cli {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct LogArgs {
     /// Say nothing but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", hide_short_help = true)]
     quiet: bool,
     /// Say every step, a line each
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
     /// Form of progress, warnings and errors
     #[arg(long, global = true, value_enum, default_value_t, hide_short_help = true)]
@@ -72,6 +72,11 @@ pub enum Command {
     #[command(
         mut_arg("output", |output| output.required(false).default_value(".").help("Where the output would go")),
         mut_arg("force", |force| force.hide(true)),
+        mut_arg("symmetric", |flag| flag.hide_short_help(true)),
+        mut_arg("asymmetric", |flag| flag.hide_short_help(true)),
+        mut_arg("imatrix", |flag| flag.hide_short_help(true)),
+        mut_arg("seed", |flag| flag.hide_short_help(true)),
+        mut_arg("tensor_parallel", |flag| flag.hide_short_help(true)),
         mut_arg("export_imatrix", |export| export.hide(true)),
         mut_arg("adapter_rank", |rank| rank.hide(true)),
         after_help = "Example:\n  quantc plan demo/model --bits 3\n  quantc plan SMALL LARGE --fit 8GB --calibrate"

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::job::QuantizeJob;
 use crate::plan::Plan;
 use crate::progress::Progress;
+use crate::resources::Stopwatch;
 use crate::stored::StoredModel;
 
 /// Windows that a backward pass is made of where only outputs are weighed; as in the gradients themselves.
@@ -26,6 +27,8 @@ pub struct Time {
     pub phases: Vec<Seconds>,
     /// Their sum.
     pub seconds: f64,
+    /// The same in seconds of processors: what it would be, divided by the threads, were the machine idle and all work parallel.
+    pub cpu_seconds: f64,
     /// What is done beside and not predicted.
     pub without: Vec<String>,
     /// Threads that the pieces were timed with.
@@ -89,7 +92,10 @@ pub(super) fn time(
         return Ok(None);
     }
     let amount = Amount::of(source, plan, job);
+    let watch = Stopwatch::start();
     let rates = probe::rates(source, plan, amount.context.max(2), progress)?;
+    let cost = watch.read();
+    let busy = cost.cpu_seconds / cost.wall_seconds.max(1e-9);
     let model = &source.model;
     let layers = model.layers.len() as f64;
     let numbers = &model.hyperparameters;
@@ -120,8 +126,10 @@ pub(super) fn time(
     let phases = [("weighing outputs", weighing), ("quantizing", quantizing), ("measuring", measuring)];
     let phases = phases.into_iter().filter(|(_, seconds)| *seconds > 0.0);
     let phases: Vec<Seconds> = phases.map(|(name, seconds)| Seconds { name, seconds }).collect();
+    let seconds = phases.iter().map(|phase| phase.seconds).sum();
     Ok(Some(Time {
-        seconds: phases.iter().map(|phase| phase.seconds).sum(),
+        seconds,
+        cpu_seconds: busy * seconds,
         phases,
         without,
         threads: rayon::current_num_threads(),

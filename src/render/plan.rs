@@ -76,9 +76,10 @@ fn said_time(out: &mut String, plan: &ModelPlan) {
     let phases = time.phases.iter().map(|p| format!("{} {}", p.name, clock(p.seconds)));
     let _ = writeln!(
         out,
-        "time: about {} with {} threads ({}; without {})",
+        "time: about {} with {} threads as busy as this machine is now, {} of processors ({}; without {})",
         clock(time.seconds),
         time.threads,
+        clock(time.cpu_seconds),
         phases.collect::<Vec<_>>().join(", "),
         time.without.join(", ")
     );

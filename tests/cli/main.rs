@@ -5,6 +5,7 @@ mod bad_input;
 mod budget;
 mod compare;
 mod convert;
+mod examples;
 mod experts;
 mod generating;
 mod gguf;
