@@ -16,6 +16,7 @@ use formats::output::OutputDirectory;
 use formats::side_files;
 use serde::Serialize;
 
+use crate::card::{Card, Origin};
 use crate::error::Error;
 use crate::outputs::OpenOutput;
 use crate::plan::find_format;
@@ -133,7 +134,12 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
     let converted = records.len() + unpacked.len();
     let exact = converted - rounded.len();
     rounded.extend(conversion.rounded_copies()?);
-    let finished = output.close(records, None, None)?.verify(progress)?.commit()?;
+    let from = source.format.as_ref().map_or("another format", |format| format.id());
+    let origin = Origin::Converted { from, rounded: rounded.len() };
+    let runtimes = &conversion.form.runtimes;
+    let beside = conversion.beside.path();
+    let card = Card::new(&source, beside, format.id(), &origin, contents.linears, runtimes);
+    let finished = output.close(records, None, None, card)?.verify(progress)?.commit()?;
     Ok(ConvertReport {
         version: env!("CARGO_PKG_VERSION"),
         model: source.summary()?,

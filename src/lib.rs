@@ -37,6 +37,7 @@
 
 mod adapted;
 mod budget;
+mod card;
 mod carry;
 pub mod choices;
 pub mod cli;

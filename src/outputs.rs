@@ -6,20 +6,24 @@ use std::path::{Path, PathBuf};
 use calibration::transforms::Transformed;
 use formats::adapter::DIRECTORY;
 use formats::container::{TensorData, TensorSpec};
+use formats::gguf::GgufFile;
 use formats::model_writer::{Contents, ModelWriter};
 use formats::output::OutputDirectory;
+use formats::side_files::CARD;
 use formats::target::TargetFormat;
 
 use crate::adapted::{AdaptedModel, AdapterWriter};
+use crate::card::Card;
 use crate::carry::carry_over;
 use crate::corpora::ReadText;
 use crate::error::Error;
 use crate::evaluate::{Models, measure};
+use crate::export::ExportFile;
 use crate::job::{Budget, QuantizeJob};
 use crate::pipeline::Outcome;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::record::{LinearRecord, Record, bytes_digest, file_records};
+use crate::record::{FileRecord, LinearRecord, Record, bytes_digest, file_records};
 use crate::report::{AdapterSummary, EvaluationReport, Size};
 use crate::stored::StoredModel;
 use crate::verify::{self, Verification};
@@ -40,6 +44,7 @@ pub(crate) struct ClosedOutput {
     place: PathBuf,
     directory: OutputDirectory,
     adapter: Option<AdapterSummary>,
+    card: Card,
     tensor_bytes: u64,
 }
 
@@ -54,7 +59,8 @@ pub(crate) struct FinishedOutput {
     pub(crate) place: PathBuf,
     pub(crate) adapter: Option<AdapterSummary>,
     pub(crate) verification: Verification,
-    written: StoredModel,
+    pub(crate) written: StoredModel,
+    card: Card,
     tensor_bytes: u64,
 }
 
@@ -104,10 +110,15 @@ impl OpenOutput {
         (self.writer.as_mut(), self.adapters.as_mut())
     }
 
-    /// Writes what is left, and the record.
-    pub(crate) fn finish(mut self, outcome: &Outcome, budget: Option<Budget>) -> Result<ClosedOutput, Error> {
+    /// Writes what is left, the card and the record.
+    pub(crate) fn finish(
+        mut self,
+        outcome: &Outcome,
+        budget: Option<Budget>,
+        card: Card,
+    ) -> Result<ClosedOutput, Error> {
         let adapter = self.adapters.take().map(AdapterWriter::finish).transpose()?;
-        self.close(outcome.records.iter().cloned().collect(), budget, adapter)
+        self.close(outcome.records.iter().cloned().collect(), budget, adapter, card)
     }
 
     /// The same with the records of all solutions and what was written beside.
@@ -116,9 +127,14 @@ impl OpenOutput {
         linears: BTreeMap<String, LinearRecord>,
         budget: Option<Budget>,
         adapter: Option<AdapterSummary>,
+        card: Card,
     ) -> Result<ClosedOutput, Error> {
         let tensor_bytes = self.writer.tensor_bytes();
         self.writer.finish()?;
+        let directory = self.directory.path();
+        let path = directory.join(CARD);
+        let text = card.text(tensor_bytes, &weights_file(directory)?, None);
+        std::fs::write(&path, text).map_err(Error::io(path))?;
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format: self.format.to_owned(),
@@ -128,7 +144,7 @@ impl OpenOutput {
             files: file_records(self.directory.path())?,
         };
         record.write(self.directory.path())?;
-        Ok(ClosedOutput { place: self.place, directory: self.directory, adapter, tensor_bytes })
+        Ok(ClosedOutput { place: self.place, directory: self.directory, adapter, card, tensor_bytes })
     }
 }
 
@@ -147,10 +163,11 @@ impl ClosedOutput {
 impl VerifiedOutput {
     /// Puts it in its place.
     pub(crate) fn commit(self) -> Result<FinishedOutput, Error> {
-        let Self { closed: ClosedOutput { place, directory, adapter, tensor_bytes }, verification } = self;
+        let Self { closed: ClosedOutput { place, directory, adapter, card, tensor_bytes }, verification } =
+            self;
         directory.commit()?;
         let written = StoredModel::open(&place)?;
-        Ok(FinishedOutput { place, adapter, verification, written, tensor_bytes })
+        Ok(FinishedOutput { place, adapter, verification, written, card, tensor_bytes })
     }
 }
 
@@ -170,6 +187,15 @@ impl FinishedOutput {
             Error::Interrupted => Error::InterruptedMeasuring { path: self.place.clone() },
             error => error,
         })
+    }
+
+    /// Writes what was measured into the card, and the card's new digest into the record.
+    pub(crate) fn publish(&self, measured: &EvaluationReport) -> Result<(), Error> {
+        let text = self.card.text(self.tensor_bytes, &weights_file(&self.place)?, Some(measured));
+        let mut record = Record::read(&self.place)?;
+        replace(&self.place.join(CARD), text.as_bytes())?;
+        record.files.insert(CARD.to_owned(), FileRecord::of(&self.place.join(CARD))?);
+        record.write(&self.place)
     }
 
     /// Length of its files of weights.
@@ -194,4 +220,19 @@ impl FinishedOutput {
             linear_bits_per_weight: if quantized == 0 { 0.0 } else { packed as f64 * 8.0 / quantized as f64 },
         })
     }
+}
+
+/// The one file of weights of a format that has a file of its own; otherwise nobody asks for it.
+fn weights_file(directory: &Path) -> Result<String, Error> {
+    Ok(GgufFile::find(directory)?
+        .as_deref()
+        .and_then(Path::file_name)
+        .map_or_else(|| "FILE".to_owned(), |name| name.to_string_lossy().into_owned()))
+}
+
+/// Puts content in the place of a file: all of it or nothing.
+fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let mut file = ExportFile::create("--output", path)?;
+    file.write(content)?;
+    file.finish()
 }

@@ -7,6 +7,7 @@ use calibration::weights::WeightSource;
 use formats::output::OutputDirectory;
 
 use crate::budget::Options;
+use crate::card::{Card, Origin};
 use crate::error::Error;
 use crate::experts;
 use crate::hub;
@@ -105,8 +106,13 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
         &outcomes[track]
     };
-    let closed =
-        outputs.into_iter().enumerate().map(|(number, output)| output.finish(outcome_of(number), job.budget));
+    let closed = outputs.into_iter().zip(&plans).enumerate().map(|(number, (output, plan))| {
+        let texts = texts.calibration.iter().chain(&texts.own).filter(|_| plan.solves_with_data());
+        let origin = Origin::Quantized { recipe: &job.recipe.name, texts: texts.collect() };
+        let format = plan.format.id();
+        let card = Card::new(&source, &source.path, format, &origin, &plan.linears, &plan.runtimes);
+        output.finish(outcome_of(number), job.budget, card)
+    });
     let closed = closed.collect::<Result<Vec<_>, Error>>()?;
     phases.end("quantizing");
     // One after the other: what is verified stands in its place, whatever becomes of the next.
@@ -121,6 +127,11 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     for output in &finished {
         let measured = texts.evaluation.as_ref().map(|text| output.measure(&source, text, progress));
         evaluations.push(measured.transpose()?);
+    }
+    for (output, evaluation) in finished.iter().zip(&evaluations) {
+        if let Some(evaluation) = evaluation {
+            output.publish(evaluation)?;
+        }
     }
     phases.end("measuring");
     let names: Vec<String> = finished.iter().map(|output| output.place.display().to_string()).collect();

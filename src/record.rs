@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
+use crate::export::ExportFile;
 use crate::job::Budget;
 
 /// Name of the record in an output directory.
@@ -84,7 +85,10 @@ impl Record {
         let path = directory.join(RECORD_FILE);
         let mut text = serde_json::to_string_pretty(self).map_err(|e| Error::Internal(e.to_string()))?;
         text.push('\n');
-        std::fs::write(&path, text).map_err(Error::io(path))
+        // All of it or what was there before: an output stands without it only half.
+        let mut file = ExportFile::create("--output", &path)?;
+        file.write(text.as_bytes())?;
+        file.finish()
     }
 }
 

@@ -24,6 +24,7 @@ mod placed;
 pub mod side_files;
 pub mod stacks;
 pub mod target;
+pub mod usage;
 
 pub use checkpoint::{Checkpoint, Dtype};
 pub use error::FormatsError;

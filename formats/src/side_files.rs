@@ -9,6 +9,15 @@ use serde_json::Value;
 use crate::error::FormatsError;
 use crate::files::inside;
 
+/// The card that a hub shows, in an output one of ours.
+pub const CARD: &str = "README.md";
+/// What the original's card is called in an output.
+pub const KEPT_CARD: &str = "README.original.md";
+/// The report, which is of one run.
+pub const REPORT: &str = "report.html";
+/// What says that a directory is an output of ours.
+const RECORD: &str = "quantc.json";
+
 /// Weights and descriptions of weights, which the output has of its own.
 fn is_of_the_original(name: &str) -> bool {
     let weights =
@@ -18,7 +27,7 @@ fn is_of_the_original(name: &str) -> bool {
         || name.ends_with(".index.json")
         || name.ends_with("quantize_config.json")
         || name == "quant_config.json"
-        || name == "quantc.json"
+        || name == RECORD
         || name == "genai_config.json"
         || weights.iter().any(|ending| name.ends_with(ending))
 }
@@ -29,7 +38,19 @@ pub fn is_read_by_loaders(path: &str) -> bool {
     !path.starts_with('.') && !path.contains('/') && is_of_the_original(path)
 }
 
-/// Copies side files from `source` to `target`; returns their names, sorted.
+/// What a side file is called in the output; none where it does not belong there. The card is the original's unless `ours` says that the
+/// directory is an output, which has kept the original's beside its own.
+fn name_in_output(name: &str, ours: bool) -> Option<&str> {
+    match name {
+        CARD if ours => None,
+        CARD => Some(KEPT_CARD),
+        KEPT_CARD if !ours => None,
+        REPORT => None,
+        other => Some(other),
+    }
+}
+
+/// Copies side files from `source` to `target`, the card as [`KEPT_CARD`]; returns their names there, sorted.
 ///
 /// # Errors
 /// The system's, and a link that leads out of `source`: what it names would be published with the output.
@@ -62,11 +83,15 @@ pub fn check(source: &Path) -> Result<(), FormatsError> {
 const TEMPLATES: &str = "additional_chat_templates";
 
 fn copy_files(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError> {
-    let files = side_files(source)?;
-    for (name, path) in &files {
-        fs::copy(path, target.join(name)).map_err(FormatsError::io(path))?;
+    let ours = source.join(RECORD).exists();
+    let mut copied = Vec::new();
+    for (name, path) in side_files(source)? {
+        if let Some(name) = name_in_output(&name, ours) {
+            fs::copy(&path, target.join(name)).map_err(FormatsError::io(&path))?;
+            copied.push(name.to_owned());
+        }
     }
-    Ok(files.into_iter().map(|(name, _)| name).collect())
+    Ok(copied)
 }
 
 /// Names and paths of a directory's own side files.

@@ -146,7 +146,7 @@ fn a_file_that_stands_alone_takes_nothing_along() {
     std::fs::copy(original.join("model-q4_0.gguf"), &file).unwrap();
     std::fs::write(alone.path().join("diary.txt"), "none of the model's").unwrap();
     let (output, report) = convert(&file, "compressed-tensors", folder.path(), &[]);
-    assert_eq!(files(&output), ["config.json", "model.safetensors", "quantc.json"]);
+    assert_eq!(files(&output), ["README.md", "config.json", "model.safetensors", "quantc.json"]);
     assert!(report["notes"].to_string().contains("tokenizer.json"), "{}", report["notes"]);
     let config = json(&output.join("config.json"));
     assert_eq!(config["architectures"][0], "LlamaForCausalLM");

@@ -3,6 +3,7 @@
 mod adapter;
 mod bad_input;
 mod budget;
+mod card;
 mod compare;
 mod convert;
 mod examples;

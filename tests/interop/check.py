@@ -33,6 +33,8 @@ from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONN
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+# Cases whose model cards are followed; the others' have the same lines.
+CARDS = {"gptq-4", "awq-4", "ct-4", "mlx-4", "onnx-4", "nf4", "gguf-q4_0"}
 CALIBRATION = ["--samples", "16", "--context", "128"]
 WINDOWS, CONTEXT = 4, 128
 
@@ -367,6 +369,18 @@ def check_adapter(results: Results, quantc: Quantc, case: Case, out: Path, text:
         results.no(f"{name}: changes the logits", ["it does not"] * (not changed))
 
 
+def check_card(results: Results, case: Case, out: Path) -> None:
+    """The Python lines of the model card, each as a program of its own, with the output in the place of MODEL."""
+    card = (out / "README.md").read_text()
+    for heading, lines in re.findall(r"^### (.+?)\n(?:(?!^### ).*\n)*?```python\n(.*?)```", card, re.M | re.S):
+        with results.part(f"{case.name}: card: {heading}"):
+            program = lines.replace("MODEL", str(out))
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+            print(done.stdout, done.stderr, flush=True)
+            last = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+            results.no(f"{case.name}: card: {heading}", last or ["it prints nothing"] * (not done.stdout.strip()))
+
+
 def evaluation_windows(directory: Path, text: Path) -> np.ndarray:
     """Windows of tokens that quantc cuts from the text as well."""
     if text.suffix == ".jsonl":
@@ -384,6 +398,8 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
         runnable = {"transformers": case.transformers or not (case.fused or case.outer), "GPTQModel": True}
         false = [name for name, loads in claims.items() if loads != runnable.get(name.split()[0], loads)]
         results.no(f"{case.name}: says rightly which runtimes load it", false)
+        if case.name in CARDS:
+            check_card(results, case, out)
         if case.to.startswith("gguf"):
             return check_gguf(results, quantc, case, source, out, text)
         linears = decoder.decode(out)

@@ -1,0 +1,92 @@
+//! OUT/README.md: the model card, with what a hub reads and what was measured.
+
+use std::fs;
+use std::process::Command;
+
+use crate::run::{copy, demo, files, json, quantize, succeed, text};
+
+#[test]
+fn the_card_says_what_it_is_what_was_measured_and_how_to_run_it() {
+    let model = copy(&demo());
+    let original = "---\nlicense: apache-2.0\nlanguage:\n- en\ntags:\n- theirs\n---\n# The original\n";
+    fs::write(model.path().join("README.md"), original).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // As the hub's cache calls it.
+    let place = folder.path().join("models--org--name/snapshots/0123");
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    fs::rename(model.path(), &place).unwrap();
+    let (output, report) = quantize(folder.path(), &place, &["--recipe", "rtn", "--to", "awq"]);
+    let card = fs::read_to_string(output.join("README.md")).unwrap();
+    assert_eq!(fs::read_to_string(output.join("README.original.md")).unwrap(), original);
+    let (front, body) = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
+    for line in [
+        "base_model: \"org/name\"",
+        "base_model_relation: quantized",
+        "library_name: transformers",
+        "license: apache-2.0",
+        "- en",
+        "- \"awq\"",
+        "- \"4-bit\"",
+        "quantization_method: \"awq\"",
+        "pipeline_tag: text-generation",
+    ] {
+        assert!(front.lines().any(|found| found == line), "{line}:\n{front}");
+    }
+    assert!(
+        !front.contains("theirs") && !front.lines().any(|line| line.starts_with("quantized_by")),
+        "{front}"
+    );
+    let measured = &report["evaluation"]["quantized"];
+    let row = format!(
+        "| this model | {:.3} ± {:.3} | {:.5} ± ",
+        measured["perplexity"].as_f64().unwrap(),
+        measured["perplexity_stderr"].as_f64().unwrap(),
+        measured["kl_mean"].as_f64().unwrap()
+    );
+    assert!(body.contains(&row), "{row}:\n{body}");
+    for runtime in report["runtimes"].as_array().unwrap() {
+        let heading = format!("\n### {}\n", runtime["runtime"].as_str().unwrap());
+        // Several kernels of one runtime are started alike.
+        assert!(body.contains(&heading) || heading.contains("kernel"), "{heading}");
+    }
+    assert!(body.contains("vllm serve MODEL\n") && body.contains("quantc generate MODEL"), "{body}");
+    // Nothing of this machine.
+    assert!(!card.contains(text(folder.path())), "{card}");
+}
+
+#[test]
+fn everything_but_the_report_is_the_same_from_run_to_run_and_is_verified() {
+    let contents = |threads: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--threads", threads]);
+        let record = json(&output.join("quantc.json"));
+        let dated: Vec<String> = serde_json::from_value(record["dated"].clone()).unwrap_or_default();
+        let names = files(&output).into_iter().filter(|name| !dated.contains(name));
+        let contents: Vec<_> = names.map(|name| (fs::read(output.join(&name)).unwrap(), name)).collect();
+        (folder, output, contents)
+    };
+    let (_first, output, one) = contents("1");
+    let (_second, _, two) = contents("2");
+    assert!(one == two && one.iter().any(|(_, name)| name == "README.md"));
+    succeed(&["verify", text(&output)]);
+    fs::write(output.join("README.md"), "something else").unwrap();
+    let changed =
+        Command::new(env!("CARGO_BIN_EXE_quantc")).args(["verify", text(&output)]).output().unwrap();
+    assert_eq!(changed.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&changed.stdout).contains("`README.md`"));
+}
+
+#[test]
+fn what_is_converted_keeps_the_original_s_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
+    let original = fs::read(demo().join("README.md")).unwrap();
+    assert_eq!(fs::read(output.join("README.original.md")).unwrap(), original);
+    let card = fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.contains("Nothing was measured") && card.contains("# base_model:"), "{card}");
+    let converted = folder.path().join("converted");
+    succeed(&["convert", text(&output), "--to", "compressed-tensors", "-o", text(&converted)]);
+    assert_eq!(fs::read(converted.join("README.original.md")).unwrap(), original);
+    let card = fs::read_to_string(converted.join("README.md")).unwrap();
+    assert!(card.contains("Converted from `gptq`, with the same values."), "{card}");
+}
