@@ -8,7 +8,7 @@ use std::path::Path;
 
 use formats::side_files::{CARD, KEPT_CARD};
 use formats::target::PlannedLinear;
-use formats::usage::{self, Usage};
+use formats::target::usage::{self, Usage};
 use quantizer::scheme::{Granularity, Scheme};
 use serde_json::json;
 

@@ -104,6 +104,20 @@ pub enum Command {
     /// Say what a checkpoint is: architecture, format, schemes, sizes, and which runtimes load it
     #[command(after_help = "Example:\n  quantc inspect demo/model-4bit")]
     Inspect(DirectoryArgs),
+    /// Print the completion script of a shell
+    #[command(
+        after_help = "Example:\n  quantc completions bash > ~/.local/share/bash-completion/completions/quantc"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command, into a directory
+    #[command(after_help = "Example:\n  quantc man ~/.local/share/man/man1")]
+    Man {
+        /// Directory that there is already
+        directory: PathBuf,
+    },
     /// List what is known, one line each
     #[command(after_help = "Example:\n  quantc list formats")]
     List {

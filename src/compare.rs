@@ -87,6 +87,22 @@ pub struct ModelFigures {
 
 /// Compares models on a text.
 ///
+/// ```
+/// use quantc::compare::CompareJob;
+/// use quantc::job::{Text, WindowRequest};
+///
+/// let windows = WindowRequest { samples: 2, context: 32, seed: None };
+/// let job = CompareJob {
+///     models: vec!["demo/model".into(), "demo/model".into()],
+///     reference: None,
+///     text: Text::BuiltInEvaluation,
+///     windows,
+/// };
+/// let found = quantc::compare(&job, &quantc::progress::Silent)?;
+/// assert_eq!(found.pairs[0].verdict, "no difference shown between B and A");
+/// # Ok::<(), quantc::error::Error>(())
+/// ```
+///
 /// # Errors
 /// Fewer than two models, one that cannot be used, or one whose vocabulary or tokenizer is not the reference's.
 pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareReport, Error> {

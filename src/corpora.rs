@@ -34,6 +34,10 @@ pub(crate) fn read(
     let corpus = match text {
         Text::BuiltInCalibration => Corpus::new(text.name(), CALIBRATION),
         Text::BuiltInEvaluation => Corpus::new(text.name(), EVALUATION),
+        Text::Windows(documents) => {
+            let line = |tokens: &Vec<u32>| format!("{}\n", serde_json::json!({ "input_ids": tokens }));
+            Corpus::new(text.name(), documents.iter().map(line).collect::<String>())
+        }
         Text::File(path) => Corpus::read(&hub::text_file(path, progress)?)?.called(text.name()),
     };
     let context = request.context.min(model.hyperparameters.context);

@@ -212,8 +212,10 @@ impl Error {
             Self::Calibration(calibration::CalibrationError::TooShort { .. }) => {
                 Some("give more text, or shorter windows".to_owned())
             }
-            Self::Unknown { kind: "format", .. } => {
-                Some("`quantc list formats` says what each is for".to_owned())
+            Self::Unknown { kind: "format", found, known } => {
+                let meant = nearest(found, known.split(", "));
+                let meant = meant.map_or_else(String::new, |near| format!("did you mean {near}? "));
+                Some(format!("{meant}`quantc list formats` says what each is for"))
             }
             Self::NotTheSame { .. } => {
                 Some("--lossy rounds them to the nearest that the format holds".to_owned())

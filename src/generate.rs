@@ -167,7 +167,7 @@ pub fn generate(job: &GenerateJob, dialogue: &mut dyn Dialogue) -> Result<(), Er
 }
 
 /// Tokens that end an answer: the configurations' and the tokenizer's.
-fn ends(stored: &StoredModel, tokenizer: &TextTokenizer) -> Result<Vec<u32>, Error> {
+pub(crate) fn ends(stored: &StoredModel, tokenizer: &TextTokenizer) -> Result<Vec<u32>, Error> {
     let generation = stored.path.join("generation_config.json");
     let generation = if generation.exists() { read_json(&generation)? } else { Value::Null };
     let mut ends: Vec<u32> = tokenizer.end().into_iter().collect();

@@ -6,6 +6,7 @@ use quantizer::scheme::{BitWidth, Granularity, Symmetry};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::recipe::Recipe;
 
 /// One checkpoint to quantize.
@@ -51,6 +52,8 @@ pub struct QuantizeJob {
     pub untie: bool,
     /// Whether an existing output is replaced.
     pub force: bool,
+    /// The command that asks for it, word by word, for the HTML report; empty where another program asks.
+    pub command: Vec<String>,
 }
 
 /// One output of a job.
@@ -73,6 +76,41 @@ impl Target {
 }
 
 impl QuantizeJob {
+    /// The default recipe on the built-in texts, as `quantc quantize MODEL -o OUT --to FORMAT` does it; what is wanted otherwise is set in it.
+    ///
+    /// # Errors
+    /// None that a caller could cause: the default recipe is built in.
+    pub fn new(
+        model: impl Into<PathBuf>,
+        output: impl Into<PathBuf>,
+        format: impl Into<String>,
+    ) -> Result<Self, Error> {
+        let windows = WindowRequest { samples: 128, context: 2048, seed: None };
+        Ok(Self {
+            model: model.into(),
+            output: output.into(),
+            targets: vec![Target { format: format.into(), bits: None }],
+            recipe: Recipe::load("default", &Overrides::default())?,
+            budget: None,
+            embedding_bits: None,
+            head_bits: None,
+            adapter_rank: None,
+            exclude: Vec::new(),
+            runs_on: Vec::new(),
+            tensor_parallel: 1,
+            imatrix: None,
+            export_imatrix: None,
+            calibration: Calibration::Text(Text::BuiltInCalibration),
+            calibration_windows: windows,
+            min_expert_tokens: None,
+            evaluation: Some((Text::BuiltInEvaluation, windows)),
+            max_shard_size: 5_000_000_000,
+            untie: false,
+            force: false,
+            command: Vec::new(),
+        })
+    }
+
     /// Where the outputs go, in the order of the targets.
     #[must_use]
     pub fn places(&self) -> Vec<PathBuf> {
@@ -130,6 +168,8 @@ pub enum Text {
     BuiltInEvaluation,
     /// A file: plain UTF-8, or JSON lines.
     File(PathBuf),
+    /// Tokens of the model's own vocabulary, each list a document that is cut into windows and taken as it is.
+    Windows(Vec<Vec<u32>>),
 }
 
 impl Text {
@@ -140,6 +180,7 @@ impl Text {
             Self::BuiltInCalibration => "built-in calibration text".to_owned(),
             Self::BuiltInEvaluation => "built-in evaluation text".to_owned(),
             Self::File(path) => path.display().to_string(),
+            Self::Windows(_) => "the caller's tokens".to_owned(),
         }
     }
 }

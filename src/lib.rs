@@ -1,37 +1,49 @@
 //! A post-training quantization compiler: a Hugging Face checkpoint and some text in; a packed 2 to 8 bit checkpoint out, with proof that
 //! what was written is what was solved, and perplexity and KL divergence before and after.
 //!
-//! ```no_run
-//! use quantc::job::{Calibration, Overrides, QuantizeJob, Target, Text, WindowRequest};
-//! use quantc::recipe::Recipe;
+//! Another program quantizes with a progress of its own and, where it has any, with calibration tokens of its own:
 //!
-//! let windows = WindowRequest { samples: 128, context: 2048, seed: None };
-//! let job = QuantizeJob {
-//!     model: "demo/model".into(),
-//!     output: "demo/model-4bit".into(),
-//!     targets: vec![Target { format: "gptq".to_owned(), bits: None }],
-//!     recipe: Recipe::load("default", &Overrides::default())?,
-//!     budget: None,
-//!     embedding_bits: None,
-//!     head_bits: None,
-//!     adapter_rank: None,
-//!     exclude: Vec::new(),
-//!     runs_on: Vec::new(),
-//!     tensor_parallel: 1,
-//!     imatrix: None,
-//!     export_imatrix: None,
-//!     calibration: Calibration::Text(Text::BuiltInCalibration),
-//!     calibration_windows: windows,
-//!     evaluation: Some((Text::BuiltInEvaluation, windows)),
-//!     max_shard_size: 5_000_000_000,
-//!     untie: false,
-//!     force: false,
-//! };
-//! for report in quantc::quantize(&job, &quantc::progress::Silent)? {
-//!     println!("{}", quantc::render::text::report(&report));
-//! }
-//! # Ok::<(), quantc::error::Error>(())
 //! ```
+//! use std::sync::atomic::{AtomicUsize, Ordering};
+//!
+//! use quantc::job::{Calibration, QuantizeJob, Text, WindowRequest};
+//! use quantc::progress::Progress;
+//!
+//! /// Counts the steps; `interrupted` could end the work between any two of them.
+//! #[derive(Default)]
+//! struct Steps(AtomicUsize);
+//!
+//! impl Progress for Steps {
+//!     fn phase(&self, _name: &str, _steps: usize) {}
+//!     fn step(&self, _detail: &str) {
+//!         self.0.fetch_add(1, Ordering::Relaxed);
+//!     }
+//!     fn finish(&self) {}
+//!     fn warn(&self, message: &str) {
+//!         eprintln!("{message}");
+//!     }
+//! }
+//!
+//! let folder = tempfile::tempdir()?;
+//! let windows: Vec<Vec<u32>> =
+//!     (0..8).map(|window| (0..64).map(|place| (7 + 31 * window + 13 * place) % 2048).collect()).collect();
+//! let short = WindowRequest { samples: 8, context: 64, seed: None };
+//! let job = QuantizeJob {
+//!     calibration: Calibration::Text(Text::Windows(windows)),
+//!     calibration_windows: short,
+//!     evaluation: Some((Text::BuiltInEvaluation, short)),
+//!     ..QuantizeJob::new("demo/model", folder.path().join("out"), "gptq")?
+//! };
+//! let steps = Steps::default();
+//! let reports = quantc::quantize(&job, &steps)?;
+//! println!("{}", quantc::render::text::report(&reports[0]));
+//! assert!(reports[0].verification.problems.is_empty());
+//! assert_eq!(reports[0].calibration.as_ref().map(|text| text.windows), Some(8));
+//! assert!(steps.0.load(Ordering::Relaxed) > 5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What is written is opened, verified, measured and compared by [`verify::verify`], [`evaluate()`] and [`compare()`].
 
 #![warn(clippy::unwrap_used)]
 
@@ -56,6 +68,7 @@ mod importance;
 pub mod inspect;
 pub mod job;
 pub mod listing;
+pub mod manuals;
 mod outer;
 mod outputs;
 mod own_text;
@@ -72,6 +85,7 @@ mod requirements;
 pub mod resources;
 pub mod scales;
 mod sensitivity;
+pub mod showing;
 mod space;
 mod statistics;
 mod stored;

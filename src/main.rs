@@ -97,6 +97,8 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
             print(&text::inspection(&found))?;
             export_json(export, &found)
         }
+        Command::Completions { shell } => print(&quantc::manuals::completions(shell)),
+        Command::Man { directory } => quantc::manuals::write_manuals(&directory),
         Command::List { what } => print(&quantc::listing::list(what)),
     }
 }

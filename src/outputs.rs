@@ -9,7 +9,7 @@ use formats::container::{TensorData, TensorSpec};
 use formats::gguf::GgufFile;
 use formats::model_writer::{Contents, ModelWriter};
 use formats::output::OutputDirectory;
-use formats::side_files::CARD;
+use formats::side_files::{CARD, REPORT};
 use formats::target::TargetFormat;
 
 use crate::adapted::{AdaptedModel, AdapterWriter};
@@ -24,7 +24,9 @@ use crate::pipeline::Outcome;
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::record::{FileRecord, LinearRecord, Record, bytes_digest, file_records};
-use crate::report::{AdapterSummary, EvaluationReport, Size};
+use crate::render::html;
+use crate::report::{AdapterSummary, EvaluationReport, Report, Size};
+use crate::showing::Look;
 use crate::stored::StoredModel;
 use crate::verify::{self, Verification};
 
@@ -59,7 +61,7 @@ pub(crate) struct FinishedOutput {
     pub(crate) place: PathBuf,
     pub(crate) adapter: Option<AdapterSummary>,
     pub(crate) verification: Verification,
-    pub(crate) written: StoredModel,
+    written: StoredModel,
     card: Card,
     tensor_bytes: u64,
 }
@@ -142,6 +144,7 @@ impl OpenOutput {
             linears,
             tensors: self.tensors,
             files: file_records(self.directory.path())?,
+            dated: Vec::new(),
         };
         record.write(self.directory.path())?;
         Ok(ClosedOutput { place: self.place, directory: self.directory, adapter, card, tensor_bytes })
@@ -189,12 +192,17 @@ impl FinishedOutput {
         })
     }
 
-    /// Writes what was measured into the card, and the card's new digest into the record.
-    pub(crate) fn publish(&self, measured: &EvaluationReport) -> Result<(), Error> {
-        let text = self.card.text(self.tensor_bytes, &weights_file(&self.place)?, Some(measured));
+    /// Writes what was measured into the card, and what a run has to show into its page; the record lists both.
+    pub(crate) fn publish(&self, report: &Report, look: &Look<'_>) -> Result<(), Error> {
+        let measured = report.evaluation.as_ref();
+        let text = self.card.text(self.tensor_bytes, &weights_file(&self.place)?, measured);
         let mut record = Record::read(&self.place)?;
+        let card = FileRecord { bytes: text.len() as u64, sha256: bytes_digest(text.as_bytes()) };
+        record.files.insert(CARD.to_owned(), card);
+        let page = html::page(report, &look.at(&self.written, &record.files)?);
         replace(&self.place.join(CARD), text.as_bytes())?;
-        record.files.insert(CARD.to_owned(), FileRecord::of(&self.place.join(CARD))?);
+        replace(&self.place.join(REPORT), page.as_bytes())?;
+        record.dated = vec![REPORT.to_owned()];
         record.write(&self.place)
     }
 

@@ -20,6 +20,7 @@ use crate::progress::Progress;
 use crate::report::{Phase, Report};
 use crate::requirements;
 use crate::resources::{Resources, Stopwatch};
+use crate::showing::Look;
 use crate::space;
 use crate::stored::StoredModel;
 use crate::texts::Texts;
@@ -128,23 +129,25 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         let measured = texts.evaluation.as_ref().map(|text| output.measure(&source, text, progress));
         evaluations.push(measured.transpose()?);
     }
-    for (output, evaluation) in finished.iter().zip(&evaluations) {
-        if let Some(evaluation) = evaluation {
-            output.publish(evaluation)?;
-        }
-    }
     phases.end("measuring");
+    let windows = texts.evaluation.as_ref().map(|text| text.windows.tokens.as_slice());
+    let interrupted = |error| match error {
+        Error::Interrupted => Error::InterruptedMeasuring { path: job.output.clone() },
+        error => error,
+    };
+    let look =
+        Look::at_original(&job.command, &source, windows, finished.len(), progress).map_err(interrupted)?;
     let names: Vec<String> = finished.iter().map(|output| output.place.display().to_string()).collect();
     let resources = watch.read();
     let summary = source.summary()?;
     let reports = finished.into_iter().zip(evaluations).zip(plans).enumerate();
-    reports
+    let reports = reports
         .map(|(number, ((output, evaluation), plan))| {
             let outcome = outcome_of(number);
             let with = groups.iter().find(|group| group.contains(&number)).into_iter().flatten();
             let cold = experts::notes(&outcome.coverage, job.min_expert_tokens.unwrap_or(experts::COLD));
             let all_notes = notes.iter().chain(&plan.notes).chain(&outcome.notes).chain(&cold);
-            Ok(Report {
+            let report = Report {
                 version: env!("CARGO_PKG_VERSION"),
                 model: summary.clone(),
                 output: names[number].clone(),
@@ -163,7 +166,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
                     .map(|known| known.summary.clone())
                     .filter(|_| plan.solves_with_data()),
                 allocation: allocation.clone(),
-                adapter: output.adapter,
+                adapter: output.adapter.clone(),
                 learned_scales: outcome.learned,
                 linears: outcome.rows.clone(),
                 experts: outcome.coverage.clone(),
@@ -171,13 +174,17 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
                 kept: plan.kept,
                 unknown_tensors: plan.unknown_tensors,
                 runtimes: plan.runtimes,
-                verification: output.verification,
+                verification: output.verification.clone(),
                 evaluation,
                 resources,
                 phases: phases.done.clone(),
-            })
+            };
+            output.publish(&report, &look).map_err(interrupted)?;
+            Ok(report)
         })
-        .collect()
+        .collect();
+    progress.finish();
+    reports
 }
 
 /// Plans whose solutions are the same, by number, in order.

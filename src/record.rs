@@ -34,6 +34,9 @@ pub struct Record {
     pub tensors: BTreeMap<String, String>,
     /// Every other file of the output.
     pub files: BTreeMap<String, FileRecord>,
+    /// Files that state times, and so are others in every run: they hold their own digests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dated: Vec<String>,
 }
 
 /// One quantized linear.

@@ -387,7 +387,8 @@ impl StoredModel {
         Ok(())
     }
 
-    fn operator(&self, linear: &Linear) -> Result<LinearOperator, Error> {
+    /// A linear's weights and bias, packed where the kernels have its grid.
+    pub(crate) fn operator(&self, linear: &Linear) -> Result<LinearOperator, Error> {
         let packed = match (&self.format, self.scheme(linear)) {
             (Some(format), Some(scheme)) if !self.dense => format.packed(linear, scheme, &self.checkpoint)?,
             _ => None,

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::progress::{Progress, go_on};
 use crate::record::{self, FileRecord, LinearRecord, Record, bytes_digest, solution_digest};
+use crate::render::html;
 use crate::stored::StoredModel;
 
 /// Largest difference between the packed kernel and f64, relative to the largest output.
@@ -60,6 +61,14 @@ pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification,
                 .problems
                 .push(format!("SHA-256 of `{name}` is {}, expected {}", actual.sha256, expected.sha256)),
             Err(error) => found.problems.push(error.to_string()),
+        }
+    }
+    for name in &record.dated {
+        let path = directory.join(name);
+        match std::fs::read(&path) {
+            Ok(page) if html::is_whole(&page) => found.files += 1,
+            Ok(_) => found.problems.push(format!("`{name}` is not what its own SHA-256 says")),
+            Err(error) => found.problems.push(Error::io(&path)(error).to_string()),
         }
     }
     // What a loader would read, but nobody solved: a second file of weights may hide the first one.

@@ -24,7 +24,6 @@ mod placed;
 pub mod side_files;
 pub mod stacks;
 pub mod target;
-pub mod usage;
 
 pub use checkpoint::{Checkpoint, Dtype};
 pub use error::FormatsError;

@@ -173,6 +173,7 @@ impl QuantizeArgs {
             max_shard_size: self.max_shard_size,
             untie: self.untie,
             force: self.force,
+            command: std::env::args().collect(),
         })
     }
 }

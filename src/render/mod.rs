@@ -1,5 +1,6 @@
 //! Reports for people and for programs.
 
 pub mod comparison;
+pub mod html;
 pub mod plan;
 pub mod text;

@@ -13,6 +13,7 @@ mod gguf;
 mod hub;
 mod imatrix;
 mod listing;
+mod manuals;
 mod measuring;
 mod mistakes;
 mod outer;

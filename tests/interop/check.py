@@ -25,6 +25,7 @@ os.environ.update(
 
 import numpy as np  # noqa: E402
 
+import browser  # noqa: E402
 import decoder  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
@@ -372,7 +373,9 @@ def check_adapter(results: Results, quantc: Quantc, case: Case, out: Path, text:
 def check_card(results: Results, case: Case, out: Path) -> None:
     """The Python lines of the model card, each as a program of its own, with the output in the place of MODEL."""
     card = (out / "README.md").read_text()
-    for heading, lines in re.findall(r"^### (.+?)\n(?:(?!^### ).*\n)*?```python\n(.*?)```", card, re.M | re.S):
+    parts = [part.partition("\n") for part in card.split("\n### ")[1:]]
+    programs = [(heading, lines) for heading, _, rest in parts for lines in re.findall(r"```python\n(.*?)```", rest, re.S)]
+    for heading, lines in programs:
         with results.part(f"{case.name}: card: {heading}"):
             program = lines.replace("MODEL", str(out))
             done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
@@ -489,6 +492,41 @@ def check_choices(results: Results, quantc: Quantc, demo: Path, work: Path) -> N
             results.at_most(f"choices: standard error of {key}", abs(found["measured"][f"{key}_stderr"] - stderr), 1e-9)
 
 
+def check_report(results: Results, quantc: Quantc, demo: Path, work: Path) -> None:
+    """OUT/report.html in a browser: both themes, on a desk and on a phone. The model has a name that would be markup."""
+    source, out = work / "<img src=x onerror=alert(1)>&amp;", work / "report"
+    shutil.copytree(demo / "model", source)
+    text = work / "text.txt"
+    hostile = "<script>alert(1)</script> <img src=https://example.org/x.png> \u202e &lt; "
+    text.write_text(hostile * 4 + (demo / "evaluation.txt").read_text()[:40000])
+    with results.part("report"):
+        size = ["--evaluate-on", text, "--evaluate-samples", WINDOWS, "--evaluate-context", CONTEXT]
+        quantc("quantize", source, "-o", out, "--to", "gguf:q4_k_m", *CALIBRATION, *size)
+        page = out / "report.html"
+        with browser.Browser() as chromium:
+            for theme in ("light", "dark"):
+                for name, size in (("desk", browser.DESK), ("phone", browser.PHONE)):
+                    what = f"report: {theme}, {name}"
+                    chromium.open(page, size, theme)
+                    dark = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(part => part < 90)"
+                    wrong = [] if chromium.evaluate(dark) == (theme == "dark") else ["the other theme"]
+                    wide = chromium.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                    wrong += [f"{wide} px wider than the screen"] * (wide > 0)
+                    small = "[...document.querySelectorAll('svg text')].filter(t => t.getBoundingClientRect().height < 9).length"
+                    letters = chromium.evaluate(small)
+                    wrong += [f"{letters} labels too small to read"] * (letters > 0)
+                    chromium.screenshot(work / f"report-{theme}-{name}.png")
+                    chromium.evaluate("document.getElementById('theme').click()")
+                    wrong += [] if chromium.evaluate(dark) == (theme != "dark") else ["the button does nothing"]
+                    shown = chromium.evaluate("document.querySelector('h1').textContent")
+                    wrong += [f"calls the model {shown}"] * (source.name not in shown)
+                    results.no(what, wrong + chromium.problems(page))
+            charts = chromium.evaluate("document.querySelectorAll('svg').length")
+            results.no("report: charts", [f"{charts} charts"] * (charts < 3))
+            alien = chromium.evaluate("document.querySelectorAll('main img, main script, main a').length")
+            results.no("report: text from outside is text", [f"{alien} elements"] * (alien != 0))
+
+
 def check_decoder(results: Results) -> None:
     """The decoder against the worked examples of the formats' documents."""
     examples = {
@@ -526,6 +564,8 @@ def main() -> int:
         found = sources(arguments.work, arguments.demo)
         if re.search(arguments.only, "choices"):
             check_choices(results, quantc, arguments.demo, arguments.work)
+        if re.search(arguments.only, "report"):
+            check_report(results, quantc, arguments.demo, arguments.work)
         for case in CASES:
             if re.search(arguments.only, case.name):
                 start = time.monotonic()

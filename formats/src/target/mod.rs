@@ -17,6 +17,7 @@ mod onnx;
 mod packed_parts;
 mod parallel;
 mod safetensors;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -129,7 +129,7 @@ pub fn of(runtime: &str) -> impl Iterator<Item = &'static Usage> + '_ {
 mod tests {
     #[test]
     fn every_runtime_that_a_format_names_has_its_lines() {
-        for rule in crate::target::ALL.iter().flat_map(|format| format.loaders()) {
+        for rule in super::super::ALL.iter().flat_map(|format| format.loaders()) {
             assert!(super::of(rule.runtime).next().is_some(), "{}", rule.runtime);
         }
     }
