@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::run::{copy, demo, files, json, quantize, succeed, text};
+use crate::run::{copy, demo, fail, files, json, quantize, succeed, text};
 
 #[test]
 fn the_card_says_what_it_is_what_was_measured_and_how_to_run_it() {
@@ -68,7 +68,22 @@ fn everything_but_the_report_is_the_same_from_run_to_run_and_is_verified() {
     let (_first, output, one) = contents("1");
     let (_second, _, two) = contents("2");
     assert!(one == two && one.iter().any(|(_, name)| name == "README.md"));
+    assert_eq!(json(&output.join("quantc.json"))["dated"], serde_json::json!(["report.html"]));
     succeed(&["verify", text(&output)]);
+    // The page states times, so it carries its own digest.
+    let page = fs::read_to_string(output.join("report.html")).unwrap();
+    assert!(
+        page.contains("<svg") && page.contains("Do it again") && page.contains("What both write"),
+        "{page}"
+    );
+    for outside in ["http://", "https://", "@import", "url("] {
+        // But for the name of SVG's elements.
+        assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(outside), "{outside}");
+    }
+    fs::write(output.join("report.html"), page.replacen("Perplexity", "Perplexitx", 1)).unwrap();
+    let message = fail(3, &["verify", text(&output)]);
+    assert!(message.contains("report.html"), "{message}");
+    fs::write(output.join("report.html"), page).unwrap();
     fs::write(output.join("README.md"), "something else").unwrap();
     let changed =
         Command::new(env!("CARGO_BIN_EXE_quantc")).args(["verify", text(&output)]).output().unwrap();
