@@ -40,7 +40,7 @@ pub static ALL: &[Usage] = &[
         language: "python",
         lines: r#"from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
+model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="cpu")  # or "cuda"
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
 inputs = tokenizer("The", return_tensors="pt").to(model.device)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"#,
