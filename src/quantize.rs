@@ -166,7 +166,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
                     .map(|known| known.summary.clone())
                     .filter(|_| plan.solves_with_data()),
                 allocation: allocation.clone(),
-                adapter: output.adapter.clone(),
+                adapter: output.adapter,
                 learned_scales: outcome.learned,
                 linears: outcome.rows.clone(),
                 experts: outcome.coverage.clone(),
