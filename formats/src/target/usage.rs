@@ -56,6 +56,14 @@ model = GPTQModel.load("MODEL")
 print(model.tokenizer.decode(model.generate("The", max_new_tokens=40)[0]))"#,
     },
     Usage {
+        runtime: "exllamav2",
+        library: "exllamav2",
+        packages: &["exllamav2"],
+        language: "sh",
+        // A script of its repository.
+        lines: "python test_inference.py -m MODEL -p The",
+    },
+    Usage {
         runtime: "mlx-lm",
         library: "mlx",
         packages: &["mlx-lm"],
