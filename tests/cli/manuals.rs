@@ -27,7 +27,7 @@ fn a_misspelled_name_is_asked_about() {
     let demo = demo();
     let run = |more: &[&str]| fail(1, &[&["quantize", text(&demo), "-o", text(&out)], more].concat());
     assert!(run(&["--to", "gguf:q4km"]).contains("hint: did you mean gguf:q4_k_m?"));
-    assert!(run(&["--to", "awk"]).contains("hint: did you mean awq?"));
+    assert!(run(&["--to", "gtpq"]).contains("hint: did you mean gptq?"));
     // Nothing like it: no guess.
     assert!(!run(&["--to", "xyz"]).contains("did you mean"));
 }
