@@ -215,7 +215,7 @@ PEERS = [
     Peer("llama-cpp-q2_k", llama_cpp(10)),
     Peer("llama-cpp-q5_0-qwen2", llama_cpp(8), model="qwen2", bits=5),
     Peer("llama-cpp-q8_0", llama_cpp(7), bits=8),
-    Peer("compressed-tensors-w4a16", compressed_tensors("pack-quantized", dict(num_bits=4, type="int", **GROUPS)), bits=4, converts_to="gptq"),
+    Peer("compressed-tensors-w4a16", compressed_tensors("pack-quantized", dict(num_bits=4, type="int", **GROUPS)), bits=4),
     Peer("compressed-tensors-w4a16-asymmetric", compressed_tensors("pack-quantized", dict(num_bits=4, type="int", **GROUPS) | {"symmetric": False}), bits=4),
     Peer("compressed-tensors-fp8-tiles", compressed_tensors("float-quantized", dict(num_bits=8, type="float", symmetric=True, strategy="block", block_structure=[128, 128])), bits=8),
     Peer("compressed-tensors-fp8-static", compressed_tensors("float-quantized", dict(num_bits=8, type="float", symmetric=True, strategy="tensor"), dict(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)), bits=8),
