@@ -3,13 +3,15 @@
 use std::ops::Range;
 use std::path::Path;
 
-use calibration::weights::{LayerWeights, LinearOperator, LinearWeights, Linears, SourceError, WeightSource};
+use calibration::weights::{
+    LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError, WeightSource,
+};
 use formats::adapter::{self, StoredAdapter};
 use formats::container::SafetensorsWriter;
 use formats::{Dtype, side_files};
 use model::Layer;
 use model::linear::Linear;
-use ndarray::{Array1, Array2};
+use ndarray::Array2;
 use quantizer::adapter::Adapter;
 
 use crate::error::Error;
@@ -62,8 +64,12 @@ impl WeightSource for AdaptedModel<'_> {
         Ok(linears)
     }
 
-    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
-        self.model.final_norm()
+    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
+        self.model.positions(rows)
+    }
+
+    fn outer(&self) -> Result<OuterWeights, SourceError> {
+        self.model.outer()
     }
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {

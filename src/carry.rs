@@ -28,8 +28,18 @@ pub(crate) fn carry_over(
     let mut carrier = Carrier { source, writer, digests: BTreeMap::new() };
     let model = transformed.map_or(&source.model, Transformed::model);
     let expected: BTreeSet<String> = model.expected_tensors().map(|tensor| tensor.name).collect();
+    let computed = |name: &String| {
+        // No transform touches these.
+        let outer_norm = [model.embedding_norm(), model.final_norm()].into_iter().flatten();
+        let mut kept: Vec<String> = outer_norm.filter_map(|norm| norm.bias).collect();
+        kept.extend(model.embedding_norm().map(|norm| norm.weight));
+        kept.extend(model.positions().map(|(name, _)| name));
+        kept.extend(model.projections().into_iter().flatten());
+        kept.extend(model.head_bias());
+        transformed.is_some() && expected.contains(name) && !kept.contains(name)
+    };
     for spec in carried {
-        if transformed.is_none() || !expected.contains(&spec.name) {
+        if !computed(&spec.name) {
             carrier.copy(spec, expected.contains(&spec.name))?;
         }
     }
@@ -109,8 +119,10 @@ impl Carrier<'_> {
         let rows = model.hyperparameters.vocabulary;
         let find = |name: &str| carried.iter().find(|spec| spec.name == name);
         let slices = || (0..rows).step_by(ROWS).map(move |first| first..(first + ROWS).min(rows));
-        if let Some(spec) = find(&model.final_norm()) {
-            let norm = transformed.dense_final_norm().map_err(Error::from_source)?;
+        let norm = transformed.dense_final_norm().map_err(Error::from_source)?;
+        if let (Some(tensor), Some(norm)) = (model.final_norm(), norm)
+            && let Some(spec) = find(&tensor.weight)
+        {
             self.put(spec, encode(self.source, spec, &norm.to_vec())?)?;
         }
         if let Some(spec) = find(&model.embedding()) {

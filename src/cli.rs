@@ -25,6 +25,9 @@ pub use quantize::QuantizeArgs;
 #[derive(Debug, Parser)]
 #[command(name = "quantc", version, propagate_version = true, max_term_width = 110)]
 pub struct Cli {
+    /// Also know the architecture that this file describes (TOML, docs/architectures.md)
+    #[arg(long, value_name = "FILE", global = true, hide_short_help = true)]
+    pub architecture: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

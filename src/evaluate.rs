@@ -161,7 +161,7 @@ fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<
         && turns.iter().zip(&turns_there).all(|(a, b)| near(*a, *b))
         && near(factor, factor_there);
     let same = (ours.architecture == theirs.architecture
-        || ours.architecture.llama_cpp == theirs.architecture.llama_cpp)
+        || ours.architecture.llama_cpp.is_some_and(|there| theirs.architecture.llama_cpp == Some(there)))
         && ours.linears().eq(theirs.linears())
         && here.vocabulary == there.vocabulary
         && turns_alike

@@ -136,7 +136,7 @@ impl LayerExperts {
         let inputs = self.pooled.get_or_insert_with(|| streams.pooled_inputs(track, POOLED));
         let name = first.name.clone();
         let features = match stage.input {
-            StageInput::MlpOutput => &streams.forward().gated(weights, stage.part(), inputs.view()),
+            StageInput::MlpOutput => &streams.forward().inner(weights, stage.part(), inputs.view()),
             _ => &*inputs,
         };
         let hessian = moment(features).map_err(|source| Error::Statistics { linear: name, source })?;

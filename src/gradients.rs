@@ -15,10 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use calibration::CalibrationError;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LinearOperator, WeightSource};
+use calibration::weights::{LinearOperator, OuterWeights, WeightSource};
 use model::linear::{Linear, LinearId, Slot};
 use model::{Layer, Model, Stage};
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use quantizer::output::{OutputHessian, OutputHessianAccumulator};
 use rayon::prelude::*;
 
@@ -91,7 +91,7 @@ pub(crate) fn gather(
         model,
         source,
         forward: Forward::new(model, tokens),
-        norm: source.final_norm().map_err(Error::from_source)?,
+        outer: source.outer().map_err(Error::from_source)?,
         head: head(model, source)?,
         kept: Kept {
             moments: asked.values().map(|l| (l.id, OutputHessianAccumulator::new(l.out_features))).collect(),
@@ -118,7 +118,7 @@ struct Probe<'a> {
     model: &'a Model,
     source: &'a dyn WeightSource,
     forward: Forward<'a>,
-    norm: Array1<f32>,
+    outer: OuterWeights,
     head: Vec<LinearOperator>,
     kept: Kept,
     progress: &'a dyn Progress,
@@ -134,7 +134,7 @@ impl Probe<'_> {
     /// One batch of windows, the first of them the `first` of all.
     fn run(&mut self, windows: &[&Vec<u32>], first: u64) -> Result<(), Error> {
         let embed =
-            |tokens: &&Vec<u32>| self.source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
+            |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         let mut before: Vec<Vec<Array2<f32>>> = Vec::with_capacity(self.model.layers.len());
         for layer in &self.model.layers {
@@ -146,7 +146,7 @@ impl Probe<'_> {
             self.progress.step("");
         }
         let backward = Backward::new(&self.forward);
-        let head = Head { norm: &self.norm, slices: &self.head };
+        let head = Head { outer: &self.outer, slices: &self.head };
         let mut gradients: Vec<Array2<f32>> = states
             .par_iter()
             .enumerate()

@@ -56,6 +56,7 @@ pub mod cli;
 pub mod compare;
 pub mod convert;
 mod corpora;
+pub mod described;
 pub mod error;
 mod evaluate;
 mod expert_tokens;

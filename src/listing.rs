@@ -9,7 +9,7 @@ use crate::cli::Listed;
 pub fn list(what: Listed) -> String {
     let items: Vec<(&str, &str)> = match what {
         Listed::Architectures => {
-            model::architectures::ALL.iter().map(|known| (known.model_type, known.summary)).collect()
+            model::registry::all().into_iter().map(|known| (known.model_type, known.summary)).collect()
         }
         Listed::Formats => formats::target::ALL.iter().map(|known| (known.id(), known.summary())).collect(),
         Listed::Solvers => {

@@ -26,7 +26,8 @@ fn main() -> ExitCode {
         }
     };
     let terminal = cli.log.terminal();
-    match run(cli.command, &terminal) {
+    let known = cli.architecture.as_deref().map_or(Ok(()), quantc::described::add_architecture);
+    match known.and_then(|()| run(cli.command, &terminal)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal.fail(&error);

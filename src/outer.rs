@@ -182,8 +182,8 @@ fn head_hessian(
     track: usize,
 ) -> Result<PreparedHessian, Error> {
     let fail = |source| Error::Statistics { linear: linear.name.clone(), source };
-    let norm = source.final_norm().map_err(Error::from_source)?;
+    let outer = source.outer().map_err(Error::from_source)?;
     let mut accumulator = HessianAccumulator::new(linear.in_features);
-    streams.see_head_input(track, &norm, &mut |input| accumulator.observe(input).map_err(fail))?;
+    streams.see_head_input(track, &outer, &mut |input| accumulator.observe(input).map_err(fail))?;
     accumulator.finish().and_then(|hessian| hessian.prepare(&treatment.settings, None)).map_err(fail)
 }

@@ -132,7 +132,7 @@ impl Plan {
         let head = source.model.untied_head();
         if untie && !source.stores_tied_head() && by_name.get(&head) != Some(&true) {
             let numbers = &source.model.hyperparameters;
-            let shape = vec![numbers.vocabulary, numbers.hidden_size];
+            let shape = vec![numbers.vocabulary, numbers.embedding_size];
             let dtype = if source.dtype()? == Dtype::F32 { runtime } else { source.dtype()? };
             carried.push(TensorSpec { name: head, dtype, shape });
         }
@@ -357,6 +357,13 @@ fn settle_head(source: &StoredModel, job: &QuantizeJob, notes: &mut Vec<String>)
     let tied = source.model.hyperparameters.tied_head;
     if job.untie && !tied {
         notes.push(format!("--untie: the head, `{}`, is not tied to the embedding", source.model.head()));
+    }
+    for transform in job.recipe.transforms() {
+        transform.check(&source.model).map_err(|problem| Error::NotSuitable {
+            path: source.path.clone(),
+            problem,
+            hint: "leave it out of the recipe",
+        })?;
     }
     if job.recipe.transforms().contains(&Transform::RotateResidual) {
         if tied && !job.untie {

@@ -401,6 +401,7 @@ mod tests {
             out_features: 64,
             in_features: 64,
             bias: false,
+            class: model::linear::LinearClass::Plain,
         }
     }
 

@@ -17,11 +17,11 @@
 
 use calibration::CalibrationError;
 use calibration::backward::{Backward, Head, LinearVisit, Visit};
-use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LayerWeights, LinearOperator, Linears, SourceError, WeightSource};
+use calibration::forward::Forward;
+use calibration::weights::{LayerWeights, LinearOperator, Linears, OuterWeights, SourceError, WeightSource};
 use model::linear::Linear;
 use model::{Layer, Model};
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2};
 use quantizer::scheme::{ScaleDtype, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use rayon::prelude::*;
@@ -81,7 +81,7 @@ pub(crate) fn learn(
         model,
         source,
         forward: Forward::new(model, tokens),
-        norm: source.final_norm().map_err(Error::from_source)?,
+        outer: source.outer().map_err(Error::from_source)?,
         head: head(model, source)?,
     };
     let mut lessons = Vec::with_capacity(count);
@@ -204,7 +204,7 @@ struct School<'a> {
     model: &'a Model,
     source: &'a dyn WeightSource,
     forward: Forward<'a>,
-    norm: Array1<f32>,
+    outer: OuterWeights,
     head: Vec<LinearOperator>,
 }
 
@@ -241,8 +241,12 @@ impl WeightSource for Pupils<'_> {
         Ok(linears)
     }
 
-    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
-        self.source.final_norm()
+    fn positions(&self, rows: std::ops::Range<usize>) -> Result<Array2<f32>, SourceError> {
+        self.source.positions(rows)
+    }
+
+    fn outer(&self) -> Result<OuterWeights, SourceError> {
+        self.source.outer()
     }
 
     fn head_rows(&self, rows: std::ops::Range<usize>) -> Result<LinearOperator, SourceError> {
@@ -259,7 +263,7 @@ impl School<'_> {
         before: &mut dyn FnMut(Vec<Array2<f32>>),
     ) -> Result<Vec<Array2<f32>>, Error> {
         let embed =
-            |tokens: &&Vec<u32>| self.source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
+            |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         let pupils = Pupils { source: self.source, solved };
         for layer in &self.model.layers {
@@ -276,7 +280,7 @@ impl School<'_> {
 
     /// Divergence of each lesson's window, summed over its tokens, and its gradient at the residual stream.
     fn judge(&self, lessons: &[Lesson<'_>], hidden: &[Array2<f32>]) -> Vec<(f64, Array2<f32>)> {
-        let head = Head { norm: &self.norm, slices: &self.head };
+        let head = Head { outer: &self.outer, slices: &self.head };
         let backward = Backward::new(&self.forward);
         let judged = lessons.par_iter().zip(hidden).map(|(lesson, hidden)| {
             let loss = backward.kl_divergence(head, hidden.view(), head, lesson.teacher.view());
@@ -361,7 +365,14 @@ mod tests {
         let shape = granularity.scale_shape(3, 32);
         let scales = Array2::from_shape_fn(shape, |(row, group)| 0.5 - 0.2 * (row + 2 * group) as f32);
         let id = LinearId { layer: 0, part: Part::Main, role: Role::Up };
-        let linear = Linear { id, name: "up".to_owned(), out_features: 3, in_features: 32, bias: false };
+        let linear = Linear {
+            id,
+            name: "up".to_owned(),
+            out_features: 3,
+            in_features: 32,
+            bias: false,
+            class: model::linear::LinearClass::Plain,
+        };
         Solved { linear, tensor: QuantizedTensor::new(scheme, codes, scales, None).unwrap() }
     }
 

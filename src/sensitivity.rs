@@ -48,7 +48,7 @@ pub(crate) fn weigh(
     let layers = &model.layers;
     progress.phase("weighing widths", 2 * layers.len());
 
-    let embed = |tokens: &&Vec<u32>| source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
+    let embed = |tokens: &&Vec<u32>| forward.embed(source, tokens, 0).map_err(Error::from_source);
     let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
     // The residual stream before each layer, of each window.
     let mut inputs: Vec<Vec<Array2<f32>>> = Vec::with_capacity(layers.len());
@@ -120,11 +120,11 @@ fn head_gradients(
     states: &[WindowState],
 ) -> Result<Vec<Array2<f32>>, Error> {
     let vocabulary = forward.model().hyperparameters.vocabulary;
-    let norm = source.final_norm().map_err(Error::from_source)?;
+    let outer = source.outer().map_err(Error::from_source)?;
     let slices = (0..vocabulary).step_by(HEAD_ROWS);
     let slices = slices.map(|first| source.head_rows(first..(first + HEAD_ROWS).min(vocabulary)));
     let slices: Vec<LinearOperator> = slices.collect::<Result<_, _>>().map_err(Error::from_source)?;
-    let head = Head { norm: &norm, slices: &slices };
+    let head = Head { outer: &outer, slices: &slices };
     let backward = Backward::new(forward);
     let gradients = projected.par_iter().map(|&window| {
         let hidden = states[window].hidden();

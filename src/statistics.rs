@@ -49,7 +49,7 @@ impl StageStatistics {
             hessian: HessianAccumulator::new(first.in_features),
             input: any(|settings| settings.alpha > 0.0)
                 .then(|| CrossMomentAccumulator::new(first.in_features, first.in_features)),
-            residual: (stage.writes_residual() && any(|settings| settings.beta > 0.0))
+            residual: (stage.writes_residual && any(|settings| settings.beta > 0.0))
                 .then(|| CrossMomentAccumulator::new(first.out_features, first.in_features)),
         };
         let mut fitted = accumulators();

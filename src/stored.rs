@@ -1,5 +1,7 @@
 //! A model on disk, original or quantized: its description, its checkpoint, and the weights that the forward pass asks for.
 
+mod nearest;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,16 +9,16 @@ use std::sync::OnceLock;
 
 use calibration::tokenizer::TextTokenizer;
 use calibration::weights::{
-    LayerWeights, LinearOperator, LinearWeights, Linears, RouterWeights, SourceError, WeightSource,
+    LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError, WeightSource, read_norm,
+    read_outer, read_router,
 };
 use formats::container::TensorSpec;
 use formats::gguf::GgufFile;
 use formats::target::{self, DESCRIPTIONS, StoredFormat};
 use formats::{Checkpoint, Dtype};
-use model::graph::RouterTensors;
 use model::linear::{Linear, Part};
-use model::{Layer, Model};
-use ndarray::{Array1, Array2, Axis, s};
+use model::{Layer, Model, ModelError};
+use ndarray::{Array2, Axis, s};
 use quantizer::scheme::Scheme;
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
@@ -92,10 +94,21 @@ impl StoredModel {
             return Err(no_directory(path));
         }
         let config = read_config(path)?;
-        let model =
-            Model::resolve(&config).map_err(|source| Error::Model { path: path.to_owned(), source })?;
+        let checkpoint = Checkpoint::open(path);
+        // A packed embedding has no `weight`.
+        let holds = |name: &str| {
+            let module = name.trim_end_matches("weight");
+            checkpoint.as_ref().is_ok_and(|found| found.names().any(|name| name.starts_with(module)))
+        };
+        let model = Model::resolve_for(&config, &holds).map_err(|source| match (&source, &checkpoint) {
+            (ModelError::UnknownArchitecture { found, .. }, Ok(checkpoint)) => {
+                nearest::unknown(path, &config, checkpoint, found)
+                    .unwrap_or(Error::Model { path: path.to_owned(), source })
+            }
+            _ => Error::Model { path: path.to_owned(), source },
+        })?;
         let format = target::description(&config).map(target::open).transpose()?;
-        let mut checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = checkpoint?;
         checkpoint.split(&model.fused_experts());
         if let Some(format) = &format {
             checkpoint.split(&format.stacks(&model));
@@ -180,8 +193,12 @@ impl StoredModel {
         match (&self.format, self.scheme(linear)) {
             (Some(format), Some(scheme)) => Ok(format.values(linear, scheme, &self.checkpoint)?),
             _ => {
-                let shape = (linear.out_features, linear.in_features);
-                Ok(self.checkpoint.read_matrix(&linear.weight_name(), shape)?)
+                let [rows, columns] = linear.weight_shape();
+                let stored = self.checkpoint.read_matrix(&linear.weight_name(), (rows, columns))?;
+                if linear.is_transposed() {
+                    return Ok(stored.t().as_standard_layout().into_owned());
+                }
+                Ok(stored)
             }
         }
     }
@@ -230,7 +247,9 @@ impl StoredModel {
         let kinds = [Dtype::F16, Dtype::Bf16, Dtype::F32];
         let said = ["dtype", "torch_dtype"].iter().find_map(|key| self.config.get(key)?.as_str());
         let said = kinds.into_iter().find(|dtype| dtype.torch_name() == said);
-        let norm = self.checkpoint.info(&self.model.final_norm())?.dtype;
+        let norm = self.model.final_norm();
+        let norm =
+            norm.map_or(Ok(Dtype::F32), |norm| self.checkpoint.info(&norm.weight).map(|info| info.dtype))?;
         // A GGUF file says nothing, and widens norms.
         Ok(said.unwrap_or(if norm == Dtype::F32 { Dtype::F16 } else { norm }))
     }
@@ -265,7 +284,7 @@ impl StoredModel {
         tensors.extend(packed.iter().map(|linear| TensorSpec {
             name: linear.weight_name(),
             dtype: runtime,
-            shape: vec![linear.out_features, linear.in_features],
+            shape: linear.weight_shape().to_vec(),
         }));
         Ok(tensors)
     }
@@ -373,7 +392,7 @@ impl StoredModel {
         }
         let (head, embedding) = (self.model.untied_head(), self.model.embedding());
         let numbers = &self.model.hyperparameters;
-        self.checkpoint.expect_shape(&head, &[numbers.vocabulary, numbers.hidden_size])?;
+        self.checkpoint.expect_shape(&head, &[numbers.vocabulary, numbers.embedding_size])?;
         for first in (0..numbers.vocabulary).step_by(COMPARED_ROWS) {
             let rows = first..(first + COMPARED_ROWS).min(numbers.vocabulary);
             let embedded = self.row_values(&self.outer.embedding.linear, rows.clone())?;
@@ -407,45 +426,24 @@ impl StoredModel {
         linears.map(|linear| Ok((linear.id.slot(), self.operator(linear)?))).collect()
     }
 
-    fn router(&self, tensors: &RouterTensors) -> Result<RouterWeights, Error> {
-        let hidden = self.model.hyperparameters.hidden_size;
-        let experts = tensors.routing.experts;
-        let matrix = |name: &str, rows| {
-            let weights = LinearWeights::Dense(self.checkpoint.read_matrix(name, (rows, hidden))?);
-            Ok::<_, Error>(LinearOperator { weights, bias: None })
-        };
-        let correction = tensors.correction.as_ref().map(|name| self.checkpoint.read_vector(name, experts));
-        Ok(RouterWeights {
-            outputs: matrix(&tensors.weight, experts)?,
-            correction: correction.transpose()?,
-            shared_gate: tensors.shared_gate.as_ref().map(|name| matrix(name, 1)).transpose()?,
-        })
-    }
-
     /// The weights of one layer, without its experts.
     pub(crate) fn layer_weights(&self, layer: &Layer) -> Result<LayerWeights, Error> {
-        let numbers = &self.model.hyperparameters;
         let linears = layer.linears().filter(|linear| linear.id.part.expert().is_none());
-        let head_norms = match &layer.head_norms {
-            None => None,
-            Some(norms) => Some((
-                self.checkpoint.read_vector(&norms.query, numbers.head_dim)?,
-                self.checkpoint.read_vector(&norms.key, numbers.head_dim)?,
-            )),
-        };
+        let vector = |name: &str, features| self.checkpoint.read_vector(name, features);
+        let matrix = |name: &str, shape| self.checkpoint.read_matrix(name, shape);
+        let norms = layer.norms.iter().map(|(&place, norm)| Ok((place, read_norm(norm, &vector)?)));
+        let router = layer.router.as_ref().map(|tensors| read_router(tensors, &vector, &matrix));
         Ok(LayerWeights {
             linears: self.operators(linears)?,
-            attention_norm: self.checkpoint.read_vector(&layer.attention_norm.weight, numbers.hidden_size)?,
-            mlp_norm: self.checkpoint.read_vector(&layer.mlp_norm.weight, numbers.hidden_size)?,
-            head_norms,
-            router: layer.router.as_ref().map(|tensors| self.router(tensors)).transpose()?,
+            norms: norms.collect::<Result<_, Error>>()?,
+            router: router.transpose()?,
         })
     }
 
     /// Rows of the embedding, read one by one: a window needs few of them.
     pub(crate) fn embedded(&self, tokens: &[u32]) -> Result<Array2<f32>, Error> {
         let linear = &self.outer.embedding.linear;
-        let mut rows = Array2::zeros((tokens.len(), self.model.hyperparameters.hidden_size));
+        let mut rows = Array2::zeros((tokens.len(), self.model.hyperparameters.embedding_size));
         for (mut row, &token) in rows.axis_iter_mut(Axis(0)).zip(tokens) {
             let token = token as usize;
             row.assign(&self.row_values(linear, token..token + 1)?.row(0));
@@ -467,18 +465,32 @@ impl WeightSource for StoredModel {
         Ok(self.operators(layer.linears_of(Part::Expert(expert)))?)
     }
 
-    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
-        let hidden = self.model.hyperparameters.hidden_size;
-        Ok(self.checkpoint.read_vector(&self.model.final_norm(), hidden)?)
+    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
+        let (name, offset) = self.model.positions().ok_or("the model has no learned positions")?;
+        Ok(self.checkpoint.read_rows(&name, offset + rows.start..offset + rows.end)?)
+    }
+
+    fn outer(&self) -> Result<OuterWeights, SourceError> {
+        let vector = |name: &str, features| self.checkpoint.read_vector(name, features);
+        let matrix = |name: &str, shape| self.checkpoint.read_matrix(name, shape);
+        Ok(read_outer(&self.model, &vector, &matrix)?)
     }
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
         let linear = &self.outer.head.linear;
-        if rows == (0..linear.out_features) {
-            return Ok(self.operator(linear)?);
-        }
-        let weights = LinearWeights::Dense(self.row_values(linear, rows)?);
-        Ok(LinearOperator { weights, bias: None })
+        let weights = if rows == (0..linear.out_features) {
+            self.operator(linear)?.weights
+        } else {
+            LinearWeights::Dense(self.row_values(linear, rows.clone())?)
+        };
+        let bias = match self.model.head_bias() {
+            None => None,
+            Some(name) => {
+                let bias = self.checkpoint.read_vector(&name, linear.out_features)?;
+                Some(bias.slice(s![rows]).to_owned())
+            }
+        };
+        Ok(LinearOperator { weights, bias })
     }
 }
 

@@ -2,11 +2,11 @@
 //! which the tracks share.
 
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LayerWeights, WeightSource};
+use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
 use model::graph::StageInput;
 use model::linear::Part;
 use model::{Layer, Model, Stage};
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::error::Error;
@@ -45,13 +45,13 @@ impl<'m> Streams<'m> {
         shown: bool,
     ) -> Result<Self, Error> {
         let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
-        let embed =
-            |tokens: &Vec<u32>| source.embed(tokens).map(WindowState::new).map_err(Error::from_source);
+        let forward = Forward::new(model, tokens);
+        let embed = |tokens: &Vec<u32>| forward.embed(source, tokens, 0).map_err(Error::from_source);
         let embedded = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
         let original = beside.then(|| embedded.clone());
         let quantized = vec![embedded; plans.len()];
-        Ok(Self { forward: Forward::new(model, tokens), quantized, original })
+        Ok(Self { forward, quantized, original })
     }
 
     /// How many there are.
@@ -127,16 +127,16 @@ impl<'m> Streams<'m> {
         }
     }
 
-    /// Shows what the head multiplies with in a track, `[tokens, hidden]`, windows in order, once all layers are done.
+    /// Shows what the head multiplies with in a track, `[tokens, embedding_size]`, windows in order, once all layers are done.
     pub(crate) fn see_head_input(
         &self,
         track: usize,
-        norm: &Array1<f32>,
+        outer: &OuterWeights,
         see: &mut dyn FnMut(ArrayView2<'_, f32>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.quantized[track]
             .iter()
-            .try_for_each(|state| see(self.forward.head_input(norm, state.hidden()).view()))
+            .try_for_each(|state| see(self.forward.head_input(outer, state.hidden()).view()))
     }
 
     /// Applies the stage's original linears to the original stream.

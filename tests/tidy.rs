@@ -88,6 +88,7 @@ fn names_of_architectures_formats_and_solvers_stay_in_their_own_files() {
         // GGUF calls ways to split text, and a kind of tokenizer, after the models that had them first.
         (root().join("formats/src/gguf/pretokenizers.rs"), "qwen2"),
         (root().join("formats/src/gguf/tokenizer.rs"), "llama"),
+        (root().join("formats/src/gguf/tokenizer.rs"), "gpt2"),
     ];
     for (crate_name, _) in LEVELS {
         for path in sources(&source_folder(crate_name)) {
@@ -159,5 +160,17 @@ fn no_test_is_switched_off() {
             let switched_off = concat!("#[", "ignore");
             assert!(!code(&path).contains(switched_off), "{}", path.display());
         }
+    }
+}
+
+#[test]
+fn the_list_of_architectures_names_every_one() {
+    let list = fs::read_to_string(root().join("docs/architectures.md")).unwrap();
+    for known in model::architectures::ALL {
+        assert!(
+            list.contains(&format!("`{}`", known.model_type)),
+            "docs/architectures.md lacks {}",
+            known.model_type
+        );
     }
 }

@@ -22,7 +22,7 @@ use model::Model;
 use rayon::prelude::*;
 
 use crate::error::CalibrationError;
-use crate::forward::{Forward, LayerCache, WindowState};
+use crate::forward::{Forward, LayerCache};
 use crate::held::HeldWeights;
 use crate::sampling::{draw, likeliest};
 use crate::weights::WeightSource;
@@ -159,8 +159,8 @@ fn write(
         model.layers.iter().map(|_| forward.layer_cache(batch.len(), request.tokens)).collect();
     for position in 0..request.tokens - 1 {
         let newest: Vec<u32> = batch.iter().map(|writer| writer.tokens[position]).collect();
-        let embedded = weights.source.embed(&newest).map_err(CalibrationError::Source)?;
-        let mut state = WindowState::new(embedded);
+        let embedded = forward.embed_each(weights.source, &newest, position);
+        let mut state = embedded.map_err(CalibrationError::Source)?;
         for (layer, cache) in model.layers.iter().zip(&mut caches) {
             forward
                 .advance_layer_token(

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use model::linear::Part;
 use model::{Layer, Model};
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, s};
 
 use crate::error::CalibrationError;
 use crate::forward::Forward;
-use crate::weights::{LayerWeights, LinearOperator, WeightSource};
+use crate::weights::{LayerWeights, LinearOperator, OuterWeights, WeightSource};
 
 /// Bytes of f32 weights that are kept in memory between steps.
 const HELD_BYTES: usize = 4 << 30;
@@ -19,7 +19,7 @@ const HEAD_SLICE: usize = 1 << 22;
 /// The weights of a model that is run again and again.
 pub(crate) struct HeldWeights<'s> {
     pub(crate) source: &'s dyn WeightSource,
-    final_norm: Array1<f32>,
+    outer: OuterWeights,
     vocabulary: usize,
     hidden: usize,
     held: Option<(Vec<LayerWeights>, LinearOperator)>,
@@ -44,8 +44,8 @@ impl<'s> HeldWeights<'s> {
         } else {
             None
         };
-        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
-        Ok(Self { source, final_norm, vocabulary, hidden, held })
+        let outer = source.outer().map_err(CalibrationError::Source)?;
+        Ok(Self { source, outer, vocabulary, hidden, held })
     }
 
     pub(crate) fn layer(&self, layer: &Layer) -> Result<Cow<'_, LayerWeights>, CalibrationError> {
@@ -62,14 +62,14 @@ impl<'s> HeldWeights<'s> {
         hidden: ArrayView2<'_, f32>,
     ) -> Result<Array2<f32>, CalibrationError> {
         if let Some((_, head)) = &self.held {
-            return Ok(forward.logits(&self.final_norm, head, hidden));
+            return Ok(forward.logits(&self.outer, head, hidden));
         }
         let slice = (HEAD_SLICE / self.hidden).clamp(1, self.vocabulary);
         let mut logits = Array2::zeros((hidden.nrows(), self.vocabulary));
         for first in (0..self.vocabulary).step_by(slice) {
             let rows: Range<usize> = first..(first + slice).min(self.vocabulary);
             let head = self.source.head_rows(rows.clone()).map_err(CalibrationError::Source)?;
-            logits.slice_mut(s![.., rows]).assign(&forward.logits(&self.final_norm, &head, hidden));
+            logits.slice_mut(s![.., rows]).assign(&forward.logits(&self.outer, &head, hidden));
         }
         Ok(logits)
     }

@@ -4,7 +4,7 @@ use model::Model;
 use ndarray::{Array1, s};
 
 use crate::error::CalibrationError;
-use crate::forward::{Forward, LayerCache, WindowState};
+use crate::forward::{Forward, LayerCache};
 use crate::held::HeldWeights;
 use crate::weights::WeightSource;
 
@@ -65,8 +65,8 @@ impl<'m> Session<'m> {
         let mut logits = Array1::zeros(0);
         let mut left = tokens.len();
         for run in tokens.chunks(RUN) {
-            let embedded = self.weights.source.embed(run).map_err(CalibrationError::Source)?;
-            let mut state = WindowState::new(embedded);
+            let embedded = self.forward.embed(self.weights.source, run, self.position);
+            let mut state = embedded.map_err(CalibrationError::Source)?;
             for (layer, cache) in self.forward.model().layers.iter().zip(&mut self.caches) {
                 let weights = self.weights.layer(layer)?;
                 let source = self.weights.source;

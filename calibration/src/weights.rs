@@ -5,16 +5,18 @@ use std::ops::Range;
 
 use kernels::packed::PackedMatrix;
 use kernels::product::{product_nn, product_nt};
-use model::Layer;
+use model::architecture::NormKind;
+use model::graph::{NormPlace, NormTensor, RouterTensors};
 use model::linear::{Part, Slot};
-use ndarray::{Array1, Array2, ArrayView2};
+use model::{Layer, Model};
+use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix1};
 
 /// Whatever a [`WeightSource`] can fail with.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Gives the weights of a model, one part at a time, so that nobody holds all of them.
 pub trait WeightSource: Sync {
-    /// Rows of the embedding, `[tokens, hidden]`.
+    /// Rows of the embedding, `[tokens, embedding_size]`.
     ///
     /// # Errors
     /// The source's own.
@@ -32,13 +34,19 @@ pub trait WeightSource: Sync {
     /// The source's own.
     fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError>;
 
-    /// The norm before the head, `[hidden]`.
+    /// Rows of the table of learned positions, `[rows, hidden]`, for positions that the model has; asked for only where there is one.
     ///
     /// # Errors
     /// The source's own.
-    fn final_norm(&self) -> Result<Array1<f32>, SourceError>;
+    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError>;
 
-    /// Some rows of the head, `[rows, hidden]`: a vocabulary can be larger than all the rest of a layer.
+    /// What lies outside of the layers, beside the tables.
+    ///
+    /// # Errors
+    /// The source's own.
+    fn outer(&self) -> Result<OuterWeights, SourceError>;
+
+    /// Some rows of the head, `[rows, embedding_size]`, with their bias: a vocabulary can be larger than all the rest of a layer.
     ///
     /// # Errors
     /// The source's own.
@@ -75,6 +83,35 @@ pub struct LinearOperator {
     pub bias: Option<Array1<f32>>,
 }
 
+/// Reads a vector of so many features by name.
+pub type ReadVector<'r, E> = dyn Fn(&str, usize) -> Result<Array1<f32>, E> + 'r;
+/// Reads a matrix of so many rows and columns by name.
+pub type ReadMatrix<'r, E> = dyn Fn(&str, (usize, usize)) -> Result<Array2<f32>, E> + 'r;
+
+/// A norm's weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormWeights {
+    /// As the checkpoint has it, `[features]`.
+    pub weight: Array1<f32>,
+    /// `[features]`.
+    pub bias: Option<Array1<f32>>,
+    /// What the norm computes.
+    pub kind: NormKind,
+}
+
+/// What lies outside of the layers.
+#[derive(Clone, Debug)]
+pub struct OuterWeights {
+    /// Over what the embedding gives, `[hidden]`.
+    pub embedding_norm: Option<NormWeights>,
+    /// From the embedding's width to the residual stream's, `[hidden, embedding_size]`.
+    pub widening: Option<LinearOperator>,
+    /// Before the head, `[hidden]`.
+    pub final_norm: Option<NormWeights>,
+    /// From the residual stream's width to the head's, `[embedding_size, hidden]`.
+    pub narrowing: Option<LinearOperator>,
+}
+
 /// Linears by their place in a layer.
 pub type Linears = BTreeMap<Slot, LinearOperator>;
 
@@ -83,12 +120,8 @@ pub type Linears = BTreeMap<Slot, LinearOperator>;
 pub struct LayerWeights {
     /// Its linears, those of experts only while they are in memory.
     pub linears: Linears,
-    /// The norm before attention, `[hidden]`.
-    pub attention_norm: Array1<f32>,
-    /// The norm before the MLP, `[hidden]`.
-    pub mlp_norm: Array1<f32>,
-    /// Norms over query and key heads, `[head_dim]` each.
-    pub head_norms: Option<(Array1<f32>, Array1<f32>)>,
+    /// Its norms.
+    pub norms: BTreeMap<NormPlace, NormWeights>,
     /// What sends tokens to experts, where the layer has them.
     pub router: Option<RouterWeights>,
 }
@@ -102,6 +135,78 @@ pub struct RouterWeights {
     pub correction: Option<Array1<f32>>,
     /// The output whose sigmoid weighs the shared expert.
     pub shared_gate: Option<LinearOperator>,
+}
+
+impl NormWeights {
+    /// What features are multiplied with.
+    #[must_use]
+    pub fn gains(&self) -> CowArray<'_, f32, Ix1> {
+        match self.kind {
+            NormKind::RmsPlusOne => (&self.weight + 1.0).into(),
+            NormKind::Rms | NormKind::Layer | NormKind::LayerWithoutBias => self.weight.view().into(),
+        }
+    }
+}
+
+/// Reads what lies outside of the layers, given how vectors `[features]` and matrices `[rows, columns]` are read.
+///
+/// # Errors
+/// Those of the readers.
+pub fn read_outer<E>(
+    model: &Model,
+    vector: &ReadVector<'_, E>,
+    matrix: &ReadMatrix<'_, E>,
+) -> Result<OuterWeights, E> {
+    let norm = |norm: Option<NormTensor>| norm.map(|norm| read_norm(&norm, vector)).transpose();
+    let (width, hidden) = (model.hyperparameters.embedding_size, model.hyperparameters.hidden_size);
+    let linear = |name: &str, shape| {
+        matrix(name, shape).map(|weights| LinearOperator { weights: weights.into(), bias: None })
+    };
+    let (widening, narrowing) = match model.projections() {
+        None => (None, None),
+        Some([widening, narrowing]) => {
+            (Some(linear(&widening, (hidden, width))?), Some(linear(&narrowing, (width, hidden))?))
+        }
+    };
+    Ok(OuterWeights {
+        embedding_norm: norm(model.embedding_norm())?,
+        widening,
+        final_norm: norm(model.final_norm())?,
+        narrowing,
+    })
+}
+
+/// Reads what sends tokens to experts, given how vectors and matrices are read.
+///
+/// # Errors
+/// Those of the readers.
+pub fn read_router<E>(
+    tensors: &RouterTensors,
+    vector: &ReadVector<'_, E>,
+    matrix: &ReadMatrix<'_, E>,
+) -> Result<RouterWeights, E> {
+    let operator = |name: &str, rows| {
+        matrix(name, (rows, tensors.hidden))
+            .map(|weights| LinearOperator { weights: weights.into(), bias: None })
+    };
+    let experts = tensors.routing.experts;
+    Ok(RouterWeights {
+        outputs: operator(&tensors.weight, experts)?,
+        correction: tensors.correction.as_ref().map(|name| vector(name, experts)).transpose()?,
+        shared_gate: tensors.shared_gate.as_ref().map(|name| operator(name, 1)).transpose()?,
+    })
+}
+
+/// Reads a norm, given how vectors `[features]` are read.
+///
+/// # Errors
+/// Those of the reader.
+pub fn read_norm<E>(norm: &NormTensor, vector: &ReadVector<'_, E>) -> Result<NormWeights, E> {
+    Ok(NormWeights {
+        weight: vector(&norm.weight, norm.features)?,
+        bias: norm.bias.as_deref().map(|name| vector(name, norm.features)).transpose()?,
+        kind: norm.kind,
+    })
 }
 
 impl LinearOperator {

@@ -161,7 +161,14 @@ mod tests {
 
     fn linear(name: &str) -> Linear {
         let id = LinearId { layer: 0, part: Part::Main, role: Role::Up };
-        Linear { id, name: name.to_owned(), out_features: 6, in_features: 4, bias: false }
+        Linear {
+            id,
+            name: name.to_owned(),
+            out_features: 6,
+            in_features: 4,
+            bias: false,
+            class: model::linear::LinearClass::Plain,
+        }
     }
 
     fn write(directory: &Path, linear: &Linear, adapter: &Adapter, config: &Value) {

@@ -19,6 +19,8 @@ fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
     let module = match role {
         Role::Embedding => "embed_tokens",
         Role::Head => "lm_head",
+        Role::QueryKeyValue => "self_attn.qkv_proj",
+        Role::GateUp => "mlp.gate_up_proj",
         Role::Query => "self_attn.q_proj",
         Role::Key => "self_attn.k_proj",
         Role::Value => "self_attn.v_proj",
@@ -34,6 +36,7 @@ fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
         out_features: shape.0,
         in_features: shape.1,
         bias: false,
+        class: model::linear::LinearClass::Plain,
     }
 }
 

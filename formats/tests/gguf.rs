@@ -412,7 +412,14 @@ fn every_layout_holds_every_solution_on_its_grid() {
         role: model::linear::Role::Down,
     };
     for layout in blocks::ALL {
-        let linear = Linear { id, name: "down".to_owned(), out_features: 5, in_features: 1024, bias: false };
+        let linear = Linear {
+            id,
+            name: "down".to_owned(),
+            out_features: 5,
+            in_features: 1024,
+            bias: false,
+            class: model::linear::LinearClass::Plain,
+        };
         let expected = solution(&linear, layout.scheme());
         let bytes = layout.encode(&expected);
         assert_eq!(bytes.len(), 5 * layout.row_bytes(1024));

@@ -14,7 +14,14 @@ const NAME: &str = "model.layers.0.self_attn.o_proj";
 
 fn linear(out_features: usize, in_features: usize) -> Linear {
     let id = LinearId { layer: 0, part: Part::Main, role: Role::Output };
-    Linear { id, name: NAME.to_owned(), out_features, in_features, bias: false }
+    Linear {
+        id,
+        name: NAME.to_owned(),
+        out_features,
+        in_features,
+        bias: false,
+        class: model::linear::LinearClass::Plain,
+    }
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {

@@ -3,33 +3,67 @@
 //! Everything else is derived from a description: tensor names and shapes, the stages of a layer, who shares a Hessian, the forward pass.
 //! A case that every consumer has to understand is an enum variant, so that adding one lets the compiler list the work.
 
+use serde::{Deserialize, Serialize};
+
+use crate::linear::LinearClass;
+
 /// A family of models: how its checkpoints name things and how its layers compute.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Architecture {
-    /// `model_type` in config.json.
+    /// `model_type` in config.json. Several may share one, told apart by `when`.
     pub model_type: &'static str,
     /// The class that `architectures` in config.json names.
     pub class: &'static str,
     /// Which models belong to it, for people.
     pub summary: &'static str,
+    /// What config.json must say for this description to be meant.
+    #[serde(deserialize_with = "leaked")]
+    pub when: &'static [(&'static str, Setting)],
+    /// Values of keys that config.json does not have: the defaults of the reference implementation.
+    #[serde(deserialize_with = "leaked")]
+    pub defaults: &'static [(&'static str, Setting)],
     /// Module of the token embedding, `[vocabulary, hidden]`.
     pub embedding: &'static str,
+    /// The norm of what the embedding gives.
+    pub embedding_norm: Option<Norm>,
+    /// A table of learned positions, added to what the embedding gives.
+    pub positions: Option<LearnedPositions>,
+    /// Where rows of the embedding are narrower than the residual stream (`word_embed_proj_dim`): what widens and what narrows them.
+    pub projections: Option<Projections>,
     /// Prefix of the decoder layers; a layer's modules are `{layers}.{index}.{module}`.
     pub layers: &'static str,
-    /// Module of the norm before the head.
-    pub final_norm: &'static str,
+    /// The norm before the head.
+    pub final_norm: Option<Norm>,
     /// Module of the head, `[vocabulary, hidden]`.
     pub head: &'static str,
-    /// Value of `tie_word_embeddings` where config.json has none.
-    pub tied_head: bool,
+    /// Whether the head has a bias, `[vocabulary]`.
+    pub head_bias: bool,
+    /// Factors and caps.
+    pub factors: Factors,
+    /// What the reference implementation makes of the layers' linears.
+    pub linears: LinearClass,
     /// How llama.cpp runs it; none: not at all.
     pub llama_cpp: Option<LlamaCpp>,
     /// What a decoder layer is made of.
     pub layer: DecoderLayer,
 }
 
+/// A value in config.json.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    /// True or false.
+    Flag(bool),
+    /// A number.
+    Number(f64),
+    /// Text.
+    Text(&'static str),
+}
+
 /// What llama.cpp makes of an architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LlamaCpp {
     /// Its name there. Several architectures may share one: files of it are read as the first in the registry.
     pub name: &'static str,
@@ -38,21 +72,60 @@ pub struct LlamaCpp {
     pub rotates_neighbours: bool,
 }
 
-/// A decoder layer: `x += attention(norm(x)); x += mlp(norm(x))`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A decoder layer: two branches, attention and MLP, that read the residual stream and are added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, bound(deserialize = "'de: 'static"))]
 pub struct DecoderLayer {
-    /// The norm before attention.
-    pub attention_norm: Norm,
+    /// Whether the MLP reads what attention has written.
+    pub branches: Branches,
+    /// Norms of the attention branch.
+    pub attention_norms: BranchNorms,
     /// Attention.
     pub attention: Attention,
-    /// The norm before the MLP.
-    pub mlp_norm: Norm,
+    /// Norms of the MLP branch. In parallel branches without a norm before the MLP, it reads what attention reads.
+    pub mlp_norms: BranchNorms,
     /// The MLP.
     pub mlp: Mlp,
+    /// Which projections of the MLP have a bias.
+    pub mlp_bias: Bias,
 }
 
-/// A norm over the hidden features.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How the two branches of a layer follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Branches {
+    /// `x += attention(x); x += mlp(x)`.
+    InTurn,
+    /// `x += attention(x) + mlp(x)`.
+    Parallel,
+}
+
+/// Norms of a branch `f`: `x = joined(x + after(f(before(x))))`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, bound(deserialize = "'de: 'static"))]
+pub struct BranchNorms {
+    /// Of what it reads.
+    pub before: Option<Norm>,
+    /// Of what it gives.
+    pub after: Option<Norm>,
+    /// Of the residual stream with what it gave.
+    pub joined: Option<Norm>,
+}
+
+impl BranchNorms {
+    /// No norm at all.
+    pub const NONE: Self = Self { before: None, after: None, joined: None };
+
+    /// A norm before the branch alone.
+    #[must_use]
+    pub const fn before(norm: Norm) -> Self {
+        Self { before: Some(norm), ..Self::NONE }
+    }
+}
+
+/// A norm over the features of each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Norm {
     /// Its module.
     pub name: &'static str,
@@ -61,29 +134,122 @@ pub struct Norm {
 }
 
 /// What a norm computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NormKind {
     /// `x / sqrt(mean(x²) + eps) * weight`.
     Rms,
+    /// `x / sqrt(mean(x²) + eps) * (1 + weight)`.
+    RmsPlusOne,
+    /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`.
+    Layer,
+    /// The same without a bias.
+    LayerWithoutBias,
 }
 
-/// Causal self-attention with rotary positions and grouped key-value heads.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Learned positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnedPositions {
+    /// Module of the table, `[offset + context, hidden]`.
+    pub name: &'static str,
+    /// Row of position 0.
+    pub offset: usize,
+}
+
+/// Linears between the embedding's width and the residual stream's, without biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Projections {
+    /// Module after the embedding.
+    pub widening: &'static str,
+    /// Module before the head.
+    pub narrowing: &'static str,
+}
+
+/// Factors and caps of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Factors {
+    /// On what the embedding gives.
+    pub embedding: Factor,
+    /// On the products of queries and keys.
+    pub attention: Factor,
+    /// On what a branch adds to the residual stream.
+    pub residual: Factor,
+    /// On the logits.
+    pub logits: Factor,
+    /// The key of `c` where `c tanh(s / c)` takes the place of the scaled products `s` of queries and keys.
+    pub attention_cap: Option<&'static str>,
+    /// The same for logits.
+    pub logit_cap: Option<&'static str>,
+}
+
+impl Factors {
+    /// Products of queries and keys over the root of the head's features, all else as it is.
+    pub const PLAIN: Self = Self {
+        embedding: Factor::One,
+        attention: Factor::OneOverRootOf("head_dim"),
+        residual: Factor::One,
+        logits: Factor::One,
+        attention_cap: None,
+        logit_cap: None,
+    };
+}
+
+/// A factor, by keys of config.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Factor {
+    /// 1.
+    One,
+    /// A key's value.
+    Key(&'static str),
+    /// One over it.
+    OneOver(&'static str),
+    /// One over its square root.
+    OneOverRootOf(&'static str),
+    /// Its square root, rounded to the checkpoint's type.
+    RoundedRootOf(&'static str),
+}
+
+/// Whether something has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// No.
+    Never,
+    /// Yes.
+    Always,
+    /// As a key of config.json says; no, where there is none.
+    Key(&'static str),
+}
+
+/// Causal self-attention with grouped key-value heads.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attention {
     /// How queries, keys and values are projected.
     pub qkv: Qkv,
+    /// Whether all queries share one key head, whatever config.json says.
+    pub single_key_head: bool,
+    /// Whether the projections of queries, keys and values have biases.
+    pub input_bias: Bias,
     /// Module of the output projection.
     pub output: &'static str,
-    /// Which projections have a bias.
-    pub bias: AttentionBias,
-    /// Modules of norms over each head of the queries and keys, before the rotation.
+    /// Whether it has a bias.
+    pub output_bias: Bias,
+    /// Norms of queries and keys, before the rotation.
     pub head_norms: Option<HeadNorms>,
+    /// How a token knows where others are.
+    pub positions: Positions,
     /// Which layers see only a window.
     pub window: Window,
 }
 
 /// How queries, keys and values are projected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Qkv {
     /// One linear each.
     Separate {
@@ -94,30 +260,93 @@ pub enum Qkv {
         /// Module of the value projection.
         value: &'static str,
     },
+    /// One linear for all.
+    Fused {
+        /// Its module.
+        name: &'static str,
+        /// How its rows lie.
+        rows: FusedRows,
+    },
 }
 
-/// Which projections of attention have a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttentionBias {
-    /// All four as `attention_bias` says; none where config.json has no such key.
-    Configured,
-    /// Query, key and value, not the output.
-    Inputs,
-    /// None.
-    Never,
+/// How the rows of a fused projection of queries, keys and values lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FusedRows {
+    /// All queries, all keys, all values.
+    Concatenated,
+    /// For each key head the queries that share it, the key, the value.
+    ByKeyHead,
 }
 
-/// RMS norms over each head of the queries and keys, weight `[head_dim]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct HeadNorms {
-    /// Module of the norm of query heads.
+    /// Module of the norm of queries.
     pub query: &'static str,
-    /// Module of the norm of key heads.
+    /// Module of the norm of keys.
     pub key: &'static str,
+    /// What they compute.
+    pub kind: NormKind,
+    /// Over how many features.
+    pub over: NormWidth,
+}
+
+/// What a norm of queries or keys goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormWidth {
+    /// Each head, weight `[head_dim]`.
+    EachHead,
+    /// All heads together, weight `[heads * head_dim]`.
+    AllHeads,
+}
+
+/// How attention knows positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Positions {
+    /// It does not; the embedding may.
+    None,
+    /// Products of queries and keys fall with the distance, each head with its slope (arXiv 2108.12409).
+    Alibi,
+    /// Queries and keys are rotated.
+    Rotary {
+        /// Which features of a head are turned together.
+        pairs: Pairs,
+        /// Which layers do not rotate.
+        unturned: Unturned,
+        /// Whether layers with a window have frequencies of their own.
+        local: bool,
+    },
+}
+
+/// Which features of a head are turned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairs {
+    /// `i` and `i + dim / 2`.
+    Halves,
+    /// `2 i` and `2 i + 1`.
+    Neighbours,
+}
+
+/// Which layers do not rotate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unturned {
+    /// None.
+    None,
+    /// Those that `no_rope_layers` gives a 0, or every `no_rope_layer_interval`-th.
+    Listed,
+    /// Those without a window.
+    WithoutWindow,
 }
 
 /// Which layers attend only to the last `sliding_window` tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Window {
     /// None, whatever config.json says.
     Never,
@@ -125,10 +354,13 @@ pub enum Window {
     EveryLayer,
     /// When `use_sliding_window` holds: those that `layer_types` marks, or those from `max_window_layers` on.
     Switched,
+    /// Those that `layer_types` marks, or all but every so many (`sliding_window_pattern`, or this number).
+    AllButEvery(usize),
 }
 
 /// The feed-forward part.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Mlp {
     /// `down(activation(gate(x)) * up(x))`.
     Gated {
@@ -139,14 +371,37 @@ pub enum Mlp {
         /// Module of the down projection.
         down: &'static str,
     },
+    /// The same with gate and up as one linear, gate's rows first.
+    GatedFused {
+        /// Module of both.
+        gate_up: &'static str,
+        /// Module of the down projection.
+        down: &'static str,
+    },
+    /// `down(activation(up(x)))`.
+    Plain {
+        /// Module of the up projection.
+        up: &'static str,
+        /// Module of the down projection.
+        down: &'static str,
+    },
     /// In some layers a router sends each token through a few of many gated MLPs; their results are added, weighted. The other layers are
     /// dense.
+    #[serde(skip)]
     Experts {
         /// The experts.
         experts: &'static Experts,
         /// The MLP of dense layers.
         dense: GatedMlp,
     },
+}
+
+impl DecoderLayer {
+    /// Whether both branches read the same.
+    #[must_use]
+    pub fn shares_input(&self) -> bool {
+        self.branches == Branches::Parallel && self.mlp_norms.before.is_none()
+    }
 }
 
 /// The modules of a gated MLP.
@@ -250,4 +505,12 @@ pub enum ExpertLayers {
     Sparse,
     /// From `first_k_dense_replace` on, every `moe_layer_freq`th.
     Later,
+}
+
+/// Lists live as long as the program.
+fn leaked<'de: 'static, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<&'static [(&'static str, Setting)], D::Error> {
+    let list = Vec::<(&'static str, Setting)>::deserialize(deserializer)?;
+    Ok(Vec::leak(list))
 }

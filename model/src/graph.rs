@@ -1,15 +1,19 @@
 //! A model as a graph: layers, stages and linears in forward order, derived from its description and its numbers.
 
+mod layers;
+mod naming;
+
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::architecture::{Architecture, AttentionBias, Experts, GatedMlp, HeadNorms, Mlp, NormKind, Qkv};
-use crate::architectures;
+use crate::architecture::{Architecture, Norm, NormKind};
 use crate::error::ModelError;
-use crate::experts::{ExpertNumbers, Routing};
-use crate::hyperparameters::Hyperparameters;
-use crate::linear::{Linear, LinearId, Part, Role};
+use crate::experts::Routing;
+use crate::hyperparameters::{Hyperparameters, Rotation, wrong_value};
+use crate::linear::{Linear, LinearClass, LinearId, Part, Role};
+use crate::registry;
+use naming::Naming;
 
 /// One model, resolved.
 #[derive(Clone, Debug)]
@@ -20,6 +24,8 @@ pub struct Model {
     pub hyperparameters: Hyperparameters,
     /// Decoder layers in forward order.
     pub layers: Vec<Layer>,
+    /// What the checkpoint puts before the description's names.
+    naming: Naming,
 }
 
 /// One decoder layer.
@@ -27,16 +33,14 @@ pub struct Model {
 pub struct Layer {
     /// Its place, from 0.
     pub index: usize,
-    /// Attention input, attention output; then MLP input and MLP output, of the shared expert and of each expert where there are experts.
+    /// In forward order.
     pub stages: Vec<Stage>,
-    /// The norm before attention.
-    pub attention_norm: NormTensor,
-    /// The norm before the MLP.
-    pub mlp_norm: NormTensor,
-    /// Weights of the norms over query and key heads, `[head_dim]` each.
-    pub head_norms: Option<HeadNormTensors>,
+    /// Its norms.
+    pub norms: BTreeMap<NormPlace, NormTensor>,
     /// Tokens that a token attends to, itself included; none: all earlier ones.
     pub window: Option<usize>,
+    /// How it rotates queries and keys.
+    pub rotation: Rotation,
     /// How tokens are sent to experts, where the layer has them.
     pub router: Option<RouterTensors>,
 }
@@ -52,6 +56,8 @@ pub struct RouterTensors {
     pub correction: Option<String>,
     /// Name of the matrix whose product's sigmoid weighs the shared expert, `[1, hidden]`.
     pub shared_gate: Option<String>,
+    /// Features of the residual stream.
+    pub hidden: usize,
     /// The arithmetic.
     pub routing: Routing,
 }
@@ -63,6 +69,8 @@ pub struct Stage {
     pub input: StageInput,
     /// Its linears, in forward order.
     pub linears: Vec<Linear>,
+    /// Whether what its linears give is added to the residual stream as it is.
+    pub writes_residual: bool,
 }
 
 impl Stage {
@@ -70,12 +78,6 @@ impl Stage {
     #[must_use]
     pub fn part(&self) -> Part {
         self.linears.first().map_or(Part::Main, |linear| linear.id.part)
-    }
-
-    /// Whether what its linears give is added to the residual stream.
-    #[must_use]
-    pub fn writes_residual(&self) -> bool {
-        matches!(self.input, StageInput::AttentionOutput | StageInput::MlpOutput)
     }
 }
 
@@ -86,28 +88,46 @@ pub enum StageInput {
     AttentionInput,
     /// The heads' weighted values, for the output projection.
     AttentionOutput,
-    /// The normed residual stream, for gate and up; an expert sees the tokens that are sent to it.
+    /// The normed residual stream, for the projections into the MLP; an expert sees the tokens that are sent to it.
     MlpInput,
-    /// The gated features, for the down projection; of an expert's tokens.
+    /// The MLP's inner features, for the down projection; of an expert's tokens.
     MlpOutput,
+    /// The normed residual stream, for both branches.
+    SharedInput,
 }
 
-/// A norm's weight.
+/// A norm's place in its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NormPlace {
+    /// Before attention; before both branches where they share their input.
+    AttentionInput,
+    /// Over queries, or each query head.
+    Query,
+    /// Over keys, or each key head.
+    Key,
+    /// Over what attention gives.
+    AttentionOutput,
+    /// Over the residual stream with what attention gave.
+    AttentionJoined,
+    /// Before the MLP.
+    MlpInput,
+    /// Over what the MLP gives.
+    MlpOutput,
+    /// Over the residual stream with what the MLP gave.
+    MlpJoined,
+}
+
+/// A norm's tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormTensor {
-    /// Name of the tensor, `[hidden]`.
+    /// Name of the weight, `[features]`.
     pub weight: String,
+    /// Name of the bias, `[features]`, where it has one.
+    pub bias: Option<String>,
     /// What the norm computes.
     pub kind: NormKind,
-}
-
-/// Weights of the norms over heads.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HeadNormTensors {
-    /// Name of the query heads' tensor.
-    pub query: String,
-    /// Name of the key heads' tensor.
-    pub key: String,
+    /// Features that it goes over.
+    pub features: usize,
 }
 
 /// A tensor that the description expects.
@@ -120,56 +140,89 @@ pub struct ExpectedTensor {
 }
 
 impl Model {
-    /// Finds the description by `model_type` and derives the graph.
+    /// Finds the description by `model_type` and derives the graph, with the names that the description has.
     ///
     /// # Errors
     /// An architecture without a description, or numbers that cannot be.
     pub fn resolve(config: &Value) -> Result<Self, ModelError> {
-        let object = config.as_object().ok_or(ModelError::NotAnObject)?;
-        let model_type = match object.get("model_type") {
-            None | Some(Value::Null) => return Err(ModelError::Missing { key: "model_type".to_owned() }),
-            Some(Value::String(text)) => text,
-            Some(other) => {
-                return Err(crate::hyperparameters::wrong_value(
-                    "model_type",
-                    Some(other),
-                    "text".to_owned(),
-                ));
-            }
-        };
-        let architecture = find(model_type)?;
-        let hyperparameters = Hyperparameters::read(architecture, config)?;
-        let layers =
-            (0..hyperparameters.layers).map(|index| layer(architecture, &hyperparameters, index)).collect();
-        Ok(Self { architecture, hyperparameters, layers })
+        Self::resolve_for(config, &|_| true)
     }
 
-    /// Name of the embedding, `[vocabulary, hidden]`.
+    /// The same with the names of a checkpoint, of which `holds` tells whether it has a tensor: those of a text tower have a prefix, and
+    /// those of a model that was saved without its head lack one.
+    ///
+    /// # Errors
+    /// As [`Model::resolve`].
+    pub fn resolve_for(config: &Value, holds: &dyn Fn(&str) -> bool) -> Result<Self, ModelError> {
+        let object = config.as_object().ok_or(ModelError::NotAnObject)?;
+        let config = text_part(object)?;
+        let architecture = registry::find(&config)?;
+        let hyperparameters = Hyperparameters::read(architecture, &config)?;
+        let naming = Naming::of(architecture, holds);
+        let layers = (0..hyperparameters.layers)
+            .map(|index| layers::layer(architecture, &hyperparameters, &naming, index))
+            .collect();
+        Ok(Self { architecture, hyperparameters, layers, naming })
+    }
+
+    fn weight(&self, module: &str) -> String {
+        weight(&self.naming.module(module))
+    }
+
+    fn outer_norm(&self, norm: Option<Norm>) -> Option<NormTensor> {
+        let features = self.hyperparameters.hidden_size;
+        norm.map(|norm| layers::norm(&self.naming.module(norm.name), norm.kind, features))
+    }
+
+    /// Name of the embedding, `[vocabulary, embedding_size]`.
     #[must_use]
     pub fn embedding(&self) -> String {
-        weight(self.architecture.embedding)
+        self.weight(self.architecture.embedding)
     }
 
-    /// Name of the norm before the head, `[hidden]`.
+    /// The norm of what the embedding gives.
     #[must_use]
-    pub fn final_norm(&self) -> String {
-        weight(self.architecture.final_norm)
+    pub fn embedding_norm(&self) -> Option<NormTensor> {
+        self.outer_norm(self.architecture.embedding_norm)
     }
 
-    /// Name of the tensor that the head multiplies with, `[vocabulary, hidden]`: the embedding's where they are tied.
+    /// Name and first row of the table of learned positions, `[offset + context, hidden]`.
+    #[must_use]
+    pub fn positions(&self) -> Option<(String, usize)> {
+        self.architecture.positions.map(|positions| (self.weight(positions.name), positions.offset))
+    }
+
+    /// Names of the linears `[hidden, embedding_size]` after the embedding and `[embedding_size, hidden]` before the head, where the
+    /// widths differ.
+    #[must_use]
+    pub fn projections(&self) -> Option<[String; 2]> {
+        let differ = self.hyperparameters.embedding_size != self.hyperparameters.hidden_size;
+        let projections = self.architecture.projections.filter(|_| differ)?;
+        Some([projections.widening, projections.narrowing].map(|module| self.weight(module)))
+    }
+
+    /// The norm before the head.
+    #[must_use]
+    pub fn final_norm(&self) -> Option<NormTensor> {
+        self.outer_norm(self.architecture.final_norm)
+    }
+
+    /// Name of the tensor that the head multiplies with, `[vocabulary, embedding_size]`: the embedding's where they are tied.
     #[must_use]
     pub fn head(&self) -> String {
-        weight(if self.hyperparameters.tied_head {
-            self.architecture.embedding
-        } else {
-            self.architecture.head
-        })
+        if self.hyperparameters.tied_head { self.embedding() } else { self.untied_head() }
+    }
+
+    /// Name of the head's bias, `[vocabulary]`.
+    #[must_use]
+    pub fn head_bias(&self) -> Option<String> {
+        self.architecture.head_bias.then(|| format!("{}.bias", self.naming.module(self.architecture.head)))
     }
 
     /// Name of the head's own tensor, which a tied model may or may not store as well.
     #[must_use]
     pub fn untied_head(&self) -> String {
-        weight(self.architecture.head)
+        self.weight(self.architecture.head)
     }
 
     /// Modules of matrices that are never quantized although they lie in a layer: what sends tokens to experts.
@@ -206,8 +259,9 @@ impl Model {
 
     fn outer(&self, id: LinearId, name: &str) -> Linear {
         let numbers = &self.hyperparameters;
-        let (out_features, in_features) = (numbers.vocabulary, numbers.hidden_size);
-        Linear { id, name: name.to_owned(), out_features, in_features, bias: false }
+        let (out_features, in_features) = (numbers.vocabulary, numbers.embedding_size);
+        let (name, class) = (self.naming.module(name), LinearClass::Plain);
+        Linear { id, name, out_features, in_features, bias: false, class }
     }
 
     /// Tensors in which some checkpoints have all experts of a layer, each with the names of its equal parts: `[experts, 2 width, hidden]`, of each
@@ -233,15 +287,20 @@ impl Model {
     /// Every tensor that a checkpoint must hold.
     pub fn expected_tensors(&self) -> impl Iterator<Item = ExpectedTensor> + '_ {
         let numbers = &self.hyperparameters;
-        let outer = [(self.embedding(), vec![numbers.vocabulary, numbers.hidden_size])]
-            .into_iter()
-            .chain([(self.final_norm(), vec![numbers.hidden_size])])
-            .chain(
-                (!numbers.tied_head)
-                    .then(|| (self.untied_head(), vec![numbers.vocabulary, numbers.hidden_size])),
-            );
+        let (rows, width, hidden) = (numbers.vocabulary, numbers.embedding_size, numbers.hidden_size);
+        let mut outer = vec![(self.embedding(), vec![rows, width])];
+        outer.extend(self.embedding_norm().iter().flat_map(NormTensor::expected));
+        outer.extend(self.positions().map(|(name, offset)| (name, vec![offset + numbers.context, hidden])));
+        if let Some([widening, narrowing]) = self.projections() {
+            outer.push((widening, vec![hidden, width]));
+            outer.push((narrowing, vec![width, hidden]));
+        }
+        outer.extend(self.final_norm().iter().flat_map(NormTensor::expected));
+        outer.extend((!numbers.tied_head).then(|| (self.untied_head(), vec![rows, width])));
+        outer.extend(self.head_bias().map(|name| (name, vec![rows])));
         outer
-            .chain(self.layers.iter().flat_map(|layer| layer.expected_tensors(numbers)))
+            .into_iter()
+            .chain(self.layers.iter().flat_map(Layer::expected))
             .map(|(name, shape)| ExpectedTensor { name, shape })
     }
 }
@@ -269,27 +328,33 @@ impl Layer {
         self.linears_of(Part::Main).find(|linear| linear.id.role == role)
     }
 
-    fn expected_tensors(&self, numbers: &Hyperparameters) -> Vec<(String, Vec<usize>)> {
-        let mut tensors = vec![
-            (self.attention_norm.weight.clone(), vec![numbers.hidden_size]),
-            (self.mlp_norm.weight.clone(), vec![numbers.hidden_size]),
-        ];
-        if let Some(norms) = &self.head_norms {
-            tensors.push((norms.query.clone(), vec![numbers.head_dim]));
-            tensors.push((norms.key.clone(), vec![numbers.head_dim]));
-        }
-        if let Some(router) = &self.router {
-            let experts = router.routing.experts;
-            tensors.push((router.weight.clone(), vec![experts, numbers.hidden_size]));
-            tensors.extend(router.correction.iter().map(|name| (name.clone(), vec![experts])));
-            tensors
-                .extend(router.shared_gate.iter().map(|name| (name.clone(), vec![1, numbers.hidden_size])));
-        }
+    fn expected(&self) -> Vec<(String, Vec<usize>)> {
+        let mut tensors: Vec<_> = self.norms.values().flat_map(NormTensor::expected).collect();
+        tensors.extend(self.router.iter().flat_map(RouterTensors::expected));
         for linear in self.stages.iter().flat_map(|stage| &stage.linears) {
-            tensors.push((linear.weight_name(), vec![linear.out_features, linear.in_features]));
+            tensors.push((linear.weight_name(), linear.weight_shape().to_vec()));
             tensors.extend(linear.bias_name().map(|name| (name, vec![linear.out_features])));
         }
         tensors
+    }
+}
+
+impl RouterTensors {
+    fn expected(&self) -> Vec<(String, Vec<usize>)> {
+        let experts = self.routing.experts;
+        let mut tensors = vec![(self.weight.clone(), vec![experts, self.hidden])];
+        tensors.extend(self.correction.iter().map(|name| (name.clone(), vec![experts])));
+        tensors.extend(self.shared_gate.iter().map(|name| (name.clone(), vec![1, self.hidden])));
+        tensors
+    }
+}
+
+impl NormTensor {
+    fn expected(&self) -> Vec<(String, Vec<usize>)> {
+        std::iter::once(&self.weight)
+            .chain(&self.bias)
+            .map(|name| (name.clone(), vec![self.features]))
+            .collect()
     }
 }
 
@@ -297,118 +362,18 @@ fn weight(module: &str) -> String {
     format!("{module}.weight")
 }
 
-fn find(model_type: &str) -> Result<&'static Architecture, ModelError> {
-    if let Some(known) = architectures::ALL.iter().find(|known| known.model_type == model_type) {
-        return Ok(known);
-    }
-    let nearest = architectures::ALL.iter().min_by_key(|known| edits(known.model_type, model_type));
-    Err(ModelError::UnknownArchitecture {
-        found: model_type.chars().take(80).collect(),
-        nearest: nearest.map_or("", |known| known.model_type),
-        known: architectures::ALL.iter().map(|known| known.model_type).collect::<Vec<_>>().join(", "),
-    })
-}
-
-/// Levenshtein distance of the first 80 characters.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(80).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, right) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(left != *right);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+/// The part of config.json that describes the decoder: `text_config` of a model with several towers, completed by what is said of all.
+fn text_part(config: &Map<String, Value>) -> Result<Map<String, Value>, ModelError> {
+    let Some(text) = config.get("text_config").filter(|value| !value.is_null()) else {
+        return Ok(config.clone());
+    };
+    let text =
+        text.as_object().ok_or_else(|| wrong_value("text_config", Some(text), "an object".to_owned()))?;
+    let mut merged = text.clone();
+    for key in ["tie_word_embeddings", "dtype", "torch_dtype"] {
+        if let (false, Some(value)) = (merged.contains_key(key), config.get(key)) {
+            merged.insert(key.to_owned(), value.clone());
         }
     }
-    row[b.len()]
-}
-
-fn layer(architecture: &Architecture, numbers: &Hyperparameters, index: usize) -> Layer {
-    let shape = &architecture.layer;
-    let attention = &shape.attention;
-    let name = |module: &str| format!("{}.{index}.{module}", architecture.layers);
-    let linear = |role, module: &str, out_features, in_features, bias| Linear {
-        id: LinearId { layer: index, part: Part::Main, role },
-        name: name(module),
-        out_features,
-        in_features,
-        bias,
-    };
-    let (bias_in, bias_out) = match attention.bias {
-        AttentionBias::Configured => (numbers.attention_bias, numbers.attention_bias),
-        AttentionBias::Inputs => (true, false),
-        AttentionBias::Never => (false, false),
-    };
-    let hidden = numbers.hidden_size;
-    let query_features = numbers.heads * numbers.head_dim;
-    let key_value_features = numbers.key_value_heads * numbers.head_dim;
-    let attention_inputs = match attention.qkv {
-        Qkv::Separate { query, key, value } => vec![
-            linear(Role::Query, query, query_features, hidden, bias_in),
-            linear(Role::Key, key, key_value_features, hidden, bias_in),
-            linear(Role::Value, value, key_value_features, hidden, bias_in),
-        ],
-    };
-    let attention_output = vec![linear(Role::Output, attention.output, hidden, query_features, bias_out)];
-    let mut stages = vec![
-        Stage { input: StageInput::AttentionInput, linears: attention_inputs },
-        Stage { input: StageInput::AttentionOutput, linears: attention_output },
-    ];
-    let mut gated = |mlp: GatedMlp, name: &dyn Fn(&str) -> String, part, width| {
-        let linear = |role, module, out_features, in_features| Linear {
-            id: LinearId { layer: index, part, role },
-            name: name(module),
-            out_features,
-            in_features,
-            bias: numbers.mlp_bias,
-        };
-        let inputs =
-            vec![linear(Role::Gate, mlp.gate, width, hidden), linear(Role::Up, mlp.up, width, hidden)];
-        let output = vec![linear(Role::Down, mlp.down, hidden, width)];
-        stages.push(Stage { input: StageInput::MlpInput, linears: inputs });
-        stages.push(Stage { input: StageInput::MlpOutput, linears: output });
-    };
-    let mut router = None;
-    match (shape.mlp, &numbers.experts) {
-        (Mlp::Gated { gate, up, down }, _) => {
-            gated(GatedMlp { gate, up, down }, &name, Part::Main, numbers.intermediate_size);
-        }
-        (Mlp::Experts { experts, .. }, Some(found)) if found.layers[index] => {
-            if let (Some(shared), Some(width)) = (experts.shared, found.shared_width) {
-                gated(shared.mlp, &name, Part::Shared, width);
-            }
-            for expert in 0..found.routing.experts {
-                let own = |module: &str| name(&format!("{}.{expert}.{module}", experts.prefix));
-                gated(experts.expert, &own, Part::Expert(expert), found.width);
-            }
-            router = Some(router_tensors(experts, found, &name));
-        }
-        (Mlp::Experts { dense, .. }, _) => gated(dense, &name, Part::Main, numbers.intermediate_size),
-    }
-    let norm =
-        |norm: &crate::architecture::Norm| NormTensor { weight: weight(&name(norm.name)), kind: norm.kind };
-    Layer {
-        index,
-        stages,
-        attention_norm: norm(&shape.attention_norm),
-        mlp_norm: norm(&shape.mlp_norm),
-        head_norms: attention.head_norms.map(|HeadNorms { query, key }| HeadNormTensors {
-            query: weight(&name(query)),
-            key: weight(&name(key)),
-        }),
-        window: numbers.windows[index],
-        router,
-    }
-}
-
-fn router_tensors(experts: &Experts, found: &ExpertNumbers, name: &dyn Fn(&str) -> String) -> RouterTensors {
-    let shared_gate = experts.shared.filter(|_| found.shared_width.is_some()).and_then(|shared| shared.gate);
-    RouterTensors {
-        weight: weight(&name(experts.router)),
-        experts: name(experts.prefix),
-        correction: experts.correction.map(name),
-        shared_gate: shared_gate.map(|module| weight(&name(module))),
-        routing: found.routing,
-    }
+    Ok(merged)
 }

@@ -1,22 +1,24 @@
 //! config.json as numbers: the spellings of transformers 4 and 5, every value checked before anything is computed from it.
 
+mod factors;
+mod keys;
+
 use serde_json::{Map, Value};
 
-use crate::architecture::{Architecture, Window};
+use crate::architecture::{Architecture, Bias, Mlp, Positions, Unturned, Window};
 use crate::error::ModelError;
 use crate::experts::ExpertNumbers;
 use crate::rope::Rope;
-
-/// Largest value of any extent: far above every model there is, far below what could overflow a product of three.
-const MOST: u64 = 1 << 24;
-/// Largest number of decoder layers.
-const MOST_LAYERS: u64 = 4096;
+pub use factors::FactorValues;
+pub(crate) use keys::{Keys, wrong_value};
 
 /// The numbers of one model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyperparameters {
     /// Features of the residual stream.
     pub hidden_size: usize,
+    /// Features of the embedding and the head: those of the residual stream, unless linears lie between.
+    pub embedding_size: usize,
     /// Features inside the MLP.
     pub intermediate_size: usize,
     /// Decoder layers.
@@ -25,7 +27,7 @@ pub struct Hyperparameters {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub key_value_heads: usize,
-    /// Features of a head; even.
+    /// Features of a head; even where they are rotated.
     pub head_dim: usize,
     /// Tokens that the embedding knows.
     pub vocabulary: usize,
@@ -35,20 +37,39 @@ pub struct Hyperparameters {
     pub norm_eps: f64,
     /// Activation of the MLP.
     pub activation: Activation,
-    /// Rotary positions.
+    /// Factors and caps.
+    pub factors: FactorValues,
+    /// Rotary positions; of no meaning where no layer rotates.
     pub rope: Rope,
-    /// Whether attention's projections have biases, where the architecture leaves it to the configuration.
-    pub attention_bias: bool,
+    /// Those of layers with a window, where they have their own.
+    pub local_rope: Option<Rope>,
+    /// Whether the projections of queries, keys and values have biases.
+    pub attention_input_bias: bool,
+    /// Whether the output projection has a bias.
+    pub attention_output_bias: bool,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
     /// Whether the head is the embedding.
     pub tied_head: bool,
     /// For each layer the tokens that it attends to, itself included; none: all earlier ones.
     pub windows: Vec<Option<usize>>,
+    /// For each layer how it rotates queries and keys.
+    pub rotations: Vec<Rotation>,
     /// Experts, where the architecture has them.
     pub experts: Option<ExpertNumbers>,
     /// Type of the checkpoint as config.json names it (`bfloat16`, `float16`, `float32`), if it does.
     pub dtype: Option<String>,
+}
+
+/// How a layer rotates queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// Not at all.
+    None,
+    /// By [`Hyperparameters::rope`].
+    Global,
+    /// By [`Hyperparameters::local_rope`].
+    Local,
 }
 
 /// Activation functions.
@@ -67,11 +88,15 @@ pub enum Activation {
 impl Hyperparameters {
     /// # Errors
     /// A key that is missing, of the wrong kind, out of range, or at odds with another.
-    pub fn read(architecture: &Architecture, config: &Value) -> Result<Self, ModelError> {
-        let keys = Keys(config.as_object().ok_or(ModelError::NotAnObject)?);
+    pub fn read(architecture: &Architecture, config: &Map<String, Value>) -> Result<Self, ModelError> {
+        let keys = Keys::new(config, architecture.defaults);
+        let attention = &architecture.layer.attention;
         let hidden_size = keys.extent("hidden_size")?;
         let heads = keys.extent("num_attention_heads")?;
-        let key_value_heads = keys.optional_extent("num_key_value_heads")?.unwrap_or(heads);
+        let key_value_heads = match keys.optional_extent("num_key_value_heads")? {
+            _ if attention.single_key_head => 1,
+            given => given.unwrap_or(heads),
+        };
         if !heads.is_multiple_of(key_value_heads) {
             return Err(
                 keys.wrong("num_key_value_heads", format!("a divisor of the {heads} attention heads"))
@@ -86,18 +111,30 @@ impl Hyperparameters {
                 );
             }
         };
-        if !head_dim.is_multiple_of(2) {
-            return Err(keys.wrong("head_dim", "an even number".to_owned()));
-        }
-        let layers = keys.bounded("num_hidden_layers", MOST_LAYERS)?;
+        let layers = keys.layers()?;
         let context = keys.extent("max_position_embeddings")?;
         let norm_eps = keys.number("rms_norm_eps")?.unwrap_or(1e-6);
         if !(norm_eps > 0.0 && norm_eps < 1.0) {
             return Err(keys.wrong("rms_norm_eps", "a number between 0 and 1".to_owned()));
         }
+        let intermediate_size = match (keys.optional_extent("intermediate_size")?, architecture.layer.mlp) {
+            (Some(given), _) => given,
+            (None, Mlp::Plain { .. }) => 4 * hidden_size,
+            (None, _) => keys.extent("intermediate_size")?,
+        };
+        let projected = architecture.projections.map(|_| keys.optional_extent("word_embed_proj_dim"));
+        let bias = |bias| match bias {
+            Bias::Never => Ok(false),
+            Bias::Always => Ok(true),
+            Bias::Key(key) => Ok::<_, ModelError>(keys.flag(key)?.unwrap_or(false)),
+        };
+        let windows = keys.windows(attention.window, layers)?;
+        let (rope, local_rope) = read_ropes(&keys, attention.positions, head_dim, context)?;
+        let dtype = keys.text("dtype")?.or(keys.text("torch_dtype")?);
         Ok(Self {
             hidden_size,
-            intermediate_size: keys.extent("intermediate_size")?,
+            embedding_size: projected.transpose()?.flatten().unwrap_or(hidden_size),
+            intermediate_size,
             layers,
             heads,
             key_value_heads,
@@ -106,64 +143,68 @@ impl Hyperparameters {
             context,
             norm_eps,
             activation: keys.activation()?,
-            rope: Rope::read(keys.0, head_dim, context)?,
-            attention_bias: keys.flag("attention_bias")?.unwrap_or(false),
-            mlp_bias: keys.flag("mlp_bias")?.unwrap_or(false),
-            tied_head: keys.flag("tie_word_embeddings")?.unwrap_or(architecture.tied_head),
-            windows: keys.windows(architecture.layer.attention.window, layers)?,
+            factors: FactorValues::read(
+                &architecture.factors,
+                &keys,
+                [hidden_size, head_dim],
+                dtype.as_deref(),
+            )?,
+            rotations: rotations(&keys, attention.positions, &windows)?,
+            rope,
+            local_rope,
+            attention_input_bias: bias(attention.input_bias)?,
+            attention_output_bias: bias(attention.output_bias)?,
+            mlp_bias: bias(architecture.layer.mlp_bias)?,
+            tied_head: keys.flag("tie_word_embeddings")?.unwrap_or(false),
+            windows,
             experts: ExpertNumbers::read(architecture, &keys, layers)?,
-            dtype: keys.text("dtype")?.or(keys.text("torch_dtype")?),
+            dtype,
         })
     }
 }
 
-/// Reads keys and names them when they are wrong.
-pub(crate) struct Keys<'a>(&'a Map<String, Value>);
+/// The frequencies of all layers, and those of layers with a window where these have their own.
+fn read_ropes(
+    keys: &Keys<'_>,
+    positions: Positions,
+    head_dim: usize,
+    context: usize,
+) -> Result<(Rope, Option<Rope>), ModelError> {
+    let Positions::Rotary { local, .. } = positions else {
+        return Ok((Rope::plain(head_dim), None));
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(keys.wrong("head_dim", "an even number".to_owned()));
+    }
+    if !local {
+        return Ok((Rope::read(keys, None, head_dim, context)?, None));
+    }
+    let global = Rope::read(keys, Some("full_attention"), head_dim, context)?;
+    Ok((global, Some(Rope::read(keys, Some("sliding_attention"), head_dim, context)?)))
+}
+
+fn rotations(
+    keys: &Keys<'_>,
+    positions: Positions,
+    windows: &[Option<usize>],
+) -> Result<Vec<Rotation>, ModelError> {
+    let Positions::Rotary { unturned, local, .. } = positions else {
+        return Ok(vec![Rotation::None; windows.len()]);
+    };
+    let listed = match unturned {
+        Unturned::Listed => Some(keys.turned_layers(windows.len())?),
+        Unturned::None | Unturned::WithoutWindow => None,
+    };
+    let of = |(layer, window): (usize, &Option<usize>)| match (unturned, &listed) {
+        (Unturned::Listed, Some(turned)) if !turned[layer] => Rotation::None,
+        (Unturned::WithoutWindow, _) if window.is_none() => Rotation::None,
+        _ if local && window.is_some() => Rotation::Local,
+        _ => Rotation::Global,
+    };
+    Ok(windows.iter().enumerate().map(of).collect())
+}
 
 impl Keys<'_> {
-    /// The value, where null counts as absent.
-    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key).filter(|value| !value.is_null())
-    }
-
-    pub(crate) fn wrong(&self, key: &str, expected: String) -> ModelError {
-        wrong_value(key, self.get(key), expected)
-    }
-
-    pub(crate) fn bounded(&self, key: &str, most: u64) -> Result<usize, ModelError> {
-        let value = self.get(key).ok_or_else(|| ModelError::Missing { key: key.to_owned() })?;
-        match value.as_u64() {
-            Some(number) if (1..=most).contains(&number) => Ok(number as usize),
-            _ => Err(self.wrong(key, format!("a whole number from 1 to {most}"))),
-        }
-    }
-
-    pub(crate) fn extent(&self, key: &str) -> Result<usize, ModelError> {
-        self.bounded(key, MOST)
-    }
-
-    pub(crate) fn optional_extent(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.get(key).map(|_| self.extent(key)).transpose()
-    }
-
-    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.get(key)
-            .map(|value| value.as_f64().ok_or_else(|| self.wrong(key, "a number".to_owned())))
-            .transpose()
-    }
-
-    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
-        self.get(key)
-            .map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false".to_owned())))
-            .transpose()
-    }
-
-    pub(crate) fn text(&self, key: &str) -> Result<Option<String>, ModelError> {
-        self.get(key)
-            .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, "text".to_owned())))
-            .transpose()
-    }
-
     fn activation(&self) -> Result<Activation, ModelError> {
         match self.text("hidden_act")?.as_deref() {
             None | Some("silu" | "swish") => Ok(Activation::Silu),
@@ -178,15 +219,25 @@ impl Keys<'_> {
 
     fn windows(&self, rule: Window, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
         let none = vec![None; layers];
+        let window = self.optional_extent("sliding_window");
+        let marked = |sliding: Vec<bool>, window| {
+            sliding.into_iter().map(|sliding| sliding.then_some(window)).collect::<Vec<_>>()
+        };
         match rule {
             Window::Never => Ok(none),
-            Window::EveryLayer => Ok(vec![self.optional_extent("sliding_window")?; layers]),
+            Window::EveryLayer => Ok(vec![window?; layers]),
+            Window::AllButEvery(period) => {
+                let Some(window) = window? else { return Ok(none) };
+                let period = self.optional_extent("sliding_window_pattern")?.unwrap_or(period);
+                let sliding = self.layer_types(layers)?.unwrap_or_else(|| {
+                    (0..layers).map(|layer| !(layer + 1).is_multiple_of(period)).collect()
+                });
+                Ok(marked(sliding, window))
+            }
             Window::Switched if self.flag("use_sliding_window")?.unwrap_or(false) => {
-                let Some(window) = self.optional_extent("sliding_window")? else { return Ok(none) };
+                let Some(window) = window? else { return Ok(none) };
                 match self.layer_types(layers)? {
-                    Some(sliding) => {
-                        Ok(sliding.into_iter().map(|sliding| sliding.then_some(window)).collect())
-                    }
+                    Some(sliding) => Ok(marked(sliding, window)),
                     None => {
                         let first =
                             self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(layers as u64);
@@ -202,24 +253,28 @@ impl Keys<'_> {
     fn layer_types(&self, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
         let Some(value) = self.get("layer_types") else { return Ok(None) };
         let expected = || format!("a list of {layers} times full_attention or sliding_attention");
-        let types = value.as_array().filter(|types| types.len() == layers);
-        let types = types.ok_or_else(|| self.wrong("layer_types", expected()))?;
-        let slides = types.iter().map(|kind| match kind.as_str() {
+        let list = value.as_array().filter(|list| list.len() == layers);
+        let list = list.ok_or_else(|| self.wrong("layer_types", expected()))?;
+        let slides = list.iter().map(|kind| match kind.as_str() {
             Some("full_attention") => Ok(false),
             Some("sliding_attention") => Ok(true),
             _ => Err(wrong_value("layer_types", Some(kind), expected())),
         });
         slides.collect::<Result<Vec<_>, _>>().map(Some)
     }
-}
 
-/// A wrong value, shown in at most 80 characters.
-pub(crate) fn wrong_value(key: &str, found: Option<&Value>, expected: String) -> ModelError {
-    let shown = found.map_or_else(|| "absent".to_owned(), Value::to_string);
-    let found = if shown.chars().count() > 80 {
-        shown.chars().take(77).chain("...".chars()).collect()
-    } else {
-        shown
-    };
-    ModelError::Value { key: key.to_owned(), expected, found }
+    /// For each layer whether it rotates.
+    fn turned_layers(&self, layers: usize) -> Result<Vec<bool>, ModelError> {
+        let Some(value) = self.get("no_rope_layers") else {
+            let period = self.optional_extent("no_rope_layer_interval")?.unwrap_or(4);
+            return Ok((0..layers).map(|layer| !(layer + 1).is_multiple_of(period)).collect());
+        };
+        let list = value.as_array().filter(|list| list.len() == layers);
+        let turned = list.and_then(|list| {
+            list.iter()
+                .map(|layer| layer.as_u64().filter(|&turned| turned < 2).map(|turned| turned == 1))
+                .collect()
+        });
+        turned.ok_or_else(|| self.wrong("no_rope_layers", format!("a list of {layers} times 0 or 1")))
+    }
 }

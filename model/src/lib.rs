@@ -7,11 +7,13 @@
 
 pub mod architecture;
 pub mod architectures;
+pub mod described;
 mod error;
 pub mod experts;
 pub mod graph;
 pub mod hyperparameters;
 pub mod linear;
+pub mod registry;
 pub mod rope;
 
 pub use error::ModelError;

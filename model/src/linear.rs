@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// The embedding: its rows are looked up, not multiplied with.
     Embedding,
+    /// Queries, keys and values in one projection.
+    QueryKeyValue,
     /// Attention query projection.
     Query,
     /// Attention key projection.
@@ -16,6 +18,8 @@ pub enum Role {
     Value,
     /// Attention output projection; writes the residual stream.
     Output,
+    /// The gate of a gated MLP and its widening projection in one.
+    GateUp,
     /// The gate of a gated MLP.
     Gate,
     /// The widening projection of an MLP.
@@ -24,6 +28,18 @@ pub enum Role {
     Down,
     /// The head, which gives the logits.
     Head,
+}
+
+/// What the reference implementation makes of linears, which decides who finds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinearClass {
+    /// `torch.nn.Linear`.
+    Plain,
+    /// `Conv1D`, whose weight is stored as `[in_features, out_features]`.
+    Transposed,
+    /// A class of the architecture's own.
+    Own,
 }
 
 /// Which part of its layer a linear belongs to.
@@ -98,6 +114,8 @@ pub struct Linear {
     pub in_features: usize,
     /// Whether `{name}.bias` `[out_features]` exists.
     pub bias: bool,
+    /// What the reference implementation makes of it.
+    pub class: LinearClass,
 }
 
 impl Linear {
@@ -111,6 +129,19 @@ impl Linear {
     #[must_use]
     pub fn weight_name(&self) -> String {
         format!("{}.weight", self.name)
+    }
+
+    /// Whether the checkpoint stores the weight as `[in_features, out_features]`.
+    #[must_use]
+    pub fn is_transposed(&self) -> bool {
+        self.class == LinearClass::Transposed
+    }
+
+    /// Shape of the weight tensor in the checkpoint.
+    #[must_use]
+    pub fn weight_shape(&self) -> [usize; 2] {
+        let shape = [self.out_features, self.in_features];
+        if self.is_transposed() { [shape[1], shape[0]] } else { shape }
     }
 
     /// Name of the bias tensor, if the linear has one.

@@ -5,7 +5,7 @@ mod frequencies;
 use serde_json::{Map, Value};
 
 use crate::error::ModelError;
-use crate::hyperparameters::wrong_value;
+use crate::hyperparameters::{Keys, wrong_value};
 
 /// Rotary positions of one model.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,34 +75,57 @@ pub enum RopeScaling {
 }
 
 impl Rope {
+    /// Whole heads, the usual base, not stretched.
+    pub(crate) fn plain(head_dim: usize) -> Self {
+        Self { theta: 10000.0, dim: head_dim, scaling: RopeScaling::Default }
+    }
+
+    /// `kind` is the kind of layers that the frequencies are of, where kinds have their own: transformers 5 has an object for each,
+    /// transformers 4 one base for those that slide (`rope_local_base_freq`), which are not stretched.
     pub(crate) fn read(
-        config: &Map<String, Value>,
+        keys: &Keys<'_>,
+        kind: Option<&str>,
         head_dim: usize,
         context: usize,
     ) -> Result<Self, ModelError> {
-        let given = |key| config.get(key).filter(|value| !value.is_null());
-        let object = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| Some((key, given(key)?)));
+        let object =
+            ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| Some((key, keys.get(key)?)));
         let empty = Map::new();
-        let (name, parameters) = match object {
-            None => ("rope_parameters", &empty),
-            Some((key, value)) => {
-                (key, value.as_object().ok_or_else(|| wrong_value(key, Some(value), "an object".to_owned()))?)
-            }
+        let (mut name, mut parameters) = match object {
+            None => ("rope_parameters".to_owned(), &empty),
+            Some((key, value)) => (
+                key.to_owned(),
+                value.as_object().ok_or_else(|| wrong_value(key, Some(value), "an object".to_owned()))?,
+            ),
         };
-        if let (Some(new), Some(old)) = (given("rope_parameters"), given("rope_scaling"))
+        if let (Some(new), Some(old)) = (keys.get("rope_parameters"), keys.get("rope_scaling"))
             && !agree(new, old)
         {
             return Err(wrong_value("rope_scaling", Some(old), "what `rope_parameters` says".to_owned()));
+        }
+        let mut theta = "rope_theta";
+        match kind.map(|kind| (kind, parameters.get(kind))) {
+            Some((kind, Some(Value::Object(own)))) => {
+                name = format!("{name}.{kind}");
+                parameters = own;
+            }
+            Some(("sliding_attention", _)) => {
+                theta = "rope_local_base_freq";
+                parameters = &empty;
+            }
+            _ => {}
         }
         if let Some((key, value)) = parameters.iter().find(|(_, value)| value.is_object()) {
             let expected = "one set of parameters for all layers".to_owned();
             return Err(wrong_value(&format!("{name}.{key}"), Some(value), expected));
         }
-        let source = Source { config, parameters, name };
-        let theta = source.positive("rope_theta")?.unwrap_or(10000.0);
-        let partial = source.positive("partial_rotary_factor")?.unwrap_or(1.0);
-        let dim = (head_dim as f64 * partial) as usize;
-        if partial > 1.0 || dim < 2 || !dim.is_multiple_of(2) {
+        let source = Source { keys, parameters, name };
+        let theta = source.positive(theta)?.unwrap_or(10000.0);
+        let dim = match keys.optional_extent("rotary_dim")? {
+            Some(dim) => dim,
+            None => (head_dim as f64 * source.positive("partial_rotary_factor")?.unwrap_or(1.0)) as usize,
+        };
+        if dim > head_dim || dim < 2 || !dim.is_multiple_of(2) {
             return Err(source
                 .wrong("partial_rotary_factor", "a share of the head that is an even number of features"));
         }
@@ -121,15 +144,15 @@ fn agree(new: &Value, old: &Value) -> bool {
 
 /// A key may stand among the rope's own parameters (transformers 5) or at the top (transformers 4).
 struct Source<'a> {
-    config: &'a Map<String, Value>,
+    keys: &'a Keys<'a>,
     parameters: &'a Map<String, Value>,
-    name: &'static str,
+    name: String,
 }
 
 impl Source<'_> {
     fn get(&self, key: &str) -> Option<&Value> {
         let own = self.parameters.get(key).filter(|value| !value.is_null());
-        own.or_else(|| self.config.get(key).filter(|value| !value.is_null()))
+        own.or_else(|| self.keys.get(key))
     }
 
     fn wrong(&self, key: &str, expected: &str) -> ModelError {

@@ -4,22 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use model::graph::StageInput;
 use model::hyperparameters::Activation;
 use model::linear::Role;
 use model::rope::RopeScaling;
 use model::{Model, ModelError};
 use serde_json::{Value, json};
-
-const TINY: [(&str, &str); 8] = [
-    ("llama", "llama"),
-    ("llama31", "llama"),
-    ("mistral_sw", "mistral"),
-    ("qwen2", "qwen2"),
-    ("qwen3", "qwen3"),
-    ("mixtral", "mixtral"),
-    ("qwen2_moe", "qwen2_moe"),
-    ("qwen3_moe", "qwen3_moe"),
-];
 
 fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hf_tiny").join(name)
@@ -29,14 +19,20 @@ fn config(name: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(folder(name).join("config.json")).unwrap()).unwrap()
 }
 
+/// The tiny checkpoints.
+fn tiny() -> Vec<String> {
+    let folders = fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap());
+    let names = folders.filter(|entry| entry.path().join("config.json").exists());
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
 #[test]
 fn every_tensor_of_a_checkpoint_is_expected_with_its_shape() {
-    for (name, architecture) in TINY {
-        let model = Model::resolve(&config(name)).unwrap();
-        assert_eq!(model.architecture.model_type, architecture);
+    for name in tiny() {
+        let model = Model::resolve(&config(&name)).unwrap();
         let expected: BTreeMap<_, _> =
             model.expected_tensors().map(|tensor| (tensor.name, tensor.shape)).collect();
-        let bytes = fs::read(folder(name).join("model.safetensors")).unwrap();
+        let bytes = fs::read(folder(&name).join("model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let found: BTreeMap<_, _> =
             file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
@@ -46,12 +42,90 @@ fn every_tensor_of_a_checkpoint_is_expected_with_its_shape() {
 
 #[test]
 fn every_registered_architecture_has_a_tiny_checkpoint() {
+    let resolved: Vec<_> =
+        tiny().iter().map(|name| Model::resolve(&config(name)).unwrap().architecture).collect();
     for known in model::architectures::ALL {
-        assert!(
-            TINY.iter().any(|(_, architecture)| *architecture == known.model_type),
-            "{}",
-            known.model_type
-        );
+        assert!(resolved.contains(known), "{} ({})", known.model_type, known.summary);
+    }
+}
+
+/// A part of config.json moves to `text_config`, and tensors get a prefix.
+#[test]
+fn a_text_tower_is_found_by_its_configuration_and_its_names() {
+    let own = config("gemma3");
+    let whole =
+        json!({"model_type": "gemma3", "text_config": own, "vision_config": {}, "tie_word_embeddings": true});
+    for (stored, prefix) in [
+        ("language_model.model.embed_tokens.weight", "language_model.model.layers.0."),
+        ("model.language_model.embed_tokens.weight", "model.language_model.layers.0."),
+        ("model.embed_tokens.weight", "model.layers.0."),
+    ] {
+        let model = Model::resolve_for(&whole, &|name| name == stored).unwrap();
+        assert_eq!(model.embedding(), stored);
+        assert!(model.linears().next().unwrap().name.starts_with(prefix));
+    }
+    // Saved without its head.
+    let model = Model::resolve_for(&config("gpt2"), &|name| name == "wte.weight").unwrap();
+    assert_eq!(model.linears().next().unwrap().name, "h.0.attn.c_attn");
+}
+
+#[test]
+fn what_no_description_of_a_name_is_meant_for_is_said() {
+    for (name, key, value) in [
+        ("falcon", "alibi", json!(true)),
+        ("phi2", "qk_layernorm", json!(true)),
+        ("opt", "layer_norm_elementwise_affine", json!(false)),
+        ("gemma2", "query_pre_attn_scalar", json!(-1)),
+        ("smollm3", "no_rope_layers", json!([1])),
+        ("granite", "residual_multiplier", json!("much")),
+    ] {
+        let mut config = config(name);
+        config[key] = value;
+        let message = Model::resolve(&config).unwrap_err().to_string();
+        assert!(message.contains(key), "{name}: {message}");
+    }
+}
+
+#[test]
+fn parallel_branches_share_an_input_only_where_they_share_its_norm() {
+    let inputs = |name: &str| -> Vec<StageInput> {
+        let model = Model::resolve(&config(name)).unwrap();
+        model.layers[0].stages.iter().map(|stage| stage.input).collect()
+    };
+    use StageInput::{AttentionInput, AttentionOutput, MlpInput, MlpOutput, SharedInput};
+    assert_eq!(inputs("phi2"), [SharedInput, AttentionOutput, MlpOutput]);
+    assert_eq!(inputs("gpt_neox"), [AttentionInput, MlpInput, AttentionOutput, MlpOutput]);
+    assert_eq!(inputs("gemma2"), [AttentionInput, AttentionOutput, MlpInput, MlpOutput]);
+}
+
+#[test]
+fn a_description_of_a_users_own_is_the_difference_from_a_known_one() {
+    let changes = json!({
+        "base": "llama", "model_type": "my_own", "head_bias": true, "final_norm": {"name": "model.last", "kind": "layer"},
+        "defaults": [["tie_word_embeddings", true]],
+        "layer": {"attention": {"input_bias": "always", "qkv": {"fused": {"name": "attn.qkv", "rows": "by_key_head"}}},
+                  "attention_norms": {"before": false, "after": {"name": "behind", "kind": "rms"}}}
+    });
+    let described = model::described::describe(&changes).unwrap();
+    assert_eq!(described.layer.mlp, model::architectures::ALL[0].layer.mlp);
+    assert!(described.layer.attention_norms.before.is_none());
+    model::registry::add(described);
+    let mut own = config("llama");
+    own["model_type"] = json!("my_own");
+    own.as_object_mut().unwrap().remove("tie_word_embeddings");
+    let model = Model::resolve(&own).unwrap();
+    assert!(model.hyperparameters.tied_head && model.hyperparameters.attention_input_bias);
+    assert_eq!(model.linears().next().unwrap().name, "model.layers.0.attn.qkv");
+    for (changes, word) in [
+        (json!({"model_type": "a"}), "base"),
+        (json!({"base": "lama", "model_type": "a"}), "lama"),
+        (json!({"base": "llama"}), "model_type"),
+        (json!({"base": "llama", "model_type": "a", "heads": 3}), "heads"),
+        (json!({"base": "llama", "model_type": "a", "layer": {"branches": "sideways"}}), "sideways"),
+        (json!([]), "table"),
+    ] {
+        let problem = model::described::describe(&changes).unwrap_err();
+        assert!(problem.contains(word), "{problem}");
     }
 }
 

@@ -5,7 +5,7 @@ use crate::run::{demo, quantc, quantize, succeed, text};
 #[test]
 fn each_list_has_one_line_for_each_item() {
     for (what, items) in [
-        ("architectures", vec!["llama", "mistral", "qwen2", "qwen3"]),
+        ("architectures", vec!["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "bloom"]),
         ("formats", vec!["gptq", "gptq-v2", "awq", "compressed-tensors", "mlx", "gguf:q4_0"]),
         ("solvers", vec!["rtn", "gptq"]),
         ("transforms", vec!["rotate-residual", "rotate-values", "equalize-inputs", "equalize-outputs"]),

@@ -8,6 +8,7 @@ mod compare;
 mod convert;
 mod examples;
 mod experts;
+mod families;
 mod generating;
 mod gguf;
 mod hub;

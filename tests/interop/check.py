@@ -448,13 +448,31 @@ def check_peer(results: Results, quantc: Quantc, peer: peers.Peer, source: Path,
             quantc("convert", out, "-o", converted, "--to", peer.converts_to)
             same = quantc.evaluate(converted, text)
             results.at_most(f"{peer.name}: converted to {peer.converts_to}: logits", np.abs(same[0] - ours[0]).max() / np.abs(ours[0]).max(), 1e-5)
+def check_family(results: Results, quantc: Quantc, kind: str, source: Path, text: Path, work: Path) -> None:
+    """A family that the other cases leave out: one format, loaded in transformers and multiplied in f32."""
+    # Linears that are no `torch.nn.Linear` are found by GPTQModel alone; transformers leaves them as they were initialized.
+    own_linears = kind == "gpt2" or kind.startswith("falcon")
+    to, loader = (GPTQ, "GPTQModel") if own_linears else (CT, "transformers")
+    name, out = f"family {kind}: {to} in {loader} f32", work / f"family-{kind}"
+    with results.part(name):
+        quantc("quantize", source, "-o", out, "--to", to, "--recipe", "gptq", *CALIBRATION, "--no-evaluate")
+        quantc("verify", out)
+        ours, windows = quantc.evaluate(out, text), evaluation_windows(out, text)
+        if own_linears:
+            model = runtimes.gptqmodel(out, "gptq_torch", "float16", to_f32=True)
+        else:
+            model = runtimes.transformers(out, "float32")
+        compare_f32(results, name, ours, runtimes.logits(model, windows), windows)
+    with results.part(f"family {kind}: the original"):
+        ours = quantc.evaluate(source, text)
+        compare_f32(results, f"family {kind}: the original", ours, runtimes.logits(runtimes.original(source), windows), windows)
     runtimes.forget()
 
 
 def sources(work: Path, demo: Path) -> dict[str, tuple[Path, Path]]:
     """Model and evaluation text of every kind: prose for the demo model, random tokens for the random ones."""
     found = {"demo": (demo / "model", demo / "evaluation.txt")}
-    for kind in models.CONFIGS:
+    for kind in [*models.CONFIGS, *models.FAMILIES]:
         models.make(kind, demo / "model", work / kind)
         tokens = np.random.default_rng(7).integers(2, models.SHAPE["vocab_size"], (WINDOWS, CONTEXT))
         tokens[:, 0] = models.SHAPE["bos_token_id"]
@@ -576,6 +594,11 @@ def main() -> int:
                 start = time.monotonic()
                 check_peer(results, quantc, peer, *found[peer.model], arguments.work)
                 results.say(f"     {peer.name}: {time.monotonic() - start:.1f} s")
+        for kind in models.FAMILIES:
+            if re.search(arguments.only, f"family-{kind}"):
+                start = time.monotonic()
+                check_family(results, quantc, kind, *found[kind], arguments.work)
+                results.say(f"     family {kind}: {time.monotonic() - start:.1f} s")
     if results.failed:
         results.say(f"the runtimes' own output is in {log}")
     results.say(f"{results.passed} passed, {results.failed} failed")

@@ -41,16 +41,63 @@ CONFIGS = {
     ),
 }
 
+# Of every other family one model, float16, with layers enough for each kind that it has.
+WIDE = dict(SHAPE, hidden_size=256, intermediate_size=512, dtype="float16", tie_word_embeddings=False)
+# Where heads are as wide as the hidden size allows.
+EVEN = {key: value for key, value in WIDE.items() if key != "head_dim"}
+OLD = dict(
+    vocab_size=2048, n_embd=256, n_layer=2, n_head=4, n_positions=256, n_inner=512, initializer_range=0.06, bos_token_id=0,
+    eos_token_id=1, dtype="float16",
+)
+ALIKE = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 48}
+FALCON = dict(
+    vocab_size=2048, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, ffn_hidden_size=512,
+    max_position_embeddings=256, initializer_range=0.06, bos_token_id=0, eos_token_id=1, dtype="float16",
+)
+OPT = dict(
+    vocab_size=2048, hidden_size=256, ffn_dim=512, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256,
+    init_std=0.06, bos_token_id=0, eos_token_id=1, pad_token_id=1, dtype="float16",
+)
+FAMILIES = {
+    "gemma": ("gemma", dict(WIDE, tie_word_embeddings=True)),
+    "gemma2": ("gemma2", dict(WIDE, **ALIKE, query_pre_attn_scalar=96, tie_word_embeddings=True)),
+    "gemma3": ("gemma3_text", dict(WIDE, **ALIKE, query_pre_attn_scalar=96, tie_word_embeddings=True)),
+    "phi3": ("phi3", dict(EVEN, sliding_window=48)),
+    "glm": ("glm", WIDE),
+    "glm4": ("glm4", WIDE),
+    "granite": ("granite", dict(EVEN, embedding_multiplier=2.0, attention_multiplier=0.1, residual_multiplier=0.5, logits_scaling=2.0)),
+    "smollm3": ("smollm3", dict(EVEN, no_rope_layers=[1, 0])),
+    "olmo2": ("olmo2", EVEN),
+    "gpt_neox": ("gpt_neox", dict(EVEN, num_key_value_heads=4)),
+    "gpt2": ("gpt2", OLD),
+    "opt": ("opt", OPT),
+    "opt_behind": ("opt", dict(OPT, do_layer_norm_before=False, word_embed_proj_dim=128)),
+    "phi": ("phi", EVEN),
+    "falcon": ("falcon", FALCON),
+    "falcon_two_norms": ("falcon", dict(FALCON, new_decoder_architecture=True, num_kv_heads=2)),
+    "bloom": ("bloom", dict(vocab_size=2048, hidden_size=256, n_layer=2, n_head=4, initializer_range=0.06, bos_token_id=0,
+                            eos_token_id=1, dtype="float16")),
+    "cohere": ("cohere", EVEN),
+    "cohere2": ("cohere2", dict(WIDE, **ALIKE)),
+    "stablelm": ("stablelm", dict(EVEN, use_qkv_bias=True)),
+    "starcoder2": ("starcoder2", dict(EVEN, sliding_window=48)),
+    "gptj": ("gptj", dict(OLD, rotary_dim=32, tie_word_embeddings=False)),
+}
+
 
 def make(kind: str, tokenizer_of: Path, directory: Path) -> None:
     """Writes a random model of the given kind, with the tokenizer of another checkpoint."""
     torch.manual_seed(0)
-    config = CONFIGS[kind]()
+    if kind in CONFIGS:
+        config = CONFIGS[kind]()
+    else:
+        of_type, numbers = FAMILIES[kind]
+        config = transformers.AutoConfig.for_model(of_type, **numbers)
     model = transformers.AutoModelForCausalLM.from_config(config).to(config.dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
-        elif "norm" in name:
+        elif "norm" in name or parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.save_pretrained(directory)
     for file in ("tokenizer.json", "tokenizer_config.json"):

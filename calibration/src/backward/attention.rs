@@ -10,7 +10,7 @@
 //! K̄ = s S̄ᵀ Q
 //! ```
 //!
-//! The probabilities of a tile are computed again from its queries; memory is tile x tokens for each thread. Key heads are independent, the
+//! and, where a cap makes `c tanh(S / c)` of `S`, `S̄` times `1 - tanh(S / c)²`. The probabilities of a tile are computed again from its queries; memory is tile x tokens for each thread. Key heads are independent, the
 //! order of all sums within one is fixed.
 
 use std::ops::Range;
@@ -64,7 +64,8 @@ pub(super) fn causal_vjp(
         };
         let queries = query.slice(s![.., shared * sharing..(shared + 1) * sharing]);
         let output_gradient = output_gradient.slice(s![.., shared * sharing..(shared + 1) * sharing]);
-        key_head.visit(heads, queries, output_gradient, query_gradient);
+        let first_head = shared * heads.count / heads.key_value_count;
+        key_head.visit(heads, first_head, queries, output_gradient, query_gradient);
     });
     gradients
 }
@@ -79,29 +80,31 @@ struct KeyHead<'a, 'g> {
 }
 
 impl KeyHead<'_, '_> {
-    /// All query heads of this key head, side by side in `[tokens, sharing heads * dim]`.
+    /// All query heads of this key head, from `first_head` on, side by side in `[tokens, sharing heads * dim]`.
     fn visit(
         &mut self,
         heads: &Heads,
+        first_head: usize,
         queries: ArrayView2<'_, f32>,
         output_gradient: ArrayView2<'_, f32>,
         mut query_gradient: ArrayViewMut2<'_, f32>,
     ) {
         let tokens = queries.nrows();
-        for column in (0..queries.ncols()).step_by(heads.dim) {
+        for (head, column) in (first_head..).zip((0..queries.ncols()).step_by(heads.dim)) {
             for first in (0..tokens).step_by(QUERY_TILE) {
                 let tile = s![first..(first + QUERY_TILE).min(tokens), column..column + heads.dim];
                 let query_gradient = query_gradient.slice_mut(tile);
-                self.tile_vjp(heads, first, queries.slice(tile), output_gradient.slice(tile), query_gradient);
+                let (queries, output_gradient) = (queries.slice(tile), output_gradient.slice(tile));
+                self.tile_vjp(heads, (head, first), queries, output_gradient, query_gradient);
             }
         }
     }
 
-    /// The queries at positions from `first` on, `[tile, dim]`.
+    /// The queries of a head at positions from `first` on, `[tile, dim]`.
     fn tile_vjp(
         &mut self,
         heads: &Heads,
-        first: usize,
+        (head, first): (usize, usize),
         queries: ArrayView2<'_, f32>,
         output_gradient: ArrayView2<'_, f32>,
         query_gradient: ArrayViewMut2<'_, f32>,
@@ -109,39 +112,46 @@ impl KeyHead<'_, '_> {
         let seen = heads.seen_from(first)..first + queries.nrows();
         let rows = s![seen.clone(), ..];
         let (keys, values) = (self.keys.slice(rows), self.values.slice(rows));
-        let probabilities = probabilities(heads, first, queries, keys, seen.start);
+        let (probabilities, slopes) = probabilities(heads, (head, first), queries, keys, seen.start);
         add_product_tn(probabilities.view(), output_gradient, self.value_gradient.slice_mut(rows));
 
         let mut gradient = Array2::zeros(probabilities.dim());
         product_nt(output_gradient, values, gradient.view_mut());
         softmax_vjp(&probabilities, &mut gradient);
+        if let Some(slopes) = slopes {
+            gradient *= &slopes;
+        }
         gradient *= heads.scale;
         product_nn(gradient.view(), keys, query_gradient);
         add_product_tn(gradient.view(), queries, self.key_gradient.slice_mut(rows));
     }
 }
 
-/// `[tile, keys]`, zero where a query does not see a key; the first key is at position `seen_from`.
+/// `[tile, keys]`, zero where a query does not see a key; the first key is at position `seen_from`. With them, where products are capped, the
+/// slopes of the cap.
 fn probabilities(
     heads: &Heads,
-    first: usize,
+    (head, first): (usize, usize),
     queries: ArrayView2<'_, f32>,
     keys: ArrayView2<'_, f32>,
     seen_from: usize,
-) -> Array2<f32> {
+) -> (Array2<f32>, Option<Array2<f32>>) {
     let mut scores = Array2::zeros((queries.nrows(), keys.nrows()));
     let scaled = &queries * heads.scale;
     product_nt(scaled.view(), keys, scores.view_mut());
+    heads.cap_scores(scores.as_slice_mut().expect("an owned matrix is contiguous"));
+    let slopes = heads.cap.map(|cap| scores.mapv(|capped| 1.0 - (capped / cap).powi(2)));
     for (mut row, position) in scores.rows_mut().into_iter().zip(first..) {
         let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
         let visible: Range<usize> = heads.seen_from(position) - seen_from..position + 1 - seen_from;
         row[..visible.start].fill(0.0);
         row[visible.end..].fill(0.0);
-        let row = &mut row[visible];
+        let row = &mut row[visible.clone()];
+        heads.lean(head, position, seen_from + visible.start, row);
         let total = elementwise::exponentiate(row, elementwise::max(row));
         row.iter_mut().for_each(|value| *value *= 1.0 / total);
     }
-    scores
+    (scores, slopes)
 }
 
 /// `gradient`, of the probabilities, becomes that of the scores. Probabilities of zero, those of what is not seen, make zeros.

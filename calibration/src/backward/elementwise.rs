@@ -1,18 +1,59 @@
 //! Norms and activations in reverse.
 
 use kernels::elementwise::{gate_silu_vjp, inner_product};
+use model::architecture::NormKind;
 use model::hyperparameters::Activation;
-use ndarray::{Array1, Array2, ArrayView2, Zip};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Zip};
 
-use crate::forward::elementwise::{erf, gelu, gelu_tanh, relu, rms_factor};
+use crate::forward::elementwise::{center, erf, rms_factor, scalar};
+use crate::weights::NormWeights;
 
-type Scalar = fn(f32) -> f32;
+/// The gradients of a norm's weights, `[features]`.
+pub(super) struct NormGradients {
+    pub(super) weight: Array1<f32>,
+    pub(super) bias: Option<Array1<f32>>,
+}
+
+/// The derivative of a norm over each run of as many features of `x` as it has weights. `gradient`, of what it gave and shaped like `x`, becomes
+/// that of `x`; sums over runs are in f64.
+pub(super) fn norm_vjp(
+    x: ArrayView2<'_, f32>,
+    norm: &NormWeights,
+    eps: f64,
+    gradient: &mut Array2<f32>,
+) -> NormGradients {
+    let bias = norm.bias.as_ref().map(|bias| sum_of_runs(gradient, bias.len()));
+    let gains = norm.gains();
+    let weight = match norm.kind {
+        NormKind::Rms | NormKind::RmsPlusOne => rms_norm_vjp(x, gains.view(), eps, gradient),
+        NormKind::Layer | NormKind::LayerWithoutBias => {
+            let mut centered = x.as_standard_layout().into_owned();
+            runs_of(&mut centered, gains.len()).for_each(center);
+            let weight = rms_norm_vjp(centered.view(), gains.view(), eps, gradient);
+            runs_of(gradient, gains.len()).for_each(center);
+            weight
+        }
+    };
+    NormGradients { weight, bias }
+}
+
+fn runs_of(x: &mut Array2<f32>, features: usize) -> std::slice::ChunksExactMut<'_, f32> {
+    x.as_slice_mut().expect("an owned matrix is contiguous").chunks_exact_mut(features)
+}
+
+fn sum_of_runs(x: &Array2<f32>, features: usize) -> Array1<f32> {
+    let mut sums = vec![0.0_f64; features];
+    for run in x.as_slice().expect("an owned matrix is contiguous").chunks_exact(features) {
+        sums.iter_mut().zip(run).for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+    sums.into_iter().map(|sum| sum as f32).collect()
+}
 
 /// The derivative of `y = x r w`, `r = 1 / sqrt(mean(x²) + eps)`, over each run of `weight.len()` features of `x`, which are rows or the
 /// heads of rows. `gradient`, of `y` and shaped like `x`, becomes that of `x`; the result is that of the weight, summed in f64.
-pub(super) fn rms_norm_vjp(
+fn rms_norm_vjp(
     x: ArrayView2<'_, f32>,
-    weight: &Array1<f32>,
+    weight: ArrayView1<'_, f32>,
     eps: f64,
     gradient: &mut Array2<f32>,
 ) -> Array1<f32> {
@@ -23,7 +64,7 @@ pub(super) fn rms_norm_vjp(
     for (x, gradient) in x.chunks_exact(weight.len()).zip(gradient.chunks_exact_mut(weight.len())) {
         let factor = rms_factor(x, eps);
         for ((sum, gradient), (&x, &weight)) in
-            weight_gradient.iter_mut().zip(gradient.iter_mut()).zip(x.iter().zip(weight))
+            weight_gradient.iter_mut().zip(gradient.iter_mut()).zip(x.iter().zip(&weight))
         {
             *sum += f64::from(*gradient * x * factor);
             *gradient *= weight;
@@ -44,20 +85,37 @@ pub(super) fn gate_vjp(
     up: &mut Array2<f32>,
     gradient: &Array2<f32>,
 ) {
-    let (apply, slope): (Scalar, Scalar) = match activation {
-        Activation::Silu => {
-            let gate = gate.as_slice_mut().expect("an owned matrix is contiguous");
-            let up = up.as_slice_mut().expect("an owned matrix is contiguous");
-            gate_silu_vjp(gate, up, gradient.as_slice().expect("an owned matrix is contiguous"));
-            return;
-        }
-        Activation::Gelu => (gelu, gelu_slope),
-        Activation::GeluTanh => (gelu_tanh, gelu_tanh_slope),
-        Activation::Relu => (relu, relu_slope),
-    };
+    if activation == Activation::Silu {
+        let gate = gate.as_slice_mut().expect("an owned matrix is contiguous");
+        let up = up.as_slice_mut().expect("an owned matrix is contiguous");
+        gate_silu_vjp(gate, up, gradient.as_slice().expect("an owned matrix is contiguous"));
+        return;
+    }
+    let (apply, slope) = (scalar(activation), slope(activation));
     Zip::from(gate).and(up).and(gradient).for_each(|gate, up, &gradient| {
         (*gate, *up) = (gradient * *up * slope(*gate), gradient * apply(*gate));
     });
+}
+
+/// The derivative of `activation(x)`, whose gradient is `gradient`: `x` becomes its own gradient.
+pub(super) fn activation_vjp(activation: Activation, x: &mut Array2<f32>, gradient: &Array2<f32>) {
+    let slope = slope(activation);
+    Zip::from(x).and(gradient).for_each(|x, &gradient| *x = gradient * slope(*x));
+}
+
+fn slope(activation: Activation) -> fn(f32) -> f32 {
+    match activation {
+        Activation::Silu => silu_slope,
+        Activation::Gelu => gelu_slope,
+        Activation::GeluTanh => gelu_tanh_slope,
+        Activation::Relu => relu_slope,
+    }
+}
+
+/// With `s` the logistic function: `s (1 + x (1 - s))`.
+fn silu_slope(x: f32) -> f32 {
+    let s = 1.0 / (1.0 + (-x).exp());
+    s * (1.0 + x * (1.0 - s))
 }
 
 /// `Φ(x) + x φ(x)`.
@@ -99,6 +157,7 @@ mod tests {
             close(gelu_slope(x), &gelu);
             close(gelu_tanh_slope(x), &gelu_tanh);
             close(relu_slope(x), &|x| x.max(0.0));
+            close(silu_slope(x), &|x| x / (1.0 + (-x).exp()));
         }
     }
 }

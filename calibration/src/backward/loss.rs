@@ -17,6 +17,8 @@
 //!
 //! which, unlike drawn labels, hears of every token at each position, and so varies less.
 //!
+//! Logits behind a factor and a cap, `z = c tanh(f u / c)`, pass it on as `ū = f (1 - z² / c²) z̄`.
+//!
 //! The vocabulary passes by twice, in slices: first for the normalizers, then for `z̄` times the head's rows. Logits exist for
 //! [`POSITIONS`] positions and one slice at a time.
 
@@ -27,18 +29,18 @@ use ndarray::{Array1, Array2, ArrayView2, s};
 use super::signs::{SignedRoots, Signs};
 use super::{Backward, elementwise};
 use crate::evaluation::softmax::{Difference, Softmax};
-use crate::forward::elementwise::rms_norm;
-use crate::weights::LinearOperator;
+use crate::forward::Forward;
+use crate::weights::{LinearOperator, OuterWeights};
 
 /// Positions whose logits exist together.
 const POSITIONS: usize = 128;
 
-/// The norm before the head, and the head.
+/// What lies before the head, and the head.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'h> {
-    /// `[hidden]`.
-    pub norm: &'h Array1<f32>,
-    /// The head's rows, `[rows, hidden]`, in slices of the vocabulary and in its order. Dense, because packed ones would be unpacked again
+    /// The norm, and where there is one the projection.
+    pub outer: &'h OuterWeights,
+    /// The head's rows, `[rows, embedding_size]`, in slices of the vocabulary and in its order. Dense, because packed ones would be unpacked again
     /// and again.
     pub slices: &'h [LinearOperator],
 }
@@ -50,8 +52,8 @@ pub struct Loss {
     pub sum: f64,
     /// Of the residual stream after the last layer, `[tokens, hidden]`.
     pub hidden_gradient: Array2<f32>,
-    /// Of the norm's weight, `[hidden]`.
-    pub norm_gradient: Array1<f32>,
+    /// Of the norm's weight, `[hidden]`, where there is one.
+    pub norm_gradient: Option<Array1<f32>>,
 }
 
 impl Backward<'_, '_> {
@@ -155,12 +157,17 @@ impl Backward<'_, '_> {
         self.loss(0.0, &scores, hidden, gradient).hidden_gradient
     }
 
-    fn scores<'h>(&self, head: Head<'h>, hidden: ArrayView2<'_, f32>) -> Scores<'h> {
-        let normed = rms_norm(hidden, head.norm, self.forward.model().hyperparameters.norm_eps);
-        Scores { head, softmax: vec![Softmax::EMPTY; normed.nrows()], normed }
+    fn scores<'h>(&'h self, head: Head<'h>, hidden: ArrayView2<'_, f32>) -> Scores<'h> {
+        let before_head = self.forward.head_input(head.outer, hidden).into_owned();
+        Scores {
+            forward: self.forward,
+            head,
+            softmax: vec![Softmax::EMPTY; before_head.nrows()],
+            before_head,
+        }
     }
 
-    /// Takes `gradient`, that of the normed residual stream, through the norm.
+    /// Takes `gradient`, that of what the head multiplies with, through the projection and the norm.
     fn loss(
         &self,
         sum: f64,
@@ -169,16 +176,21 @@ impl Backward<'_, '_> {
         mut gradient: Array2<f32>,
     ) -> Loss {
         let eps = self.forward.model().hyperparameters.norm_eps;
-        let norm_gradient = elementwise::rms_norm_vjp(hidden, scores.head.norm, eps, &mut gradient);
+        if let Some(narrowing) = &scores.head.outer.narrowing {
+            gradient = narrowing.apply_transposed(gradient.view());
+        }
+        let norm = scores.head.outer.final_norm.as_ref();
+        let norm_gradient = norm.map(|norm| elementwise::norm_vjp(hidden, norm, eps, &mut gradient).weight);
         Loss { sum, hidden_gradient: gradient, norm_gradient }
     }
 }
 
 /// One model at its head.
 struct Scores<'h> {
+    forward: &'h Forward<'h>,
     head: Head<'h>,
-    /// `[positions, hidden]`.
-    normed: Array2<f32>,
+    /// `[positions, embedding_size]`.
+    before_head: Array2<f32>,
     /// One for each position.
     softmax: Vec<Softmax>,
 }
@@ -197,7 +209,7 @@ struct Piece {
 impl Scores<'_> {
     /// Slice by slice.
     fn pieces(&self) -> Vec<Piece> {
-        let positions = self.normed.nrows();
+        let positions = self.before_head.nrows();
         let mut pieces = Vec::new();
         let mut first = 0;
         for (slice, rows) in self.head.slices.iter().enumerate() {
@@ -217,24 +229,37 @@ impl Scores<'_> {
 
     /// `[positions, tokens]` of the piece.
     fn logits(&self, piece: &Piece) -> Array2<f32> {
-        self.head.slices[piece.slice].apply(self.normed.slice(s![piece.positions.clone(), ..]))
+        let before_head = self.before_head.slice(s![piece.positions.clone(), ..]);
+        self.forward.logits_of(&self.head.slices[piece.slice], before_head)
     }
 
     /// `[positions, tokens]` of the piece, when the whole vocabulary was seen.
     fn probabilities(&self, piece: &Piece) -> Array2<f32> {
-        let mut values = self.logits(piece);
-        for (mut row, softmax) in values.rows_mut().into_iter().zip(&self.softmax[piece.positions.clone()]) {
-            softmax.normalize(row.as_slice_mut().expect("the rows of an owned matrix are contiguous"));
-        }
-        values
+        self.normalized(self.logits(piece), piece)
     }
 
-    /// Of the normed residual stream, `[positions, hidden]`, where `subtract` makes the gradient of logits of their probabilities.
+    fn normalized(&self, mut logits: Array2<f32>, piece: &Piece) -> Array2<f32> {
+        for (mut row, softmax) in logits.rows_mut().into_iter().zip(&self.softmax[piece.positions.clone()]) {
+            softmax.normalize(row.as_slice_mut().expect("the rows of an owned matrix are contiguous"));
+        }
+        logits
+    }
+
+    /// Of what the head multiplies with, `[positions, embedding_size]`, where `subtract` makes the gradient of logits of their probabilities.
     fn gradient(&self, subtract: &dyn Fn(&Piece, &mut Array2<f32>)) -> Array2<f32> {
-        let mut gradient = Array2::zeros(self.normed.dim());
+        let factors = &self.forward.model().hyperparameters.factors;
+        let mut gradient = Array2::zeros(self.before_head.dim());
         for piece in self.pieces() {
-            let mut of_logits = self.probabilities(&piece);
+            let logits = self.logits(&piece);
+            let slopes = factors.logit_cap.map(|cap| logits.mapv(|logit| 1.0 - (logit / cap).powi(2)));
+            let mut of_logits = self.normalized(logits, &piece);
             subtract(&piece, &mut of_logits);
+            if let Some(slopes) = slopes {
+                of_logits *= &slopes;
+            }
+            if factors.logits != 1.0 {
+                of_logits *= factors.logits;
+            }
             let mut part = gradient.slice_mut(s![piece.positions.clone(), ..]);
             part += &self.head.slices[piece.slice].apply_transposed(of_logits.view());
         }

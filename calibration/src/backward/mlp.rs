@@ -2,13 +2,15 @@
 
 use kernels::elementwise::inner_product;
 use model::Layer;
+use model::architecture::Mlp;
+use model::graph::NormPlace;
 use model::linear::{Part, Role, Slot};
 use ndarray::{Array2, ArrayView2, Axis};
 
 use super::visit::{LinearVisit, RouterVisit, Visit};
-use super::{elementwise, linear_vjp};
+use super::{elementwise, end_vjp, linear_vjp};
 use crate::forward::routing::{Chosen, Routed, choose};
-use crate::forward::{Forward, elementwise as forward_elementwise};
+use crate::forward::{Forward, elementwise as forward_elementwise, fused};
 use crate::weights::LayerWeights;
 
 /// The MLP of one window on its way back.
@@ -31,15 +33,15 @@ struct ExpertsPass {
 }
 
 impl MlpPass {
-    /// For the residual stream `hidden` in front of the MLP, `[tokens, hidden]`.
+    /// For the residual stream `hidden` in front of the MLP, `[tokens, hidden]`, and the norm that the MLP reads it behind.
     pub(super) fn new(
         forward: &Forward<'_>,
         layer: &Layer,
         weights: &LayerWeights,
         hidden: ArrayView2<'_, f32>,
+        norm: NormPlace,
     ) -> Self {
-        let eps = forward.model().hyperparameters.norm_eps;
-        let input = forward_elementwise::rms_norm(hidden, &weights.mlp_norm, eps);
+        let input = forward.normed(weights, norm, hidden).into_owned();
         let experts = layer.router.as_ref().zip(weights.router.as_ref()).map(|(tensors, router)| {
             let chosen = choose(&tensors.routing, router, input.view());
             let of_weights = chosen.iter().map(|chosen| vec![0.0; chosen.experts.len()]).collect();
@@ -49,12 +51,17 @@ impl MlpPass {
         Self { gradient: Array2::zeros(input.dim()), input, experts }
     }
 
+    /// The inner features of a layer without experts, `[tokens, intermediate]`.
+    pub(super) fn inner(&self, forward: &Forward<'_>, weights: &LayerWeights) -> Array2<f32> {
+        forward.inner(weights, Part::Main, self.input.view())
+    }
+
     /// Whether a token of the window is sent to an expert.
     pub(super) fn sends_to(&self, expert: usize) -> bool {
         self.experts.as_ref().is_some_and(|experts| !experts.routed.sent(expert).is_empty())
     }
 
-    /// Adds what comes back through one part. `output_gradient` is that of what the MLP adds to the residual stream, `[tokens, hidden]`.
+    /// Adds what comes back through one part. `output_gradient` is that of the residual stream with what the MLP gave, `[tokens, hidden]`.
     pub(super) fn part_vjp(
         &mut self,
         forward: &Forward<'_>,
@@ -92,7 +99,7 @@ impl MlpPass {
                 *gradient += &back;
                 experts.shared = of_shares.into_iter().map(|value| value as f32).collect();
             }
-            _ => *gradient += &gated.vjp(input, output_gradient, None, see).0,
+            _ => *gradient += &gated.whole_vjp(input, output_gradient, see),
         }
     }
 
@@ -139,6 +146,47 @@ struct Gated<'a, 'm> {
 }
 
 impl Gated<'_, '_> {
+    /// The gradient of `input`, shaped like it, of a layer without experts, whatever its MLP is.
+    fn whole_vjp(
+        &self,
+        input: &Array2<f32>,
+        output_gradient: ArrayView2<'_, f32>,
+        see: &mut dyn FnMut(Visit<'_>),
+    ) -> Array2<f32> {
+        let activation = self.forward.model().hyperparameters.activation;
+        let slot = |role| Slot { part: self.part, role };
+        let apply = |role| self.weights.linear(slot(role)).apply(input.view());
+        let shape = &self.forward.model().architecture.layer.mlp;
+        // What the activation is given, and what is multiplied with what it gives.
+        let (mut gate, up) = match shape {
+            Mlp::Gated { .. } | Mlp::Experts { .. } => (apply(Role::Gate), Some(apply(Role::Up))),
+            Mlp::GatedFused { .. } => {
+                let [gate, up] = fused::halves(&apply(Role::GateUp));
+                (gate, Some(up))
+            }
+            Mlp::Plain { .. } => (apply(Role::Up), None),
+        };
+        let mut inner = gate.clone();
+        match &up {
+            Some(up) => forward_elementwise::gate(activation, &mut inner, up),
+            None => forward_elementwise::activate(activation, &mut inner),
+        }
+        let (forward, weights) = (self.forward, self.weights);
+        let (down, after) = (slot(Role::Down), NormPlace::MlpOutput);
+        let gradient = end_vjp(forward, weights, down, after, &inner, output_gradient, see);
+        let Some(mut up) = up else {
+            elementwise::activation_vjp(activation, &mut gate, &gradient);
+            return linear_vjp(weights, slot(Role::Up), input, gate.view(), see);
+        };
+        elementwise::gate_vjp(activation, &mut gate, &mut up, &gradient);
+        if matches!(shape, Mlp::GatedFused { .. }) {
+            let both = fused::beside(gate.view(), up.view());
+            return linear_vjp(weights, slot(Role::GateUp), input, both.view(), see);
+        }
+        let gradient = linear_vjp(weights, slot(Role::Up), input, up.view(), see);
+        gradient + linear_vjp(weights, slot(Role::Gate), input, gate.view(), see)
+    }
+
     /// The gradients of `input`, shaped like it, and of the shares, one for each token; without shares all of them are one, and none has a
     /// gradient.
     fn vjp(

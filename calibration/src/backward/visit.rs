@@ -1,6 +1,7 @@
 //! What a walk back through a layer shows: the parts that gradients of its weights are made of.
 
 use kernels::product::product_tn;
+use model::graph::NormPlace;
 use model::linear::Slot;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
@@ -37,26 +38,15 @@ pub struct RouterVisit<'v> {
     pub output_gradient: ArrayView2<'v, f32>,
 }
 
-/// The gradient of a norm's weight.
+/// The gradients of a norm's weights.
 #[derive(Clone, Copy, Debug)]
 pub struct NormVisit<'v> {
     /// Which one.
-    pub norm: LayerNorm,
-    /// Shaped like the weight, `[hidden]` or `[head_dim]`.
+    pub place: NormPlace,
+    /// Shaped like the weight, `[features]`.
     pub gradient: ArrayView1<'v, f32>,
-}
-
-/// The norms of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum LayerNorm {
-    /// Before attention, `[hidden]`.
-    Attention,
-    /// Over query heads, `[head_dim]`.
-    Query,
-    /// Over key heads, `[head_dim]`.
-    Key,
-    /// Before the MLP, `[hidden]`.
-    Mlp,
+    /// Of the bias, where there is one, `[features]`.
+    pub bias_gradient: Option<ArrayView1<'v, f32>>,
 }
 
 impl RouterVisit<'_> {

@@ -3,18 +3,18 @@
 use std::ops::{ControlFlow, Range};
 
 use model::{Layer, Model};
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 use crate::error::CalibrationError;
 use crate::forward::{Forward, WindowState};
-use crate::weights::{LinearOperator, WeightSource};
+use crate::weights::{LinearOperator, OuterWeights, WeightSource};
 
 /// The hidden states of all windows.
 pub(super) struct Stream<'s> {
     forward: &'s Forward<'s>,
     source: &'s dyn WeightSource,
-    final_norm: Array1<f32>,
+    outer: OuterWeights,
     /// One for each window.
     states: Vec<WindowState>,
 }
@@ -26,10 +26,10 @@ impl<'s> Stream<'s> {
         source: &'s dyn WeightSource,
         windows: &[impl AsRef<[u32]> + Sync],
     ) -> Result<Self, CalibrationError> {
-        let embedded = windows.par_iter().map(|tokens| source.embed(tokens.as_ref()).map(WindowState::new));
+        let embedded = windows.par_iter().map(|tokens| forward.embed(source, tokens.as_ref(), 0));
         let states = embedded.collect::<Result<Vec<_>, _>>().map_err(CalibrationError::Source)?;
-        let final_norm = source.final_norm().map_err(CalibrationError::Source)?;
-        Ok(Self { forward, source, final_norm, states })
+        let outer = source.outer().map_err(CalibrationError::Source)?;
+        Ok(Self { forward, source, outer, states })
     }
 
     /// After the last layer; `step` is called after each.
@@ -90,6 +90,6 @@ impl<'s> Stream<'s> {
         positions: Range<usize>,
     ) -> Array2<f32> {
         let hidden = self.states[window].hidden();
-        self.forward.logits(&self.final_norm, head, hidden.slice(s![positions, ..]))
+        self.forward.logits(&self.outer, head, hidden.slice(s![positions, ..]))
     }
 }

@@ -26,12 +26,48 @@ pub(crate) struct Heads {
     pub(crate) scale: f32,
     /// Tokens that a query sees, itself included; none: all earlier ones.
     pub(crate) window: Option<usize>,
+    /// `c` where `c tanh(s / c)` takes the place of the scaled products `s`.
+    pub(crate) cap: Option<f32>,
+    /// Whether products fall with the distance (ALiBi, arXiv 2108.12409).
+    pub(crate) alibi: bool,
 }
 
 impl Heads {
     /// The first key that the query at `position` sees.
     pub(crate) fn seen_from(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// By how much products of a head fall with each token of distance: a geometric series that begins at `2^(-8 / n)`, with what is missing
+    /// to a power of two `n` of heads taken from between (the reference implementation of ALiBi).
+    fn slope(&self, head: usize) -> f32 {
+        if !self.alibi {
+            return 0.0;
+        }
+        let power =
+            if self.count.is_power_of_two() { self.count } else { self.count.next_power_of_two() / 2 };
+        let exponent = match head.checked_sub(power) {
+            None => (head + 1) as f64 / power as f64,
+            Some(extra) => (2 * extra + 1) as f64 / (2 * power) as f64,
+        };
+        (-8.0 * exponent).exp2() as f32
+    }
+
+    /// Caps scaled products.
+    pub(crate) fn cap_scores(&self, scores: &mut [f32]) {
+        if let Some(cap) = self.cap {
+            super::elementwise::cap(scores, cap);
+        }
+    }
+
+    /// Lets capped products of the query at `position` with the keys from `first` on fall with the distance.
+    pub(crate) fn lean(&self, head: usize, position: usize, first: usize, scores: &mut [f32]) {
+        if self.alibi {
+            let slope = self.slope(head);
+            for (key, score) in (first..).zip(scores) {
+                *score -= slope * (position - key) as f32;
+            }
+        }
     }
 }
 
@@ -62,14 +98,15 @@ pub(crate) fn causal(
         let queries = query.slice(s![first..first + tile.nrows(), columns(head)]);
         let keys = key.slice(s![.., columns(shared)]);
         let values = value.slice(s![.., columns(shared)]);
-        attend_tile(heads, first, queries, keys, values, tile);
+        attend_tile(heads, head, first, queries, keys, values, tile);
     });
     out
 }
 
-/// Answers the queries at positions from `first` on; keys and values behind the last of these positions are not looked at.
+/// Answers the queries of a head at positions from `first` on; keys and values behind the last of these positions are not looked at.
 pub(crate) fn attend_tile(
     heads: &Heads,
+    head: usize,
     first: usize,
     queries: ArrayView2<'_, f32>,
     keys: ArrayView2<'_, f32>,
@@ -98,6 +135,8 @@ pub(crate) fn attend_tile(
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             let visible = &mut scores[from..to];
+            heads.cap_scores(visible);
+            heads.lean(head, position, start + from, visible);
             let tallest = elementwise::max(visible).max(highest[row]);
             if tallest == f32::NEG_INFINITY {
                 // No key of this tile is in the query's window.
@@ -144,7 +183,13 @@ mod tests {
                             f64::from(query[[i, head * heads.dim + d]])
                                 * f64::from(key[[j, shared * heads.dim + d]])
                         });
-                        (products.sum::<f64>() * f64::from(heads.scale)).exp()
+                        let product = products.sum::<f64>() * f64::from(heads.scale);
+                        let capped = heads
+                            .cap
+                            .map_or(product, |cap| f64::from(cap) * (product / f64::from(cap)).tanh());
+                        // Of four heads: 1/4, 1/16, 1/64, 1/256.
+                        let slope = if heads.alibi { 0.25_f64.powi(head as i32 + 1) } else { 0.0 };
+                        (capped - slope * (i - j) as f64).exp()
                     })
                     .collect();
                 let total: f64 = weights.iter().sum();
@@ -163,10 +208,26 @@ mod tests {
 
     #[test]
     fn tiles_give_what_the_definition_gives() {
-        for (tokens, window) in
-            [(1, None), (7, None), (200, None), (301, Some(5)), (301, Some(150)), (130, Some(1))]
-        {
-            let heads = Heads { count: 4, key_value_count: 2, dim: 16, scale: 0.25, window };
+        let plain_heads = Heads {
+            count: 4,
+            key_value_count: 2,
+            dim: 16,
+            scale: 0.25,
+            window: None,
+            cap: None,
+            alibi: false,
+        };
+        for (tokens, window, cap, alibi) in [
+            (1, None, None, false),
+            (7, None, None, false),
+            (200, None, None, false),
+            (200, None, Some(1.5), false),
+            (200, None, None, true),
+            (301, Some(5), Some(0.5), true),
+            (301, Some(150), None, false),
+            (130, Some(1), None, false),
+        ] {
+            let heads = Heads { window, cap, alibi, ..plain_heads };
             let (query, key, value) = (noise(tokens, 64, 1), noise(tokens, 32, 2), noise(tokens, 32, 3));
             let found = causal(&heads, query.view(), key.view(), value.view());
             let expected = plain(&heads, &query, &key, &value);
@@ -177,5 +238,13 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_reference_implementation() {
+        let heads =
+            Heads { count: 6, key_value_count: 6, dim: 2, scale: 1.0, window: None, cap: None, alibi: true };
+        let slopes: Vec<f32> = (0..6).map(|head| heads.slope(head)).collect();
+        assert_eq!(slopes, [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
     }
 }

@@ -1,20 +1,48 @@
 //! Norms and activations: one pass over rows, written so that compilers vectorize them.
 
 use kernels::elementwise::{gate_silu, scale_to_unit_mean_square, sum_of_squares};
+use model::architecture::NormKind;
 use model::hyperparameters::Activation;
-use ndarray::{Array1, Array2, ArrayView2, Zip};
+use ndarray::{Array2, ArrayView2, Zip};
 
-/// `x / sqrt(mean(x²) + eps) * weight` for each row (arXiv 1910.07467); the mean in f64.
-pub(crate) fn rms_norm(x: ArrayView2<'_, f32>, weight: &Array1<f32>, eps: f64) -> Array2<f32> {
+use crate::weights::NormWeights;
+
+/// A norm over each run of as many features of `x` as it has weights: rows, or the heads of rows.
+pub(crate) fn norm(x: ArrayView2<'_, f32>, norm: &NormWeights, eps: f64) -> Array2<f32> {
     let mut out = x.as_standard_layout().into_owned();
-    rms_norm_heads(&mut out, weight, eps);
+    norm_in_place(&mut out, norm, eps);
     out
 }
 
-/// The same over each head of a row, `weight` `[head_dim]`.
-pub(crate) fn rms_norm_heads(x: &mut Array2<f32>, weight: &Array1<f32>, eps: f64) {
+/// The same in place. Means are in f64.
+pub(crate) fn norm_in_place(x: &mut Array2<f32>, norm: &NormWeights, eps: f64) {
     let values = x.as_slice_mut().expect("an owned matrix is contiguous");
-    scale_to_unit_mean_square(values, weight.as_standard_layout().as_slice().expect("standard layout"), eps);
+    let gains = norm.gains();
+    let gains = gains.as_standard_layout();
+    let gains = gains.as_slice().expect("standard layout");
+    match norm.kind {
+        NormKind::Rms | NormKind::RmsPlusOne => scale_to_unit_mean_square(values, gains, eps),
+        NormKind::Layer | NormKind::LayerWithoutBias => {
+            values.chunks_exact_mut(gains.len()).for_each(center);
+            scale_to_unit_mean_square(values, gains, eps);
+        }
+    }
+    if let Some(bias) = &norm.bias {
+        for run in values.chunks_exact_mut(bias.len()) {
+            run.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+        }
+    }
+}
+
+/// Takes the mean away.
+pub(crate) fn center(run: &mut [f32]) {
+    let mean = run.iter().map(|&value| f64::from(value)).sum::<f64>() / run.len() as f64;
+    run.iter_mut().for_each(|value| *value = (f64::from(*value) - mean) as f32);
+}
+
+/// `c tanh(x / c)`.
+pub(crate) fn cap(values: &mut [f32], cap: f32) {
+    values.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
 }
 
 /// `1 / sqrt(mean(x²) + eps)`.
@@ -25,17 +53,33 @@ pub(crate) fn rms_factor(x: &[f32], eps: f64) -> f32 {
 
 /// `gate = activation(gate) * up`.
 pub(crate) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f32>) {
-    let apply: fn(f32) -> f32 = match activation {
-        Activation::Silu => {
-            let gate = gate.as_slice_mut().expect("an owned matrix is contiguous");
-            gate_silu(gate, up.as_slice().expect("an owned matrix is contiguous"));
-            return;
-        }
+    if activation == Activation::Silu {
+        let gate = gate.as_slice_mut().expect("an owned matrix is contiguous");
+        gate_silu(gate, up.as_slice().expect("an owned matrix is contiguous"));
+        return;
+    }
+    let apply = scalar(activation);
+    Zip::from(gate).and(up).for_each(|gate, &up| *gate = apply(*gate) * up);
+}
+
+/// `x = activation(x)`.
+pub(crate) fn activate(activation: Activation, x: &mut Array2<f32>) {
+    x.mapv_inplace(scalar(activation));
+}
+
+/// The function of one number.
+pub(crate) fn scalar(activation: Activation) -> fn(f32) -> f32 {
+    match activation {
+        Activation::Silu => silu,
         Activation::Gelu => gelu,
         Activation::GeluTanh => gelu_tanh,
         Activation::Relu => relu,
-    };
-    Zip::from(gate).and(up).for_each(|gate, &up| *gate = apply(*gate) * up);
+    }
+}
+
+/// `x / (1 + exp(-x))`.
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
 }
 
 /// `x Φ(x)` with the distribution function of the normal distribution (arXiv 1606.08415).

@@ -8,7 +8,6 @@
 use std::borrow::Cow;
 
 use model::Layer;
-use model::linear::Role;
 use ndarray::{Array2, Array3, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
@@ -58,8 +57,9 @@ impl Forward<'_> {
         state: &mut WindowState,
         cache: &mut LayerCache,
     ) -> Result<(), SourceError> {
-        let input = self.normed(state, &weights.attention_norm);
-        state.waiting = Some(self.attend_token(layer, &weights, position, input.view(), cache));
+        self.advance_by(layer, 0, &weights, state, &mut |input| {
+            self.attend_token(layer, &weights, position, input, cache)
+        });
         self.advance_from(layer, 1, &mut weights, source, std::slice::from_mut(state))
     }
 
@@ -81,8 +81,9 @@ impl Forward<'_> {
         cache: &mut LayerCache,
     ) -> Result<(), SourceError> {
         assert_eq!(cache.keys.len_of(Axis(0)), 1, "sequences of the cache");
-        let input = self.normed(state, &weights.attention_norm);
-        state.waiting = Some(self.attend_run(layer, &weights, first, input.view(), cache));
+        self.advance_by(layer, 0, &weights, state, &mut |input| {
+            self.attend_run(layer, &weights, first, input, cache)
+        });
         self.advance_from(layer, 1, &mut weights, source, std::slice::from_mut(state))
     }
 
@@ -95,8 +96,10 @@ impl Forward<'_> {
         cache: &mut LayerCache,
     ) -> Array2<f32> {
         let heads = self.heads(layer);
-        let turn = |rows: &mut Array2<f32>| self.rotary().rotate_from(first, rows, heads.dim);
-        let [query, key, value] = self.projected(weights, input, turn);
+        let [mut query, mut key, value] = self.projected(layer, weights, input);
+        self.place(layer, weights, &mut query, &mut key, |rotary, rows| {
+            rotary.rotate_from(first, rows, heads.dim);
+        });
         let positions = first..first + input.nrows();
         cache.keys.slice_mut(s![0, positions.clone(), ..]).assign(&key);
         cache.values.slice_mut(s![0, positions, ..]).assign(&value);
@@ -109,6 +112,7 @@ impl Forward<'_> {
                 let start = tile * QUERY_TILE;
                 attend_tile(
                     &heads,
+                    head,
                     first + start,
                     query.slice(s![start..start + out.nrows(), columns(head)]),
                     cache.keys.slice(s![0, .., columns(shared)]),
@@ -120,22 +124,6 @@ impl Forward<'_> {
         out
     }
 
-    /// Queries, keys and values of some tokens as attention meets them: normed, and turned by `turn`.
-    fn projected(
-        &self,
-        weights: &LayerWeights,
-        input: ArrayView2<'_, f32>,
-        turn: impl Fn(&mut Array2<f32>),
-    ) -> [Array2<f32>; 3] {
-        let mut query = weights.linear(Role::Query).apply(input);
-        let mut key = weights.linear(Role::Key).apply(input);
-        let value = weights.linear(Role::Value).apply(input);
-        self.norm_heads(weights, &mut query, &mut key);
-        turn(&mut query);
-        turn(&mut key);
-        [query, key, value]
-    }
-
     fn attend_token(
         &self,
         layer: &Layer,
@@ -145,8 +133,10 @@ impl Forward<'_> {
         cache: &mut LayerCache,
     ) -> Array2<f32> {
         let heads = self.heads(layer);
-        let turn = |rows: &mut Array2<f32>| self.rotary().rotate_to(position, rows, heads.dim);
-        let [query, key, value] = self.projected(weights, input, turn);
+        let [mut query, mut key, value] = self.projected(layer, weights, input);
+        self.place(layer, weights, &mut query, &mut key, |rotary, rows| {
+            rotary.rotate_to(position, rows, heads.dim);
+        });
         cache.keys.slice_mut(s![.., position, ..]).assign(&key);
         cache.values.slice_mut(s![.., position, ..]).assign(&value);
         let mut out = Array2::zeros(query.dim());
@@ -157,6 +147,7 @@ impl Forward<'_> {
                 let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
                 attend_tile(
                     &heads,
+                    head,
                     position,
                     query.slice(s![sequence..=sequence, columns(head)]),
                     cache.keys.slice(s![sequence, .., columns(shared)]),

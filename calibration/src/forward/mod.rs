@@ -6,19 +6,23 @@
 
 pub(crate) mod attention;
 pub(crate) mod elementwise;
+pub(crate) mod fused;
 mod incremental;
+mod outer;
 pub(crate) mod rotary;
 pub(crate) mod routing;
 
-use model::graph::StageInput;
 use std::borrow::Cow;
 
+use model::architecture::{Mlp, Pairs, Positions, Qkv};
+use model::graph::{NormPlace, StageInput};
+use model::hyperparameters::Rotation;
 use model::linear::{Part, Role, Slot};
-use model::{Layer, Model, Stage};
-use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix2};
+use model::{Layer, Model};
+use ndarray::{Array2, ArrayView2, CowArray, Ix2};
 use rayon::prelude::*;
 
-use crate::weights::{LayerWeights, LinearOperator, SourceError, WeightSource};
+use crate::weights::{LayerWeights, SourceError, WeightSource};
 use attention::Heads;
 pub use incremental::LayerCache;
 use rotary::Rotary;
@@ -29,17 +33,19 @@ use routing::Routed;
 pub struct WindowState {
     /// The residual stream, `[tokens, hidden]`.
     hidden: Array2<f32>,
-    /// Input of the next stage where it is not the normed residual stream.
-    waiting: Option<Array2<f32>>,
+    /// The heads' weighted values, until they are projected.
+    attended: Option<Array2<f32>>,
+    /// The MLP's inner features, until they are projected.
+    inner: Option<Array2<f32>>,
     /// What experts are given, between attention and the layer's end.
     routed: Option<Routed>,
 }
 
 impl WindowState {
-    /// The state before the first layer.
+    /// The state before a layer.
     #[must_use]
-    pub fn new(embedded: Array2<f32>) -> Self {
-        Self { hidden: embedded, waiting: None, routed: None }
+    pub fn new(hidden: Array2<f32>) -> Self {
+        Self { hidden, attended: None, inner: None, routed: None }
     }
 
     /// The residual stream, `[tokens, hidden]`.
@@ -60,6 +66,10 @@ impl WindowState {
         self.routed.as_ref().map(Routed::input)
     }
 
+    fn routed(&self) -> &Routed {
+        self.routed.as_ref().expect("the layer has experts, and its attention was run")
+    }
+
     /// Whether every number of the residual stream is finite.
     #[must_use]
     pub fn is_finite(&self) -> bool {
@@ -74,14 +84,26 @@ impl WindowState {
 #[derive(Debug)]
 pub struct Forward<'m> {
     model: &'m Model,
-    rotary: Rotary,
+    /// For layers with a rotation of their own kind.
+    rotary: Option<Rotary>,
+    local_rotary: Option<Rotary>,
 }
 
 impl<'m> Forward<'m> {
     /// For windows of at most `tokens` tokens.
     #[must_use]
     pub fn new(model: &'m Model, tokens: usize) -> Self {
-        Self { model, rotary: Rotary::new(&model.hyperparameters.rope, tokens) }
+        let numbers = &model.hyperparameters;
+        let pairs = match model.architecture.layer.attention.positions {
+            Positions::Rotary { pairs, .. } => pairs,
+            Positions::None | Positions::Alibi => Pairs::Halves,
+        };
+        let turns = |rotation| numbers.rotations.contains(&rotation);
+        Self {
+            model,
+            rotary: turns(Rotation::Global).then(|| Rotary::new(&numbers.rope, pairs, tokens)),
+            local_rotary: numbers.local_rope.as_ref().map(|rope| Rotary::new(rope, pairs, tokens)),
+        }
     }
 
     /// The model that is run.
@@ -102,15 +124,19 @@ impl<'m> Forward<'m> {
         weights: &LayerWeights,
         state: &'s WindowState,
     ) -> CowArray<'s, f32, Ix2> {
+        let waiting = |part: &'s Option<Array2<f32>>| {
+            part.as_ref().expect("the stage before was advanced").view().into()
+        };
         let stage = &layer.stages[stage];
         match (stage.input, stage.part()) {
-            (StageInput::AttentionInput, _) => self.normed(state, &weights.attention_norm).into(),
-            (StageInput::MlpInput, Part::Main) => self.normed(state, &weights.mlp_norm).into(),
+            (StageInput::AttentionInput | StageInput::SharedInput, _) => {
+                self.normed(weights, NormPlace::AttentionInput, state.hidden())
+            }
+            (StageInput::MlpInput, Part::Main) => self.normed(weights, NormPlace::MlpInput, state.hidden()),
             (StageInput::MlpInput, Part::Shared) => state.routed().input().into(),
             (StageInput::MlpInput, Part::Expert(expert)) => state.routed().gathered(expert).into(),
-            (StageInput::AttentionOutput | StageInput::MlpOutput, _) => {
-                state.waiting.as_ref().expect("the stage before was advanced").view().into()
-            }
+            (StageInput::AttentionOutput, _) => waiting(&state.attended),
+            (StageInput::MlpOutput, _) => waiting(&state.inner),
         }
     }
 
@@ -120,30 +146,56 @@ impl<'m> Forward<'m> {
     /// # Panics
     /// When the stages before it were not advanced.
     pub fn advance(&self, layer: &Layer, stage: usize, weights: &LayerWeights, state: &mut WindowState) {
-        let last = stage + 1 == layer.stages.len();
-        let Stage { input, linears } = &layer.stages[stage];
+        self.advance_by(layer, stage, weights, state, &mut |input| self.attend(layer, weights, input));
+    }
+
+    /// The same with another way to attend: one that knows earlier tokens.
+    fn advance_by(
+        &self,
+        layer: &Layer,
+        stage: usize,
+        weights: &LayerWeights,
+        state: &mut WindowState,
+        attend: &mut dyn FnMut(ArrayView2<'_, f32>) -> Array2<f32>,
+    ) {
         let part = layer.stages[stage].part();
-        match input {
+        match layer.stages[stage].input {
             StageInput::AttentionInput => {
-                let input = self.normed(state, &weights.attention_norm);
-                state.waiting = Some(self.attend(layer, weights, input.view()));
-            }
-            StageInput::AttentionOutput => {
-                write_residual(state, weights, Role::Output.into());
-                self.route(layer, weights, state);
+                let attended = attend(self.stage_input(layer, stage, weights, state).view());
+                state.attended = Some(attended);
             }
             StageInput::MlpInput => {
                 let input = self.stage_input(layer, stage, weights, state);
-                let gated = if input.is_empty() {
-                    Array2::zeros((0, linears[0].out_features))
+                let inner = if input.is_empty() {
+                    Array2::zeros((0, layer.stages[stage].linears[0].out_features))
                 } else {
-                    self.gated(weights, part, input.view())
+                    self.inner(weights, part, input.view())
                 };
-                state.waiting = Some(gated);
+                drop(input);
+                state.inner = Some(inner);
+            }
+            StageInput::SharedInput => {
+                let input = self.stage_input(layer, stage, weights, state);
+                let (attended, inner) = (attend(input.view()), self.inner(weights, part, input.view()));
+                drop(input);
+                (state.attended, state.inner) = (Some(attended), Some(inner));
+            }
+            StageInput::AttentionOutput => {
+                let attended = state.attended.take().expect("the stage before was advanced");
+                let given = weights.linear(Role::Output).apply(attended.view());
+                self.join(weights, BRANCH_NORMS[0], &mut state.hidden, given);
+                self.route(layer, weights, state);
             }
             StageInput::MlpOutput => {
-                write_residual(state, weights, Slot { part, role: Role::Down });
-                if last {
+                let inner = state.inner.take().expect("the stage before was advanced");
+                if !inner.is_empty() {
+                    let given = weights.linear(Slot { part, role: Role::Down }).apply(inner.view());
+                    match part {
+                        Part::Main => self.join(weights, BRANCH_NORMS[1], &mut state.hidden, given),
+                        Part::Shared | Part::Expert(_) => state.add_weighted(part, given),
+                    }
+                }
+                if stage + 1 == layer.stages.len() {
                     state.routed = None;
                 }
             }
@@ -200,47 +252,61 @@ impl<'m> Forward<'m> {
         Ok(())
     }
 
-    /// What the head multiplies with, `[tokens, hidden]`: the residual stream after the last layer, normed.
-    #[must_use]
-    pub fn head_input(&self, final_norm: &Array1<f32>, hidden: ArrayView2<'_, f32>) -> Array2<f32> {
-        elementwise::rms_norm(hidden, final_norm, self.model.hyperparameters.norm_eps)
+    fn eps(&self) -> f64 {
+        self.model.hyperparameters.norm_eps
     }
 
-    /// Logits of some tokens of a window, `[tokens, rows of projection]`: `projection` is the head or some rows of it.
-    #[must_use]
-    pub fn logits(
+    /// What a norm gives for `x`; `x` itself where the layer has no such norm.
+    pub(crate) fn normed<'x>(
         &self,
-        final_norm: &Array1<f32>,
-        projection: &LinearOperator,
-        hidden: ArrayView2<'_, f32>,
-    ) -> Array2<f32> {
-        projection.apply(self.head_input(final_norm, hidden).view())
+        weights: &LayerWeights,
+        place: NormPlace,
+        x: ArrayView2<'x, f32>,
+    ) -> CowArray<'x, f32, Ix2> {
+        match weights.norms.get(&place) {
+            Some(norm) => elementwise::norm(x, norm, self.eps()).into(),
+            None => x.into(),
+        }
     }
 
-    fn normed(&self, state: &WindowState, weight: &Array1<f32>) -> Array2<f32> {
-        elementwise::rms_norm(state.hidden.view(), weight, self.model.hyperparameters.norm_eps)
+    fn norm_in_place(&self, weights: &LayerWeights, place: NormPlace, x: &mut Array2<f32>) {
+        if let Some(norm) = weights.norms.get(&place) {
+            elementwise::norm_in_place(x, norm, self.eps());
+        }
+    }
+
+    /// `hidden = joined(hidden + factor * after(given))`.
+    fn join(
+        &self,
+        weights: &LayerWeights,
+        [after, joined]: [NormPlace; 2],
+        hidden: &mut Array2<f32>,
+        mut given: Array2<f32>,
+    ) {
+        self.norm_in_place(weights, after, &mut given);
+        let factor = self.model.hyperparameters.factors.residual;
+        if factor != 1.0 {
+            given *= factor;
+        }
+        *hidden += &given;
+        self.norm_in_place(weights, joined, hidden);
+    }
+
+    /// The angles by which a layer turns; none where it does not.
+    pub(crate) fn rotary(&self, layer: &Layer) -> Option<&Rotary> {
+        match layer.rotation {
+            Rotation::None => None,
+            Rotation::Global => self.rotary.as_ref(),
+            Rotation::Local => self.local_rotary.as_ref(),
+        }
     }
 
     /// Sends a window's tokens to the experts of a layer that has them.
     fn route(&self, layer: &Layer, weights: &LayerWeights, state: &mut WindowState) {
         if let (Some(tensors), Some(router)) = (&layer.router, &weights.router) {
-            let input = self.normed(state, &weights.mlp_norm);
+            let input = self.normed(weights, NormPlace::MlpInput, state.hidden()).into_owned();
             state.routed = Some(Routed::new(&tensors.routing, router, input));
         }
-    }
-
-    /// `activation(gate(x)) * up(x)` of one part of a layer, which is in memory; for an expert of any tokens, sent to it or not.
-    #[must_use]
-    pub fn gated(&self, weights: &LayerWeights, part: Part, input: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut gate = weights.linear(Slot { part, role: Role::Gate }).apply(input);
-        let up = weights.linear(Slot { part, role: Role::Up }).apply(input);
-        elementwise::gate(self.model.hyperparameters.activation, &mut gate, &up);
-        gate
-    }
-
-    /// The angles of the positions.
-    pub(crate) fn rotary(&self) -> &Rotary {
-        &self.rotary
     }
 
     /// Shape of a layer's heads.
@@ -250,65 +316,96 @@ impl<'m> Forward<'m> {
             count: numbers.heads,
             key_value_count: numbers.key_value_heads,
             dim: numbers.head_dim,
-            scale: 1.0 / (numbers.head_dim as f32).sqrt(),
+            scale: numbers.factors.attention,
             window: layer.window,
+            cap: numbers.factors.attention_cap,
+            alibi: self.model.architecture.layer.attention.positions == Positions::Alibi,
         }
     }
 
-    /// What attention does to queries `[tokens, heads * head_dim]` and keys `[tokens, key_value_heads * head_dim]` before they meet: the
-    /// norms over heads, where there are any, and the rotation.
-    pub(crate) fn place(&self, weights: &LayerWeights, query: &mut Array2<f32>, key: &mut Array2<f32>) {
-        self.norm_heads(weights, query, key);
-        let head_dim = self.model.hyperparameters.head_dim;
-        self.rotary.rotate(query, head_dim);
-        self.rotary.rotate(key, head_dim);
+    /// Queries `[tokens, heads * head_dim]`, keys and values `[tokens, key_value_heads * head_dim]` as their linears give them.
+    pub(crate) fn projected(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        input: ArrayView2<'_, f32>,
+    ) -> [Array2<f32>; 3] {
+        match self.model.architecture.layer.attention.qkv {
+            Qkv::Separate { .. } => {
+                [Role::Query, Role::Key, Role::Value].map(|role| weights.linear(role).apply(input))
+            }
+            Qkv::Fused { rows, .. } => {
+                let fused = weights.linear(Role::QueryKeyValue).apply(input);
+                fused::split(rows, &self.heads(layer), &fused)
+            }
+        }
     }
 
-    /// The norms over heads, where there are any.
-    fn norm_heads(&self, weights: &LayerWeights, query: &mut Array2<f32>, key: &mut Array2<f32>) {
-        let eps = self.model.hyperparameters.norm_eps;
-        if let Some((query_norm, key_norm)) = &weights.head_norms {
-            elementwise::rms_norm_heads(query, query_norm, eps);
-            elementwise::rms_norm_heads(key, key_norm, eps);
+    /// What attention does to queries and keys before they meet: norms over heads, where there are any, and the rotation, by `turn`.
+    pub(crate) fn place(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        query: &mut Array2<f32>,
+        key: &mut Array2<f32>,
+        turn: impl Fn(&Rotary, &mut Array2<f32>),
+    ) {
+        for (norm, rows) in [(NormPlace::Query, query), (NormPlace::Key, key)] {
+            self.norm_in_place(weights, norm, rows);
+            if let Some(rotary) = self.rotary(layer) {
+                turn(rotary, rows);
+            }
         }
     }
 
     fn attend(&self, layer: &Layer, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut query = weights.linear(Role::Query).apply(input);
-        let mut key = weights.linear(Role::Key).apply(input);
-        let value = weights.linear(Role::Value).apply(input);
-        self.place(weights, &mut query, &mut key);
-        attention::causal(&self.heads(layer), query.view(), key.view(), value.view())
+        let [mut query, mut key, value] = self.projected(layer, weights, input);
+        let heads = self.heads(layer);
+        self.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
+        attention::causal(&heads, query.view(), key.view(), value.view())
+    }
+
+    /// The inner features of one part of a layer, which is in memory, `[tokens, intermediate]`; for an expert of any tokens, sent to it or not.
+    #[must_use]
+    pub fn inner(&self, weights: &LayerWeights, part: Part, input: ArrayView2<'_, f32>) -> Array2<f32> {
+        let activation = self.model.hyperparameters.activation;
+        let apply = |role| weights.linear(Slot { part, role }).apply(input);
+        let gated = |mut gate: Array2<f32>, up: &Array2<f32>| {
+            elementwise::gate(activation, &mut gate, up);
+            gate
+        };
+        match self.model.architecture.layer.mlp {
+            Mlp::Gated { .. } | Mlp::Experts { .. } => gated(apply(Role::Gate), &apply(Role::Up)),
+            Mlp::GatedFused { .. } => {
+                let [gate, up] = fused::halves(&apply(Role::GateUp));
+                gated(gate, &up)
+            }
+            Mlp::Plain { .. } => {
+                let mut inner = apply(Role::Up);
+                elementwise::activate(activation, &mut inner);
+                inner
+            }
+        }
     }
 }
 
 impl WindowState {
-    fn routed(&self) -> &Routed {
-        self.routed.as_ref().expect("the layer has experts, and its attention was run")
+    /// Adds what an expert gave for the tokens that were sent to it, or the shared one for all, weighted.
+    fn add_weighted(&mut self, part: Part, mut given: Array2<f32>) {
+        let routed = self.routed.as_ref().expect("the layer has experts, and its attention was run");
+        if let Some(expert) = part.expert() {
+            for (row, &(token, weight)) in given.rows().into_iter().zip(routed.sent(expert)) {
+                self.hidden.row_mut(token).scaled_add(weight, &row);
+            }
+            return;
+        }
+        if let Some(shares) = routed.shared() {
+            given.rows_mut().into_iter().zip(shares).for_each(|(mut row, &share)| row *= share);
+        }
+        self.hidden += &given;
     }
 }
 
-/// Adds what a linear makes of the waiting features to the residual stream; of an expert, weighted, to that of its tokens.
-fn write_residual(state: &mut WindowState, weights: &LayerWeights, slot: Slot) {
-    let input = state.waiting.take().expect("the stage before was advanced");
-    if input.is_empty() {
-        return;
-    }
-    let mut output = weights.linear(slot).apply(input.view());
-    match slot.part {
-        Part::Main => state.hidden += &output,
-        Part::Shared => {
-            let routed = state.routed.as_ref().expect("the layer has experts, and its attention was run");
-            if let Some(shares) = routed.shared() {
-                output.rows_mut().into_iter().zip(shares).for_each(|(mut row, &share)| row *= share);
-            }
-            state.hidden += &output;
-        }
-        Part::Expert(expert) => {
-            let routed = state.routed.as_ref().expect("the layer has experts, and its attention was run");
-            for (row, &(token, weight)) in output.rows().into_iter().zip(routed.sent(expert)) {
-                state.hidden.row_mut(token).scaled_add(weight, &row);
-            }
-        }
-    }
-}
+/// For attention and MLP the norm of what it gives, and the norm of the residual stream with that.
+const BRANCH_NORMS: [[NormPlace; 2]; 2] =
+    [[NormPlace::AttentionOutput, NormPlace::AttentionJoined], [NormPlace::MlpOutput, NormPlace::MlpJoined]];

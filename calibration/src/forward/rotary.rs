@@ -1,9 +1,11 @@
 //! Rotary positions (RoFormer, arXiv 2104.09864): pairs of features turned by angles that grow with the position.
 //!
-//! Feature `i` and `i + dim/2` of a head form a pair; its angle is `position * frequency[i]` ([`Rope::frequencies`]).
+//! Feature `i` and `i + dim/2` of a head form a pair, or `2 i` and `2 i + 1`, of the first `dim` features; its angle is `position * frequency[i]`
+//! ([`Rope::frequencies`]).
 
 use std::borrow::Cow;
 
+use model::architecture::Pairs;
 use model::rope::Rope;
 use ndarray::Array2;
 
@@ -11,6 +13,7 @@ use ndarray::Array2;
 #[derive(Debug)]
 pub(crate) struct Rotary {
     rope: Rope,
+    pairs: Pairs,
     /// Length of the sequences that `long` is for.
     longest: usize,
     /// For sequences up to the original context; for all, where the length changes nothing.
@@ -30,14 +33,14 @@ struct Table {
 
 impl Rotary {
     /// For sequences of at most `longest` tokens.
-    pub(crate) fn new(rope: &Rope, longest: usize) -> Self {
+    pub(crate) fn new(rope: &Rope, pairs: Pairs, longest: usize) -> Self {
         let (short, long) = match rope.changes_beyond() {
             Some(context) if longest > context => {
                 (Table::new(rope, context), Some(Table::new(rope, longest)))
             }
             _ => (Table::new(rope, longest), None),
         };
-        Self { rope: rope.clone(), longest, short, long }
+        Self { rope: rope.clone(), pairs, longest, short, long }
     }
 
     /// Turns every head of `x` `[tokens, heads * head_dim]` in place; row `t` is at position `t` of a sequence of as many tokens as `x`
@@ -78,10 +81,23 @@ impl Rotary {
             let cosine = table.cosine.row(position).to_slice().expect("so are a table's");
             let sine = table.sine.row(position).to_slice().expect("so are a table's");
             for head in row.chunks_exact_mut(head_dim) {
-                let (first, rest) = head.split_at_mut(pairs);
-                for (((a, b), &cosine), &sine) in first.iter_mut().zip(rest).zip(cosine).zip(sine) {
+                let turn = |a: &mut f32, b: &mut f32, cosine: f32, sine: f32| {
                     let sine = direction * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+                };
+                match self.pairs {
+                    Pairs::Halves => {
+                        let (first, rest) = head.split_at_mut(pairs);
+                        for (((a, b), &cosine), &sine) in first.iter_mut().zip(rest).zip(cosine).zip(sine) {
+                            turn(a, b, cosine, sine);
+                        }
+                    }
+                    Pairs::Neighbours => {
+                        let neighbours = head.as_chunks_mut::<2>().0;
+                        for (([a, b], &cosine), &sine) in neighbours.iter_mut().zip(cosine).zip(sine) {
+                            turn(a, b, cosine, sine);
+                        }
+                    }
                 }
             }
         }
@@ -143,7 +159,7 @@ mod tests {
             }
             // However long the longest sequence is, one of this length turns like this.
             for longest in [length, length + 1, 4 * length] {
-                let rotary = Rotary::new(&rope, longest);
+                let rotary = Rotary::new(&rope, Pairs::Halves, longest);
                 let mut x = Array2::from_shape_fn((length, 64), |(_, column)| f32::from(column % 32 < 16));
                 rotary.rotate(&mut x, 32);
                 let last = x.row(length - 1);
@@ -163,7 +179,7 @@ mod tests {
     fn gradients_turn_back_by_the_transpose_of_every_stretch() {
         for golden in goldens() {
             let length = golden["length"].as_u64().unwrap() as usize;
-            let rotary = Rotary::new(&rope_of(&golden), length);
+            let rotary = Rotary::new(&rope_of(&golden), Pairs::Halves, length);
             let noise = |seed: usize| {
                 Array2::from_shape_fn((length, 64), |(t, i)| ((t * 64 + i + seed) as f32 * 0.7).sin())
             };

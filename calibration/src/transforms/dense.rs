@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use model::Layer;
-use model::graph::StageInput;
+use model::architecture::NormKind;
+use model::graph::{NormPlace, StageInput};
 use model::linear::Slot;
 use ndarray::{Array1, Array2};
 
-use crate::weights::{LayerWeights, LinearOperator, LinearWeights, RouterWeights, SourceError};
+use crate::weights::{LayerWeights, LinearOperator, LinearWeights, NormWeights, RouterWeights, SourceError};
 
 /// A linear in double precision.
 #[derive(Clone, Debug)]
@@ -23,14 +24,21 @@ pub struct DenseLinear {
 pub struct DenseLayer {
     /// Its linears.
     pub linears: BTreeMap<Slot, DenseLinear>,
-    /// The norm before attention, `[hidden]`.
-    pub attention_norm: Array1<f64>,
-    /// The norm before the MLP, `[hidden]`.
-    pub mlp_norm: Array1<f64>,
-    /// Norms over query and key heads, `[head_dim]` each; no transform touches them.
-    pub head_norms: Option<(Array1<f32>, Array1<f32>)>,
+    /// Its norms.
+    pub norms: BTreeMap<NormPlace, DenseNorm>,
     /// What sends tokens to experts; no transform touches it.
     pub router: Option<RouterWeights>,
+}
+
+/// A norm in double precision.
+#[derive(Clone, Debug)]
+pub struct DenseNorm {
+    /// What features are multiplied with, `[features]`.
+    pub gains: Array1<f64>,
+    /// `[features]`.
+    pub bias: Option<Array1<f64>>,
+    /// What it computes.
+    pub kind: NormKind,
 }
 
 impl DenseLinear {
@@ -59,9 +67,7 @@ impl DenseLayer {
             linears: linears
                 .map(|(slot, operator)| Ok((slot, DenseLinear::of(operator, name(slot))?)))
                 .collect::<Result<_, SourceError>>()?,
-            attention_norm: weights.attention_norm.mapv(f64::from),
-            mlp_norm: weights.mlp_norm.mapv(f64::from),
-            head_norms: weights.head_norms,
+            norms: weights.norms.iter().map(|(&place, norm)| (place, DenseNorm::of(norm))).collect(),
             router: weights.router,
         })
     }
@@ -79,9 +85,14 @@ impl DenseLayer {
                     (slot, LinearOperator { weights, bias: linear.bias.as_ref().map(single) })
                 })
                 .collect(),
-            attention_norm: single(&self.attention_norm),
-            mlp_norm: single(&self.mlp_norm),
-            head_norms: self.head_norms.clone(),
+            norms: self
+                .norms
+                .iter()
+                .map(|(&place, norm)| {
+                    let (weight, bias) = (single(&norm.weight()), norm.bias.as_ref().map(single));
+                    (place, NormWeights { weight, bias, kind: norm.kind })
+                })
+                .collect(),
             router: self.router.clone(),
         }
     }
@@ -89,18 +100,18 @@ impl DenseLayer {
     /// Tensors of the layer by name, row by row.
     #[must_use]
     pub fn tensors(&self, layer: &Layer) -> BTreeMap<String, Vec<f64>> {
-        let mut tensors = BTreeMap::from([
-            (layer.attention_norm.weight.clone(), self.attention_norm.to_vec()),
-            (layer.mlp_norm.weight.clone(), self.mlp_norm.to_vec()),
-        ]);
-        if let (Some(names), Some((query, key))) = (&layer.head_norms, &self.head_norms) {
-            for (name, norm) in [(&names.query, query), (&names.key, key)] {
-                tensors.insert(name.clone(), norm.iter().copied().map(f64::from).collect());
+        let mut tensors = BTreeMap::new();
+        for (place, names) in &layer.norms {
+            let Some(norm) = self.norms.get(place) else { continue };
+            tensors.insert(names.weight.clone(), norm.weight().to_vec());
+            if let (Some(name), Some(bias)) = (&names.bias, &norm.bias) {
+                tensors.insert(name.clone(), bias.to_vec());
             }
         }
         for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
             let Some(dense) = self.linears.get(&linear.id.slot()) else { continue };
-            tensors.insert(linear.weight_name(), dense.weight.iter().copied().collect());
+            let stored = if linear.is_transposed() { dense.weight.t() } else { dense.weight.view() };
+            tensors.insert(linear.weight_name(), stored.iter().copied().collect());
             if let (Some(name), Some(bias)) = (linear.bias_name(), &dense.bias) {
                 tensors.insert(name, bias.to_vec());
             }
@@ -123,12 +134,30 @@ impl DenseLayer {
         self.linears.get_mut(&slot).unwrap_or_else(|| panic!("the weight source gave no linear {slot:?}"))
     }
 
-    /// The norm in front of a stage, where it has one.
-    pub(super) fn norm_mut(&mut self, input: StageInput) -> Option<&mut Array1<f64>> {
-        match input {
-            StageInput::AttentionInput => Some(&mut self.attention_norm),
-            StageInput::MlpInput => Some(&mut self.mlp_norm),
-            StageInput::AttentionOutput | StageInput::MlpOutput => None,
+    /// The gains of the norm in front of a stage, where it has one.
+    pub(super) fn gains_mut(&mut self, input: StageInput) -> Option<&mut Array1<f64>> {
+        let place = match input {
+            StageInput::AttentionInput | StageInput::SharedInput => NormPlace::AttentionInput,
+            StageInput::MlpInput => NormPlace::MlpInput,
+            StageInput::AttentionOutput | StageInput::MlpOutput => return None,
+        };
+        self.norms.get_mut(&place).map(|norm| &mut norm.gains)
+    }
+}
+
+impl DenseNorm {
+    /// From the single precision that sources give.
+    pub(super) fn of(norm: &NormWeights) -> Self {
+        let mut gains = norm.weight.mapv(f64::from);
+        if norm.kind == NormKind::RmsPlusOne {
+            gains += 1.0;
         }
+        Self { gains, bias: norm.bias.as_ref().map(|bias| bias.mapv(f64::from)), kind: norm.kind }
+    }
+
+    /// The weight as it is stored, `[features]`.
+    #[must_use]
+    pub fn weight(&self) -> Array1<f64> {
+        if self.kind == NormKind::RmsPlusOne { &self.gains - 1.0 } else { self.gains.clone() }
     }
 }

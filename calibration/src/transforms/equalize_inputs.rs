@@ -28,7 +28,7 @@ impl Factors {
         let mut dense = dense.clone();
         let mut chosen = Vec::new();
         for (stage, sizes) in layer.stages.iter().zip(sizes) {
-            let Some(norm) = dense.norm_mut(stage.input).cloned() else { continue };
+            let Some(norm) = dense.gains_mut(stage.input).cloned() else { continue };
             let squares = stage.linears.iter().fold(Array1::zeros(norm.len()), |sum, linear| {
                 sum + column_squares(&dense.linear(linear.id.slot()).weight)
             });
@@ -49,7 +49,7 @@ impl Factors {
     /// Puts them into the layer that they were chosen for.
     pub(super) fn apply(&self, layer: &Layer, dense: &mut DenseLayer) {
         for (input, written, exact) in &self.0 {
-            if let Some(norm) = dense.norm_mut(*input) {
+            if let Some(norm) = dense.gains_mut(*input) {
                 norm.assign(written);
             }
             for linear in layer.stages.iter().filter(|stage| stage.input == *input).flat_map(|s| &s.linears) {

@@ -12,7 +12,6 @@
 //! changes no output. Rows of value and up have scales of their own, which take their factor up; what changes is which columns of output and
 //! down stick out of their groups. Which `s`: `balance.rs`.
 
-use model::architecture::Mlp;
 use model::graph::StageInput;
 use model::linear::Role;
 use model::{Layer, Model};
@@ -56,13 +55,8 @@ impl Factors {
         {
             weights *= self.values[value_feature(model, column)];
         }
-        match model.architecture.layer.mlp {
-            // A layer without experts has a dense one in either case; those with experts are refused before.
-            Mlp::Gated { .. } | Mlp::Experts { .. } => {
-                divide_rows(dense, Role::Up, &self.inner);
-                dense.linear_mut(Role::Down).weight *= &self.inner;
-            }
-        }
+        divide_rows(dense, Role::Up, &self.inner);
+        dense.linear_mut(Role::Down).weight *= &self.inner;
     }
 }
 

@@ -21,6 +21,7 @@ mod equalize_outputs;
 mod observe;
 mod rotate_residual;
 mod rotate_values;
+mod suitable;
 
 use std::ops::{ControlFlow, Range};
 
@@ -29,7 +30,7 @@ use ndarray::{Array1, Array2};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CalibrationError;
-use crate::weights::{LayerWeights, LinearOperator, Linears, SourceError, WeightSource};
+use crate::weights::{LayerWeights, LinearOperator, Linears, OuterWeights, SourceError, WeightSource};
 pub use dense::{DenseLayer, DenseLinear};
 use kernels::rotation::Rotation;
 
@@ -101,12 +102,16 @@ impl<'s> Transformed<'s> {
     ///
     /// # Panics
     /// When the residual stream is to be rotated under a head that stays tied to the embedding: the norm in front of the head cannot be folded
-    /// into one of the two. When the model has experts.
+    /// into one of the two. When a transform does not suit the model ([`Transform::check`]).
     #[must_use]
     pub fn new(source: &'s dyn WeightSource, model: &Model, transforms: &[Transform], untie: bool) -> Self {
-        assert!(model.layers.iter().all(|layer| layer.experts() == 0), "no transform knows experts");
         let mut model = model.clone();
         model.hyperparameters.tied_head &= !untie;
+        for transform in transforms {
+            if let Err(problem) = transform.check(&model) {
+                panic!("{problem}");
+            }
+        }
         let rotates = transforms.contains(&Transform::RotateResidual);
         assert!(!(rotates && model.hyperparameters.tied_head), "a tied head and a rotated residual stream");
         let residual =
@@ -193,18 +198,24 @@ impl<'s> Transformed<'s> {
     pub fn dense_head(&self, rows: Range<usize>) -> Result<Array2<f64>, SourceError> {
         let mut head = DenseLinear::of(self.source.head_rows(rows)?, "head")?.weight;
         if let Some(rotation) = &self.residual {
-            rotate_residual::head(rotation, &self.source.final_norm()?, &mut head);
+            rotate_residual::head(rotation, &self.source_gains()?, &mut head);
         }
         Ok(head)
     }
 
-    /// The norm before the head, transformed, `[hidden]`.
+    /// The weight of the norm before the head, transformed, as it is stored, `[hidden]`; none where there is no such norm.
     ///
     /// # Errors
     /// The source's own.
-    pub fn dense_final_norm(&self) -> Result<Array1<f64>, SourceError> {
-        let norm = self.source.final_norm()?.mapv(f64::from);
-        Ok(if self.residual.is_some() { Array1::ones(norm.len()) } else { norm })
+    pub fn dense_final_norm(&self) -> Result<Option<Array1<f64>>, SourceError> {
+        Ok(self.outer()?.final_norm.map(|norm| norm.weight.mapv(f64::from)))
+    }
+
+    /// What the original's last norm multiplies features with.
+    fn source_gains(&self) -> Result<Array1<f64>, SourceError> {
+        let norm = self.source.outer()?.final_norm;
+        norm.map(|norm| norm.gains().mapv(f64::from))
+            .ok_or_else(|| "the model has no norm before its head".into())
     }
 }
 
@@ -222,12 +233,21 @@ impl WeightSource for Transformed<'_> {
         self.source.expert(layer, expert)
     }
 
-    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
-        Ok(self.dense_final_norm()?.mapv(|value| value as f32))
+    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
+        self.source.positions(rows)
+    }
+
+    fn outer(&self) -> Result<OuterWeights, SourceError> {
+        let mut outer = self.source.outer()?;
+        if let (Some(_), Some(norm)) = (&self.residual, &mut outer.final_norm) {
+            norm.weight.fill(1.0);
+        }
+        Ok(outer)
     }
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
+        let bias = self.source.head_rows(rows.clone())?.bias;
         let weights = self.dense_head(rows)?.mapv(|value| value as f32).into();
-        Ok(LinearOperator { weights, bias: None })
+        Ok(LinearOperator { weights, bias })
     }
 }

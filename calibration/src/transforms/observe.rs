@@ -5,7 +5,7 @@ use ndarray::{Array1, Axis};
 use rayon::prelude::*;
 
 use crate::error::CalibrationError;
-use crate::forward::{Forward, WindowState};
+use crate::forward::Forward;
 use crate::weights::WeightSource;
 
 /// For each stage of a layer, `E |x|` `[in_features]`.
@@ -23,7 +23,7 @@ pub(super) fn layers(
 ) -> Result<(), CalibrationError> {
     let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
     let tokens = windows.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-    let embedded = windows.par_iter().map(|tokens| source.embed(tokens).map(WindowState::new));
+    let embedded = windows.par_iter().map(|tokens| forward.embed(source, tokens, 0));
     let mut states = embedded.collect::<Result<Vec<_>, _>>().map_err(CalibrationError::Source)?;
     for layer in &model.layers {
         let weights = source.layer(layer).map_err(CalibrationError::Source)?;

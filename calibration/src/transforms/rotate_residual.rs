@@ -16,7 +16,6 @@
 
 use kernels::rotation::Rotation;
 use model::Layer;
-use model::graph::NormTensor;
 use ndarray::{Array1, Array2};
 
 use super::dense::DenseLayer;
@@ -26,17 +25,15 @@ pub(super) const SEED: u64 = 6_180_339_887_498_948;
 
 /// Turns a layer's weights.
 pub(super) fn layer(rotation: &Rotation, layer: &Layer, dense: &mut DenseLayer) {
-    for norm in [&layer.attention_norm, &layer.mlp_norm] {
-        demand_commutes(norm);
-    }
     for stage in &layer.stages {
-        let gains = dense.norm_mut(stage.input).map(|norm| std::mem::replace(norm, Array1::ones(norm.len())));
+        let gains =
+            dense.gains_mut(stage.input).map(|gains| std::mem::replace(gains, Array1::ones(gains.len())));
         for linear in &stage.linears {
             let linear = dense.linear_mut(linear.id.slot());
             if let Some(gains) = &gains {
                 linear.weight *= gains;
                 rotation.rotate_rows(linear.weight.view_mut());
-            } else if stage.writes_residual() {
+            } else if stage.writes_residual {
                 rotation.rotate_columns(linear.weight.view_mut());
                 if let Some(bias) = &mut linear.bias {
                     rotation.rotate_rows(bias.view_mut().insert_axis(ndarray::Axis(0)));
@@ -46,15 +43,8 @@ pub(super) fn layer(rotation: &Rotation, layer: &Layer, dense: &mut DenseLayer) 
     }
 }
 
-/// Turns rows of the head.
-pub(super) fn head(rotation: &Rotation, norm: &Array1<f32>, head: &mut Array2<f64>) {
-    *head *= &norm.mapv(f64::from);
+/// Turns rows of the head; `gains` are the last norm's.
+pub(super) fn head(rotation: &Rotation, gains: &Array1<f64>, head: &mut Array2<f64>) {
+    *head *= gains;
     rotation.rotate_rows(head.view_mut());
-}
-
-/// A new kind of norm has to say here whether it commutes.
-fn demand_commutes(norm: &NormTensor) {
-    match norm.kind {
-        model::architecture::NormKind::Rms => {}
-    }
 }

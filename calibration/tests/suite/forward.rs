@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::tiny::{InMemory, TINY, folder};
 use calibration::evaluation::visit_logits;
-use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LinearWeights, WeightSource};
+use calibration::forward::Forward;
+use calibration::weights::LinearWeights;
 use kernels::packed::{CodeLayout, PackedMatrix, PackedShape};
 use model::linear::Part;
 use ndarray::{Array2, ArrayView2, s};
@@ -28,7 +28,7 @@ fn golden(name: &str) -> (Vec<u32>, Vec<f64>, Vec<f64>, f64, f64) {
 
 #[test]
 fn logits_meet_the_reference_implementation() {
-    for name in TINY {
+    for name in TINY.iter() {
         let source = InMemory::open(name);
         let (ids, first, last, sum, abs_sum) = golden(name);
         let mut seen = 0;
@@ -54,7 +54,7 @@ fn stages_in_turn_are_the_layer() {
         let source = InMemory::open(name);
         let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
         let forward = Forward::new(&source.model, tokens.len());
-        let mut whole = WindowState::new(source.embed(&tokens).unwrap());
+        let mut whole = forward.embed(&source, &tokens, 0).unwrap();
         let mut staged = whole.clone();
         for layer in &source.model.layers {
             let weights = source.whole_layer(layer);
@@ -83,7 +83,7 @@ fn experts_that_are_read_one_at_a_time_do_what_all_of_them_do() {
     for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
         let source = InMemory::open(name);
         let forward = Forward::new(&source.model, 9);
-        let window = |first: u32| WindowState::new(source.embed(&[first, 8, 3, 60, 41]).unwrap());
+        let window = |first: u32| forward.embed(&source, &[first, 8, 3, 60, 41], 0).unwrap();
         let mut windows = [window(1), window(7)];
         let mut whole = windows.clone();
         for layer in &source.model.layers {
@@ -143,7 +143,8 @@ fn packed_weights_of(name: &str) {
     let source = InMemory::open(name);
     let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
     let forward = Forward::new(&source.model, tokens.len());
-    let mut states = [source.embed(&tokens).unwrap(), source.embed(&tokens).unwrap()].map(WindowState::new);
+    let start = forward.embed(&source, &tokens, 0).unwrap();
+    let mut states = [start.clone(), start];
     for layer in &source.model.layers {
         let mut dense_weights = source.whole_layer(layer);
         let mut packed_weights = dense_weights.clone();

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use crate::tiny::{InMemory, TINY};
 use calibration::CalibrationError;
 use calibration::evaluation::visit_logits;
-use calibration::forward::{Forward, WindowState};
+use calibration::forward::Forward;
 use calibration::generation::{Beginning, LIKELIEST, Request, sample, steps};
 use calibration::weights::WeightSource;
 use ndarray::{Array2, s};
@@ -27,28 +27,27 @@ fn written(source: &InMemory, request: &Request) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_token_at_a_time_gives_the_logits_of_the_whole_sequence() {
-    for name in TINY {
+    for name in TINY.iter() {
         let source = InMemory::open(name);
+        let length = source.longest();
         let windows: Vec<Vec<u32>> =
-            (0..3).map(|w| (0..150).map(|i| (w * 17 + i * i * 3 + i) % 64).collect()).collect();
+            (0..3).map(|w| (0..length).map(|i| (w * 17 + i * i * 3 + i) as u32 % 64).collect()).collect();
         let mut expected = Vec::new();
         visit_logits(&source.model, &source, &windows, &mut |seen| expected.push(seen.to_owned())).unwrap();
-        let forward = Forward::new(&source.model, 150);
+        let forward = Forward::new(&source.model, length);
         let layers: Vec<_> = source.model.layers.iter().map(|layer| source.whole_layer(layer)).collect();
-        let mut caches: Vec<_> = layers.iter().map(|_| forward.layer_cache(3, 150)).collect();
-        let (norm, head) = (
-            source.final_norm().unwrap(),
-            source.head_rows(0..source.model.hyperparameters.vocabulary).unwrap(),
-        );
-        for position in 0..150 {
+        let mut caches: Vec<_> = layers.iter().map(|_| forward.layer_cache(3, length)).collect();
+        let (outer, head) =
+            (source.outer().unwrap(), source.head_rows(0..source.model.hyperparameters.vocabulary).unwrap());
+        for position in 0..length {
             let tokens: Vec<u32> = windows.iter().map(|window| window[position]).collect();
-            let mut state = WindowState::new(source.embed(&tokens).unwrap());
+            let mut state = forward.embed_each(&source, &tokens, position).unwrap();
             for ((layer, weights), cache) in source.model.layers.iter().zip(&layers).zip(&mut caches) {
                 forward
                     .advance_layer_token(layer, Cow::Borrowed(weights), &source, position, &mut state, cache)
                     .unwrap();
             }
-            let found: Array2<f32> = forward.logits(&norm, &head, state.hidden());
+            let found: Array2<f32> = forward.logits(&outer, &head, state.hidden());
             for (found, expected) in found.rows().into_iter().zip(&expected) {
                 let worst =
                     (&found - &expected.slice(s![position, ..])).iter().fold(0.0_f32, |w, d| w.max(d.abs()));

@@ -4,21 +4,30 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use calibration::weights::{
-    LayerWeights, LinearOperator, LinearWeights, Linears, RouterWeights, SourceError, WeightSource,
+    LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError, WeightSource, read_norm,
+    read_outer, read_router,
 };
 use model::linear::{Linear, Part};
 use model::{Layer, Model};
 use ndarray::{Array1, Array2, Axis, s};
 use serde_json::Value;
 
-/// Those without experts.
-pub(crate) const DENSE: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
-
 /// All of them.
-pub(crate) const TINY: [&str; 8] =
-    ["llama", "llama31", "mistral_sw", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe"];
+pub(crate) static TINY: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let folders = fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap());
+    let mut names: Vec<String> = folders
+        .filter(|entry| entry.path().join("config.json").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+});
+
+/// Those that every transform suits.
+pub(crate) const LLAMA_LIKE: [&str; 5] = ["llama", "llama31", "mistral_sw", "qwen2", "qwen3"];
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hf_tiny").join(name)
@@ -56,6 +65,11 @@ impl InMemory {
         source
     }
 
+    /// Tokens of a long window: many times the tiny context, except where positions are learned.
+    pub(crate) fn longest(&self) -> usize {
+        if self.model.positions().is_some() { self.model.hyperparameters.context } else { 150 }
+    }
+
     /// Puts one number into a tensor.
     pub(crate) fn set(&mut self, tensor: &str, index: usize, value: f32) {
         self.tensors.get_mut(tensor).unwrap().1[index] = value;
@@ -63,6 +77,11 @@ impl InMemory {
 
     fn vector(&self, name: &str) -> Array1<f32> {
         Array1::from(self.tensors[name].1.clone())
+    }
+
+    /// The head's bias, where it has one.
+    fn head_bias(&self, rows: Range<usize>) -> Option<Array1<f32>> {
+        self.model.head_bias().map(|name| self.vector(&name).slice(s![rows]).to_owned())
     }
 
     fn matrix(&self, name: &str) -> Array2<f32> {
@@ -74,8 +93,11 @@ impl InMemory {
 impl InMemory {
     fn linears<'l>(&self, linears: impl Iterator<Item = &'l Linear>) -> Linears {
         let read = |linear: &Linear| {
+            let stored = self.matrix(&linear.weight_name());
+            let matrix =
+                if linear.is_transposed() { stored.t().as_standard_layout().into_owned() } else { stored };
             let operator = LinearOperator {
-                weights: LinearWeights::Dense(self.matrix(&linear.weight_name())),
+                weights: LinearWeights::Dense(matrix),
                 bias: linear.bias_name().map(|name| self.vector(&name)),
             };
             (linear.id.slot(), operator)
@@ -100,26 +122,14 @@ impl WeightSource for InMemory {
     }
 
     fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
-        let router = layer.router.as_ref().map(|tensors| {
-            let matrix = |name: &String| LinearOperator {
-                weights: LinearWeights::Dense(self.matrix(name)),
-                bias: None,
-            };
-            RouterWeights {
-                outputs: matrix(&tensors.weight),
-                correction: tensors.correction.as_ref().map(|name| self.vector(name)),
-                shared_gate: tensors.shared_gate.as_ref().map(matrix),
-            }
-        });
+        let vector = |name: &str, _: usize| Ok::<_, SourceError>(self.vector(name));
+        let matrix = |name: &str, _: (usize, usize)| Ok::<_, SourceError>(self.matrix(name));
+        let norms = layer.norms.iter().map(|(&place, norm)| Ok((place, read_norm(norm, &vector)?)));
+        let router = layer.router.as_ref().map(|tensors| read_router(tensors, &vector, &matrix));
         Ok(LayerWeights {
             linears: self.linears(layer.linears().filter(|linear| linear.id.part.expert().is_none())),
-            attention_norm: self.vector(&layer.attention_norm.weight),
-            mlp_norm: self.vector(&layer.mlp_norm.weight),
-            head_norms: layer
-                .head_norms
-                .as_ref()
-                .map(|norms| (self.vector(&norms.query), self.vector(&norms.key))),
-            router,
+            norms: norms.collect::<Result<_, SourceError>>()?,
+            router: router.transpose()?,
         })
     }
 
@@ -127,12 +137,17 @@ impl WeightSource for InMemory {
         Ok(self.linears(layer.linears_of(Part::Expert(expert))))
     }
 
-    fn final_norm(&self) -> Result<Array1<f32>, SourceError> {
-        Ok(self.vector(&self.model.final_norm()))
+    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
+        let (name, offset) = self.model.positions().unwrap();
+        Ok(self.matrix(&name).slice(s![offset + rows.start..offset + rows.end, ..]).to_owned())
+    }
+
+    fn outer(&self) -> Result<OuterWeights, SourceError> {
+        read_outer(&self.model, &|name, _| Ok(self.vector(name)), &|name, _| Ok(self.matrix(name)))
     }
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
-        let rows = self.matrix(&self.model.head()).slice(s![rows, ..]).to_owned();
-        Ok(LinearOperator { weights: rows.into(), bias: None })
+        let weights = self.matrix(&self.model.head()).slice(s![rows.clone(), ..]).to_owned().into();
+        Ok(LinearOperator { weights, bias: self.head_bias(rows) })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::tiny::{DENSE, InMemory};
+use crate::tiny::{InMemory, LLAMA_LIKE, TINY};
 use calibration::CalibrationError;
 use calibration::evaluation::visit_logits;
 use calibration::transforms::{ALL, Transform, Transformed};
@@ -42,7 +42,7 @@ fn transformed<'s>(source: &'s InMemory, transforms: &[Transform]) -> Transforme
 
 #[test]
 fn every_architecture_computes_the_same_under_every_transform() {
-    for name in DENSE {
+    for name in LLAMA_LIKE {
         let source = InMemory::open(name);
         let expected = logits(&source.model, &source);
         let each = ALL.iter().map(|(transform, ..)| vec![*transform]);
@@ -92,8 +92,9 @@ fn a_rotation_folds_every_norm_and_spreads_what_sticks_out() {
     source.set(&name, 5, 40.0);
     let transformed = transformed(&source, &[Transform::RotateResidual]);
     let weights = transformed.layer(&source.model.layers[0]).unwrap();
-    assert!(weights.attention_norm.iter().chain(&weights.mlp_norm).all(|&gain| gain == 1.0));
-    assert!(transformed.final_norm().unwrap().iter().all(|&gain| gain == 1.0));
+    assert!(weights.norms.values().all(|norm| norm.weight.iter().all(|&gain| gain == 1.0)));
+    let last = transformed.outer().unwrap().final_norm.unwrap();
+    assert!(last.weight.iter().all(|&gain| gain == 1.0));
     let LinearWeights::Dense(up) = &weights.linear(Role::Up).weights else { unreachable!() };
     assert!(up.iter().all(|weight| weight.abs() < 20.0));
 }
@@ -125,4 +126,28 @@ fn looking_at_activations_can_be_interrupted() {
     let found = transformed
         .equalize(&[Transform::EqualizeInputs], &windows(), coarse, &mut || ControlFlow::Break(()));
     assert!(matches!(found, Err(CalibrationError::Interrupted)));
+}
+
+#[test]
+fn what_a_transform_takes_for_granted_is_checked_and_what_passes_computes_the_same() {
+    let mut suited = 0;
+    for name in TINY.iter() {
+        let source = InMemory::open(name);
+        let expected = logits(&source.model, &source);
+        for (transform, id, _) in ALL {
+            match transform.check(&source.model) {
+                Err(problem) => {
+                    assert!(problem.contains(id) && !LLAMA_LIKE.contains(&name.as_str()), "{problem}");
+                }
+                Ok(()) => {
+                    suited += 1;
+                    let transformed = transformed(&source, &[transform]);
+                    for (found, expected) in logits(transformed.model(), &transformed).iter().zip(&expected) {
+                        assert!((found - expected).iter().all(|d| d.abs() < 1e-4), "{name} {id}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(suited > 4 * LLAMA_LIKE.len(), "{suited}");
 }

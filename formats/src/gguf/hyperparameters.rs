@@ -104,7 +104,8 @@ fn demand_same_routing(model: &Model, numbers: &ExpertNumbers, name: &str) -> Re
 
 fn llama_cpp(model: &Model) -> Result<LlamaCpp, String> {
     let known = model.architecture.llama_cpp;
-    known.ok_or_else(|| format!("llama.cpp does not run {}", model.architecture.model_type))
+    known
+        .ok_or_else(|| format!("models of `{}` are not written for llama.cpp", model.architecture.model_type))
 }
 
 /// Divisors of the rotation's frequencies, `[dim / 2]`; none where they are all one.

@@ -1,6 +1,7 @@
 //! What llama.cpp calls each tensor of a model, derived from the model's description, and how its rows lie there.
 
 use model::Model;
+use model::graph::NormPlace;
 use model::linear::{Linear, Part, Role};
 
 /// Factors of the rotation's frequencies, which no checkpoint has as a tensor.
@@ -33,6 +34,8 @@ fn module(linear: &Linear) -> String {
     let role = match linear.id.role {
         Role::Embedding => return "token_embd".to_owned(),
         Role::Head => return "output".to_owned(),
+        Role::QueryKeyValue => "attn_qkv",
+        Role::GateUp => "ffn_up",
         Role::Query => "attn_q",
         Role::Key => "attn_k",
         Role::Value => "attn_v",
@@ -62,11 +65,16 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
     let mut found = vec![Named { is_matrix: true, ..vector(model.embedding(), "token_embd") }];
     for layer in &model.layers {
         let of_layer = |name: &str| format!("blk.{}.{name}", layer.index);
-        found.push(vector(layer.attention_norm.weight.clone(), &of_layer("attn_norm")));
-        found.push(vector(layer.mlp_norm.weight.clone(), &of_layer("ffn_norm")));
-        if let Some(norms) = &layer.head_norms {
-            found.push(vector(norms.query.clone(), &of_layer("attn_q_norm")));
-            found.push(vector(norms.key.clone(), &of_layer("attn_k_norm")));
+        for (place, norm) in &layer.norms {
+            let name = match place {
+                NormPlace::AttentionInput => "attn_norm",
+                NormPlace::Query => "attn_q_norm",
+                NormPlace::Key => "attn_k_norm",
+                NormPlace::AttentionOutput | NormPlace::AttentionJoined => "post_attention_norm",
+                NormPlace::MlpInput => "ffn_norm",
+                NormPlace::MlpOutput | NormPlace::MlpJoined => "post_ffw_norm",
+            };
+            found.push(vector(norm.weight.clone(), &of_layer(name)));
         }
         if let Some(router) = &layer.router {
             found.push(vector(router.weight.clone(), &of_layer("ffn_gate_inp")));
@@ -103,7 +111,7 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
             }));
         }
     }
-    found.push(vector(model.final_norm(), "output_norm"));
+    found.extend(model.final_norm().map(|norm| vector(norm.weight, "output_norm")));
     if !model.hyperparameters.tied_head {
         found.push(Named { is_matrix: true, ..vector(model.head(), "output") });
     }

@@ -46,6 +46,7 @@ fn linear(layer: usize, role: Role, in_features: usize) -> Linear {
         out_features: 4,
         in_features,
         bias: false,
+        class: model::linear::LinearClass::Plain,
     }
 }
 

@@ -9,6 +9,7 @@
 //! Everything is computed in single precision. Embedding and head stay in their 16-bit type and are widened when the graph is loaded. Weights
 //! are initializers outside the file, under the checkpoint's names; what they hold is for the caller to write where [`Graph::data`] says.
 
+use model::graph::NormPlace;
 use model::hyperparameters::Activation;
 use model::linear::Linear;
 use model::rope::Rope;
@@ -139,7 +140,10 @@ impl Builder<'_> {
         for layer in &self.model.layers {
             stream = self.layer(layer, &stream);
         }
-        let normed = self.norm(&stream, &self.model.final_norm(), "final_norm");
+        let normed = match self.model.final_norm() {
+            Some(norm) => self.norm(&stream, &norm.weight, "final_norm"),
+            None => stream,
+        };
         let head = self.model.head();
         if head != embedding {
             self.carried(&head);
@@ -173,17 +177,20 @@ impl Builder<'_> {
 
     fn layer(&mut self, layer: &Layer, stream: &str) -> String {
         let name = |part: &str| format!("layers.{}/{part}", layer.index);
-        let normed = self.norm(stream, &layer.attention_norm.weight, &name("attention_norm"));
+        let normed = self.layer_norm(layer, NormPlace::AttentionInput, stream, &name("attention_norm"));
         let [mut query, mut key, value] =
             [0, 1, 2].map(|place| self.linear(&layer.stages[0].linears[place], &normed));
-        if let Some(norms) = &layer.head_norms {
-            query = self.head_norm(&query, &norms.query, &name("query_norm"));
-            key = self.head_norm(&key, &norms.key, &name("key_norm"));
+        for (place, heads, out) in
+            [(NormPlace::Query, &mut query, "query_norm"), (NormPlace::Key, &mut key, "key_norm")]
+        {
+            if let Some(norm) = layer.norms.get(&place) {
+                *heads = self.head_norm(heads, &norm.weight, &name(out));
+            }
         }
         let heads = self.attention(layer, [&query, &key, &value]);
         let attended = self.linear(&layer.stages[1].linears[0], &heads);
         let stream = self.node("Add", &[stream, &attended], &name("attended"), Vec::new());
-        let normed = self.norm(&stream, &layer.mlp_norm.weight, &name("mlp_norm"));
+        let normed = self.layer_norm(layer, NormPlace::MlpInput, &stream, &name("mlp_norm"));
         let [gate, up] = [0, 1].map(|place| self.linear(&layer.stages[2].linears[place], &normed));
         let gate = self.activation(&gate, &name("activation"));
         let product = self.node("Mul", &[&gate, &up], &name("gated"), Vec::new());
@@ -197,7 +204,7 @@ impl Builder<'_> {
         let attributes = vec![
             int("num_heads", numbers.heads as i64),
             int("kv_num_heads", numbers.key_value_heads as i64),
-            float("scale", (numbers.head_dim as f32).sqrt().recip()),
+            float("scale", numbers.factors.attention),
             int("do_rotary", 1),
             int("rotary_interleaved", 0),
             int("local_window_size", layer.window.map_or(-1, |tokens| tokens as i64)),
@@ -265,6 +272,13 @@ impl Builder<'_> {
             int("accuracy_level", 0),
         ];
         self.contrib("MatMulNBits", &names, &format!("{}/product", linear.name), attributes)
+    }
+
+    fn layer_norm(&mut self, layer: &Layer, place: NormPlace, x: &str, out: &str) -> String {
+        match layer.norms.get(&place) {
+            Some(norm) => self.norm(x, &norm.weight, out),
+            None => x.to_owned(),
+        }
     }
 
     fn norm(&mut self, x: &str, weight: &str, out: &str) -> String {

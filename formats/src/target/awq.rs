@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use kernels::{CodeLayout, PackedMatrix};
-use model::linear::Linear;
+use model::linear::{Linear, LinearClass};
 use ndarray::{Array2, ArrayView2};
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
@@ -78,6 +78,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
+        linear_classes: &[LinearClass::Plain],
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
         experts: Experts::Refused(ONE_TENSOR),
@@ -188,6 +189,10 @@ impl TargetFormat for Awq {
 }
 
 impl Described for Awq {
+    fn excluded_key(&self) -> Option<&'static str> {
+        Some("modules_to_not_convert")
+    }
+
     fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let schemes: Vec<Scheme> = plan.iter().filter_map(|planned| planned.scheme).collect();
         let kept = plan.iter().filter(|planned| planned.scheme.is_none());

@@ -18,7 +18,7 @@ mod stored;
 
 use std::path::Path;
 
-use model::linear::Linear;
+use model::linear::{Linear, LinearClass};
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -61,6 +61,7 @@ const METHOD: &str = "bitsandbytes";
 
 static LOADERS: [LoaderRule; 1] = [LoaderRule {
     runtime: "transformers 5.23 (with bitsandbytes 0.50)",
+    linear_classes: &[LinearClass::Plain],
     symmetric_bits: &[4],
     experts: Experts::Refused(ONE_TENSOR),
     ..LoaderRule::ANY
@@ -214,6 +215,10 @@ impl TargetFormat for BitsAndBytes {
 }
 
 impl Described for BitsAndBytes {
+    fn excluded_key(&self) -> Option<&'static str> {
+        Some("llm_int8_skip_modules")
+    }
+
     fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let kept = plan.iter().filter(|planned| planned.scheme.is_none());
         let kept = std::iter::once("lm_head").chain(kept.map(|planned| planned.linear.name.as_str()));

@@ -18,7 +18,7 @@ mod stored;
 
 use std::path::Path;
 
-use model::linear::{Linear, Role};
+use model::linear::{Linear, LinearClass, Role};
 use quantizer::scheme::{ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
@@ -78,6 +78,7 @@ static LOADERS: [LoaderRule; 4] = [
     },
     LoaderRule {
         runtime: "transformers 5.23 (with compressed-tensors)",
+        linear_classes: &[LinearClass::Plain],
         symmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
         asymmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
         asymmetric_remark: "asymmetric codes with CompressedTensorsConfig(dequantize=True)",
@@ -178,6 +179,10 @@ impl TargetFormat for CompressedTensors {
 }
 
 impl Described for CompressedTensors {
+    fn excluded_key(&self) -> Option<&'static str> {
+        Some("ignore")
+    }
+
     fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         config::describe(plan, routers, FORMAT, &Value::Null)
     }

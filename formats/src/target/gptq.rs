@@ -15,7 +15,7 @@
 
 use std::path::Path;
 
-use model::linear::{Linear, Role};
+use model::linear::{Linear, LinearClass, Role};
 use quantizer::scheme::{ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
@@ -61,9 +61,14 @@ pub(super) static GPTQ: Gptq = Gptq {
     loaders: &LOADERS,
 };
 
+/// Runtimes with layers of their own do not mind whose class the original's linears are.
+pub(super) static ALL_CLASSES: [LinearClass; 3] =
+    [LinearClass::Plain, LinearClass::Transposed, LinearClass::Own];
+
 static LOADERS: [LoaderRule; 6] = [
     LoaderRule {
         runtime: "vLLM 0.33",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[4, 8],
         asymmetric_bits: &[],
         group_sizes: &[32, 64, 128],
@@ -74,6 +79,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[4, 8],
         asymmetric_bits: &[],
         group_sizes: &[32, 64, 128],
@@ -84,6 +90,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (gptq kernel)",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         in_multiple: 32,
@@ -95,6 +102,7 @@ static LOADERS: [LoaderRule; 6] = [
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
         packed_head: false,
+        linear_classes: &[LinearClass::Plain],
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         in_multiple: 32,
@@ -107,6 +115,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "GPTQModel 7.7",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         ..LoaderRule::ANY

@@ -1,12 +1,14 @@
 //! GPTQ safetensors of version 2: zero points are stored as they are, so that any of them can be.
 
-use super::gptq::{Gptq, Version};
+use super::gptq::{ALL_CLASSES, Gptq, Version};
 use super::{Experts, LoaderRule, ONE_TENSOR};
+use model::linear::LinearClass;
 
 /// Runtimes that look at `checkpoint_format`. Those that never read the zero points of symmetric grids would do without.
 static LOADERS: [LoaderRule; 5] = [
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[4, 8],
         group_sizes: &[32, 64, 128],
         in_multiple: 128,
@@ -16,6 +18,7 @@ static LOADERS: [LoaderRule; 5] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (gptq kernel)",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         in_multiple: 32,
@@ -27,6 +30,7 @@ static LOADERS: [LoaderRule; 5] = [
     LoaderRule {
         runtime: "transformers 5.23 (with gptqmodel)",
         packed_head: false,
+        linear_classes: &[LinearClass::Plain],
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         in_multiple: 32,
@@ -39,6 +43,7 @@ static LOADERS: [LoaderRule; 5] = [
     },
     LoaderRule {
         runtime: "GPTQModel 7.7",
+        linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
         ..LoaderRule::ANY

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::linear::Role;
+use model::linear::{LinearClass, Role};
 use quantizer::scheme::{Granularity, Scheme, Symmetry};
 
 use super::PlannedLinear;
@@ -22,6 +22,8 @@ pub struct LoaderRule {
     pub in_multiple: usize,
     /// The output features of every quantized linear are a multiple of this.
     pub out_multiple: usize,
+    /// Classes of linears that it finds, where it does not find all.
+    pub linear_classes: &'static [LinearClass],
     /// Whether linears may have different widths.
     pub mixed_bits: bool,
     /// What it demands of experts.
@@ -73,6 +75,7 @@ impl LoaderRule {
         group_sizes: &[],
         in_multiple: 1,
         out_multiple: 1,
+        linear_classes: &[LinearClass::Plain, LinearClass::Own],
         mixed_bits: true,
         experts: Experts::Any,
         single_exclusions: true,
@@ -110,6 +113,17 @@ impl LoaderRule {
         let quantized =
             || plan.iter().filter_map(|planned| planned.scheme.map(|scheme| (&planned.linear, scheme)));
         for (linear, scheme) in quantized() {
+            if !self.linear_classes.contains(&linear.class) {
+                return Some(match linear.class {
+                    LinearClass::Transposed => {
+                        "takes no linear whose weight is stored as [in_features, out_features] for quantized"
+                            .to_owned()
+                    }
+                    LinearClass::Plain | LinearClass::Own => {
+                        "does not find linears of a class of the architecture's own".to_owned()
+                    }
+                });
+            }
             let bits = scheme.bits.get();
             let (kind, widths) = match scheme.symmetry {
                 Symmetry::Symmetric => ("symmetric", self.symmetric_bits),

@@ -165,7 +165,7 @@ impl TargetFormat for Onnx {
 
     fn check(&self, contents: &Contents<'_>) -> Result<Vec<String>, FormatsError> {
         let numbers = &contents.model.hyperparameters;
-        let problem = match &numbers.rope.scaling {
+        let of_lengths = match &numbers.rope.scaling {
             RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. } => Some(
                 "its rotary frequencies depend on the length of the text, which the graph's do not"
                     .to_owned(),
@@ -176,6 +176,7 @@ impl TargetFormat for Onnx {
             )),
             _ => None,
         };
+        let problem = crate::onnx::expressible::check(contents.model).err().or(of_lengths);
         match problem {
             None => Ok(Vec::new()),
             Some(problem) => Err(FormatsError::malformed(

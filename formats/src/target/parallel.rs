@@ -29,7 +29,9 @@ fn part(planned: &PlannedLinear, model: &Model, parts: usize) -> Result<PlannedL
     };
     let (mut out_features, mut in_features) = (linear.out_features, linear.in_features);
     match linear.id.role {
-        Role::Query | Role::Gate | Role::Up => out_features = cut(out_features, parts, "output")?,
+        Role::Query | Role::Gate | Role::Up | Role::GateUp => {
+            out_features = cut(out_features, parts, "output")?;
+        }
         Role::Key | Role::Value => {
             let heads = model.hyperparameters.key_value_heads;
             if !heads.is_multiple_of(parts) && !parts.is_multiple_of(heads) {
@@ -37,6 +39,13 @@ fn part(planned: &PlannedLinear, model: &Model, parts: usize) -> Result<PlannedL
             }
             // More devices than heads hold the same ones.
             out_features = cut(out_features, parts.min(heads), "output")?;
+        }
+        Role::QueryKeyValue => {
+            let heads = model.hyperparameters.key_value_heads;
+            if !heads.is_multiple_of(parts) {
+                return Err(format!("`{name}` has {heads} key heads, which {parts} devices cannot share"));
+            }
+            out_features = cut(out_features, parts, "output")?;
         }
         Role::Output | Role::Down => in_features = cut(in_features, parts, "input")?,
         // Rows of the vocabulary are shared out with padding.

@@ -32,6 +32,11 @@ pub(super) trait Described: TargetFormat {
         None
     }
 
+    /// The list in it of modules that runtimes leave alone, where they would otherwise take every linear for quantized.
+    fn excluded_key(&self) -> Option<&'static str> {
+        None
+    }
+
     /// `format` in the metadata of the files.
     fn framework(&self) -> &'static str {
         "pt"
@@ -65,13 +70,31 @@ pub(super) fn begin<F: Described>(
     let writer = SafetensorsWriter::create_stacked(directory, &specs, &stacks, most, framework)?;
     let dtype = contents.runtime.torch_name().unwrap_or("float16");
     let routers = contents.model.routers();
-    let quantization = (format.config_keys(), format.config(contents.linears, &routers));
+    let mut said = format.config(contents.linears, &routers);
+    if let Some(Value::Array(excluded)) = format.excluded_key().and_then(|key| said.get_mut(key)) {
+        excluded.extend(untouched(contents).into_iter().map(Value::String));
+    }
+    let quantization = (format.config_keys(), said);
     let mut config = side_files::quantized_config(contents.config, dtype, contents.untied, quantization);
     format.adapt_config(&mut config);
     let mut files = vec![("config.json", config)];
     files.extend(format.side_files(contents.linears, &routers));
     let (source, directory) = (contents.source.to_owned(), directory.to_owned());
     Ok(Box::new(Output { format, source, directory, writer, files }))
+}
+
+/// Linears outside of the decoder layers, beside the head that formats know by its usual name.
+fn untouched(contents: &Contents<'_>) -> Vec<String> {
+    let model = contents.model;
+    let known: Vec<String> = model.expected_tensors().map(|tensor| tensor.name).collect();
+    let others = contents.carried.iter().filter(|spec| spec.shape.len() == 2 && !known.contains(&spec.name));
+    let names = std::iter::once(model.untied_head()).chain(model.projections().into_iter().flatten());
+    let modules = names.chain(others.map(|spec| spec.name.clone()));
+    let mut modules: Vec<String> =
+        modules.filter_map(|name| name.strip_suffix(".weight").map(str::to_owned)).collect();
+    modules.retain(|module| module != "lm_head");
+    modules.dedup();
+    modules
 }
 
 /// Length of the files of weights with these tensors.

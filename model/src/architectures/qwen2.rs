@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases on the query, key and value projections.
 
 use super::llama::LLAMA;
-use crate::architecture::{Architecture, Attention, AttentionBias, DecoderLayer, LlamaCpp, Window};
+use crate::architecture::{Architecture, Attention, Bias, DecoderLayer, LlamaCpp, Window};
 
 /// Llama with biased attention inputs.
 pub(super) const QWEN2: Architecture = Architecture {
@@ -11,7 +11,8 @@ pub(super) const QWEN2: Architecture = Architecture {
     llama_cpp: Some(LlamaCpp { name: "qwen2", rotates_neighbours: false }),
     layer: DecoderLayer {
         attention: Attention {
-            bias: AttentionBias::Inputs,
+            input_bias: Bias::Always,
+            output_bias: Bias::Never,
             window: Window::Switched,
             ..LLAMA.layer.attention
         },

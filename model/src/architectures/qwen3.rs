@@ -1,7 +1,9 @@
 //! Qwen3, dense (arXiv 2505.09388): Llama with RMS norms on each query and key head.
 
 use super::llama::LLAMA;
-use crate::architecture::{Architecture, Attention, DecoderLayer, HeadNorms, LlamaCpp, Window};
+use crate::architecture::{
+    Architecture, Attention, DecoderLayer, HeadNorms, LlamaCpp, NormKind, NormWidth, Window,
+};
 
 /// Llama with normalized heads.
 pub(super) const QWEN3: Architecture = Architecture {
@@ -11,7 +13,12 @@ pub(super) const QWEN3: Architecture = Architecture {
     llama_cpp: Some(LlamaCpp { name: "qwen3", rotates_neighbours: false }),
     layer: DecoderLayer {
         attention: Attention {
-            head_norms: Some(HeadNorms { query: "self_attn.q_norm", key: "self_attn.k_norm" }),
+            head_norms: Some(HeadNorms {
+                query: "self_attn.q_norm",
+                key: "self_attn.k_norm",
+                kind: NormKind::Rms,
+                over: NormWidth::EachHead,
+            }),
             window: Window::Switched,
             ..LLAMA.layer.attention
         },

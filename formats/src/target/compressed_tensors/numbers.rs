@@ -14,7 +14,7 @@
 
 use std::path::Path;
 
-use model::linear::Linear;
+use model::linear::{Linear, LinearClass};
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -112,6 +112,7 @@ impl Numbers {
     const fn transformers(bits: u8, remark: &'static str) -> LoaderRule {
         LoaderRule {
             runtime: "transformers 5.23 (with compressed-tensors)",
+            linear_classes: &[LinearClass::Plain],
             symmetric_bits: if bits == 8 { &[8] } else { &[4] },
             remark,
             ..LoaderRule::ANY
@@ -256,6 +257,10 @@ impl TargetFormat for Numbers {
 }
 
 impl Described for Numbers {
+    fn excluded_key(&self) -> Option<&'static str> {
+        Some("ignore")
+    }
+
     fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
         let inputs = if self.rounds_inputs { config::dynamic_tokens(self.levels) } else { Value::Null };
         config::describe(plan, routers, self.format, &inputs)
