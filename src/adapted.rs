@@ -41,6 +41,9 @@ impl AdaptedModel<'_> {
             operator.weights = LinearWeights::Dense(match &operator.weights {
                 LinearWeights::Dense(matrix) => matrix + &adapter.product(),
                 LinearWeights::Packed(matrix) => matrix.dequantize() + &adapter.product(),
+                LinearWeights::Rounded(_) => {
+                    return Err(format!("`{}` was rounded before", linear.name).into());
+                }
             });
         }
         Ok(())

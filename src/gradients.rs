@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use calibration::CalibrationError;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LinearOperator, OuterWeights, WeightSource};
+use calibration::weights::{AtPrecision, LinearOperator, OuterWeights, Pass, WeightSource};
+use kernels::bf16::Precision;
 use model::linear::{Linear, LinearId, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView1, ArrayView2};
@@ -72,6 +73,7 @@ pub(crate) fn gather(
     source: &dyn WeightSource,
     plans: &[&Plan],
     windows: &[Vec<u32>],
+    precision: Precision,
     progress: &dyn Progress,
 ) -> Result<Gradients, Error> {
     let asked: BTreeMap<LinearId, &Linear> =
@@ -92,9 +94,13 @@ pub(crate) fn gather(
         source,
         forward: Forward::new(model, tokens),
         outer: source.outer().map_err(Error::from_source)?,
-        head: head(model, source)?,
+        head: head(model, source)?.iter().map(|slice| slice.at(precision, Pass::Both)).collect(),
+        precision,
         kept: Kept {
-            moments: asked.values().map(|l| (l.id, OutputHessianAccumulator::new(l.out_features))).collect(),
+            moments: asked
+                .values()
+                .map(|l| (l.id, OutputHessianAccumulator::new(l.out_features).with_precision(precision)))
+                .collect(),
             tokens: weighed.into_iter().map(|stage| (stage, Vec::with_capacity(count))).collect(),
         },
         progress,
@@ -120,6 +126,7 @@ struct Probe<'a> {
     forward: Forward<'a>,
     outer: OuterWeights,
     head: Vec<LinearOperator>,
+    precision: Precision,
     kept: Kept,
     progress: &'a dyn Progress,
 }
@@ -131,6 +138,11 @@ struct Kept {
 }
 
 impl Probe<'_> {
+    /// The weights, for products of this run's precision.
+    fn rounded(&self, pass: Pass) -> AtPrecision<'_> {
+        AtPrecision { source: self.source, precision: self.precision, pass }
+    }
+
     /// One batch of windows, the first of them the `first` of all.
     fn run(&mut self, windows: &[&Vec<u32>], first: u64) -> Result<(), Error> {
         let embed =
@@ -140,7 +152,8 @@ impl Probe<'_> {
         for layer in &self.model.layers {
             go_on(self.progress)?;
             before.push(states.iter().map(|state| state.hidden().to_owned()).collect());
-            self.forward.advance_windows(layer, self.source, &mut states).map_err(Error::from_source)?;
+            let weights = self.rounded(Pass::Forward);
+            self.forward.advance_windows(layer, &weights, &mut states).map_err(Error::from_source)?;
             let place = || format!("layer {}", layer.index);
             demand_finite(first, states.iter().map(WindowState::hidden), &place)?;
             self.progress.step("");
@@ -168,7 +181,8 @@ impl Probe<'_> {
                     kept.insert(linear.slot, linear.output_gradient.to_owned());
                 }
             };
-            let passed = backward.windows_vjp(layer, self.source, &inputs, &gradients, &mut back, &keep);
+            let passed =
+                backward.windows_vjp(layer, &self.rounded(Pass::Both), &inputs, &gradients, &mut back, &keep);
             gradients = passed.map_err(Error::from_source)?;
             for (place, stage) in layer.stages.iter().enumerate().filter(|(_, s)| s.part().expert().is_none())
             {

@@ -76,6 +76,7 @@ mod own_text;
 mod pipeline;
 mod plan;
 pub mod planning;
+pub mod precision;
 pub mod progress;
 mod quantize;
 pub mod recipe;

@@ -1,6 +1,7 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
 use formats::model_writer::ModelWriter;
+use kernels::bf16::Precision;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};
@@ -75,13 +76,14 @@ pub(crate) fn quantize_layers(
     tracks: &mut [Track<'_>],
     inputs: Inputs<'_>,
     mut importance: Option<&mut ImportanceGatherer>,
+    precision: Precision,
     progress: &dyn Progress,
 ) -> Result<Vec<Outcome>, Error> {
     let plans: Vec<&Plan> = tracks.iter().map(|track| track.plan).collect();
     let (mut gradients, mut streams) = match inputs {
         Inputs::Windows(windows) => (
-            gradients::gather(model, source, &plans, windows, progress)?,
-            Some(Streams::start(model, source, &plans, windows, importance.is_some())?),
+            gradients::gather(model, source, &plans, windows, precision, progress)?,
+            Some(Streams::start(model, source, &plans, windows, importance.is_some(), precision)?),
         ),
         // Without text there is no gradient either.
         Inputs::MeanSquares(_) => (Gradients::default(), None),
@@ -264,7 +266,8 @@ fn observe(
         Some(dense(weights, linear).map(|weight| Unsolved { weight, scheme }))
     });
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
-    StageStatistics::gather(stage, &settings, &unsolved, streams.windows(), sent, |see| {
+    let (windows, precision) = (streams.windows(), streams.precision());
+    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, precision, |see| {
         streams.see_stage_input(track, layer, place, weights, gradients.token_roots(layer, place), see)
     })
 }
@@ -320,8 +323,8 @@ pub(crate) fn solver(treatment: &Treatment) -> Result<&'static dyn Solver, Error
 pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
     match &weights.linear(linear.id.slot()).weights {
         LinearWeights::Dense(weight) => Ok(weight.view()),
-        LinearWeights::Packed(_) => {
-            Err(Error::Internal(format!("`{}` is packed before it is solved", linear.name)))
+        LinearWeights::Packed(_) | LinearWeights::Rounded(_) => {
+            Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name)))
         }
     }
 }

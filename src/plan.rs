@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::experts;
 use crate::job::{Overrides, QuantizeJob, Target};
 use crate::outer;
+use crate::precision::Products;
 use crate::recipe::Treatment;
 use crate::report::{Kept, RuntimeRow};
 use crate::stored::StoredModel;
@@ -40,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) runtimes: Vec<RuntimeRow>,
     /// How the weights are changed before they are rounded.
     pub(crate) transforms: Vec<Transform>,
+    /// What calibration multiplies in, as the recipe has it.
+    pub(crate) products: Products,
     /// Whether a head that was tied gets a tensor of its own.
     pub(crate) untie: bool,
     /// The type that runtimes multiply in.
@@ -158,6 +161,7 @@ impl Plan {
             notes,
             runtimes,
             transforms,
+            products: job.recipe.products(),
             untie,
             runtime,
             written,

@@ -16,6 +16,7 @@ use crate::job::{Budget, Calibration, QuantizeJob, Text};
 use crate::outputs::{FinishedOutput, OpenOutput};
 use crate::pipeline::{self, Inputs, Track};
 use crate::plan::{Plan, quantized_source};
+use crate::precision;
 use crate::progress::Progress;
 use crate::report::{Phase, Report};
 use crate::requirements;
@@ -98,9 +99,17 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         tracks[track].adapters = adapters;
     }
     let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
+    let precision = precision::settle(&plans);
     let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows), Inputs::MeanSquares);
-    let outcomes =
-        pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), progress)?;
+    let outcomes = pipeline::quantize_layers(
+        model,
+        weights,
+        &mut tracks,
+        inputs,
+        gathered.as_mut(),
+        precision,
+        progress,
+    )?;
     drop(tracks);
     drop(texts.windows);
     let outcome_of = |number: usize| {
@@ -161,6 +170,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
                 size: output.size(&source, &plan, outcome)?,
                 calibration: texts.calibration.clone(),
                 own_text: texts.own.clone(),
+                products: texts.calibration.is_some().then(|| precision::name(precision)),
                 imatrix: known
                     .as_ref()
                     .map(|known| known.summary.clone())

@@ -9,6 +9,7 @@
 //! group_size = 64            # or "channel", "tensor"
 //! transforms = ["rotate-values"]   # changes of the weights before they are rounded; `quantc list transforms`
 //! own_text = 3               # windows that the model writes beside each window of the calibration text
+//! products = "f32"           # what calibration multiplies in: auto, f32 or bf16
 //! scale_passes = 3           # passes over text in which scales learn from the original, once all codes stand
 //! [settings]                 # of the solver
 //! damping = 0.05
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::job::Overrides;
+use crate::precision::Products;
 
 /// What each linear gets.
 #[derive(Clone, Debug)]
@@ -41,6 +43,7 @@ pub struct Recipe {
     transforms: Vec<Transform>,
     own_text: usize,
     scale_passes: usize,
+    products: Products,
     rules: Vec<Rule>,
 }
 
@@ -86,6 +89,8 @@ struct File {
     transforms: Vec<Transform>,
     own_text: Option<usize>,
     scale_passes: Option<usize>,
+    #[serde(default)]
+    products: Products,
     #[serde(default)]
     rule: Vec<FileRule>,
 }
@@ -134,6 +139,7 @@ impl Recipe {
                 transforms: Vec::new(),
                 own_text: own_text(known),
                 scale_passes: scale_passes(known),
+                products: Products::Auto,
                 rules: Vec::new(),
             },
             None => Self::from_file(Path::new(name_or_path))?,
@@ -194,7 +200,8 @@ impl Recipe {
                 return Err(fail(format!("{key} is {found}, expected at most {MOST_TIMES}")));
             }
         }
-        Ok(Self { name: shown.to_owned(), base, transforms, own_text, scale_passes, rules })
+        let products = file.products;
+        Ok(Self { name: shown.to_owned(), base, transforms, own_text, scale_passes, products, rules })
     }
 
     /// What `linear` gets.
@@ -243,6 +250,12 @@ impl Recipe {
     #[must_use]
     pub fn scale_passes(&self) -> usize {
         self.scale_passes
+    }
+
+    /// What calibration multiplies in.
+    #[must_use]
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// What a linear gets that no rule matches.
@@ -431,6 +444,7 @@ mod tests {
             ("group_size = 'row'", "row"),
             ("own_text = 65", "own_text is 65, expected at most 64"),
             ("scale_passes = 65", "scale_passes is 65, expected at most 64"),
+            ("products = 'f16'", "bf16"),
             ("transforms = ['rotate']", "rotate-residual"),
             ("transforms = ['rotate-values', 'rotate-values']", "twice"),
         ] {

@@ -34,6 +34,9 @@ pub struct Report {
     pub calibration: Option<TextSummary>,
     /// Text that the model wrote beside it, as the recipe asks.
     pub own_text: Option<TextSummary>,
+    /// What calibration multiplied in, `f32` or `bf16`, where there was any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub products: Option<&'static str>,
     /// The importance matrix that was used instead.
     pub imatrix: Option<ImatrixSummary>,
     /// Size of the output.

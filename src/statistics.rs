@@ -1,5 +1,6 @@
 //! What the solvers of one stage share: its input's second moment, prepared once for each set of settings that its linears have.
 
+use kernels::bf16::Precision;
 use model::Stage;
 use model::linear::Linear;
 use ndarray::{Array1, Array2};
@@ -37,6 +38,7 @@ impl StageStatistics {
         unsolved: &[Unsolved<'_>],
         windows: usize,
         sent: Option<Sent>,
+        precision: Precision,
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let wanted = wanted(linears);
@@ -45,12 +47,13 @@ impl StageStatistics {
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
+        let cross =
+            |features| CrossMomentAccumulator::new(features, first.in_features).with_precision(precision);
         let accumulators = || Accumulators {
-            hessian: HessianAccumulator::new(first.in_features),
-            input: any(|settings| settings.alpha > 0.0)
-                .then(|| CrossMomentAccumulator::new(first.in_features, first.in_features)),
+            hessian: HessianAccumulator::new(first.in_features).with_precision(precision),
+            input: any(|settings| settings.alpha > 0.0).then(|| cross(first.in_features)),
             residual: (stage.writes_residual && any(|settings| settings.beta > 0.0))
-                .then(|| CrossMomentAccumulator::new(first.out_features, first.in_features)),
+                .then(|| cross(first.out_features)),
         };
         let mut fitted = accumulators();
         let guarded = any(|settings| settings.guard);

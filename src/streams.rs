@@ -3,6 +3,7 @@
 
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
+use kernels::bf16::Precision;
 use model::graph::StageInput;
 use model::linear::Part;
 use model::{Layer, Model, Stage};
@@ -19,6 +20,8 @@ pub(crate) struct Streams<'m> {
     /// By track.
     quantized: Vec<Vec<WindowState>>,
     original: Option<Vec<WindowState>>,
+    /// Of the products with linears.
+    precision: Precision,
 }
 
 /// What both models have at a stage, for one window.
@@ -43,6 +46,7 @@ impl<'m> Streams<'m> {
         plans: &[&Plan],
         windows: &[Vec<u32>],
         shown: bool,
+        precision: Precision,
     ) -> Result<Self, Error> {
         let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
         let forward = Forward::new(model, tokens);
@@ -51,7 +55,12 @@ impl<'m> Streams<'m> {
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
         let original = beside.then(|| embedded.clone());
         let quantized = vec![embedded; plans.len()];
-        Ok(Self { forward, quantized, original })
+        Ok(Self { forward, quantized, original, precision })
+    }
+
+    /// Of products with linears and of moments.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// How many there are.
@@ -148,7 +157,10 @@ impl<'m> Streams<'m> {
     ) -> Result<(), Error> {
         match &mut self.original {
             None => Ok(()),
-            Some(states) => advance(&self.forward, states, layer, stage, weights),
+            Some(states) => {
+                let weights = weights.of_stage(&layer.stages[stage], self.precision);
+                advance(&self.forward, states, layer, stage, &weights)
+            }
         }
     }
 
@@ -160,7 +172,8 @@ impl<'m> Streams<'m> {
         stage: usize,
         weights: &LayerWeights,
     ) -> Result<(), Error> {
-        advance(&self.forward, &mut self.quantized[track], layer, stage, weights)
+        let weights = weights.of_stage(&layer.stages[stage], self.precision);
+        advance(&self.forward, &mut self.quantized[track], layer, stage, &weights)
     }
 }
 

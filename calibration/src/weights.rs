@@ -1,14 +1,16 @@
 //! The weights that the forward pass multiplies with, whatever they are stored as, and where they come from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use kernels::bf16::{Bf16Matrix, Precision};
 use kernels::packed::PackedMatrix;
 use kernels::product::{product_nn, product_nt};
 use model::architecture::NormKind;
 use model::graph::{NormPlace, NormTensor, RouterTensors};
 use model::linear::{Part, Slot};
-use model::{Layer, Model};
+use model::{Layer, Model, Stage};
 use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix1};
 
 /// Whatever a [`WeightSource`] can fail with.
@@ -60,6 +62,26 @@ pub enum LinearWeights {
     Dense(Array2<f32>),
     /// Codes as they are on disk.
     Packed(PackedMatrix),
+    /// Rounded to bfloat16, as what is multiplied with it will be.
+    Rounded(RoundedWeights),
+}
+
+/// A weight `W`, `[out_features, in_features]`, rounded for products whose factors are bfloat16.
+#[derive(Clone, Debug)]
+pub struct RoundedWeights {
+    /// `Wᵀ`.
+    forward: Bf16Matrix,
+    /// `W`, for passes that go back.
+    backward: Option<Bf16Matrix>,
+}
+
+/// Which way weights are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// With inputs only.
+    Forward,
+    /// With gradients of outputs as well.
+    Both,
 }
 
 impl From<Array2<f32>> for LinearWeights {
@@ -216,6 +238,7 @@ impl LinearOperator {
         match &self.weights {
             LinearWeights::Dense(matrix) => matrix.nrows(),
             LinearWeights::Packed(matrix) => matrix.shape().out_features,
+            LinearWeights::Rounded(matrix) => matrix.forward.dim().1,
         }
     }
 
@@ -226,6 +249,7 @@ impl LinearOperator {
         match &self.weights {
             LinearWeights::Dense(matrix) => product_nt(x, matrix.view(), out.view_mut()),
             LinearWeights::Packed(matrix) => matrix.product(x, out.view_mut()),
+            LinearWeights::Rounded(matrix) => matrix.forward.product(x, out.view_mut()),
         }
         if let Some(bias) = &self.bias {
             out += bias;
@@ -235,6 +259,9 @@ impl LinearOperator {
 
     /// What the gradient of the result, `[tokens, out_features]`, is for `x`: `gradient W`, `[tokens, in_features]`. Packed weights are
     /// unpacked for it as a whole; whoever goes back through many windows keeps them dense.
+    ///
+    /// # Panics
+    /// When the weights were rounded for the forward pass alone.
     #[must_use]
     pub fn apply_transposed(&self, gradient: ArrayView2<'_, f32>) -> Array2<f32> {
         let product = |matrix: ArrayView2<'_, f32>| {
@@ -245,11 +272,95 @@ impl LinearOperator {
         match &self.weights {
             LinearWeights::Dense(matrix) => product(matrix.view()),
             LinearWeights::Packed(matrix) => product(matrix.dequantize().view()),
+            LinearWeights::Rounded(matrix) => {
+                let backward = matrix.backward.as_ref().expect("the weights were rounded for both passes");
+                let mut out = Array2::zeros((gradient.nrows(), backward.dim().1));
+                backward.product(gradient, out.view_mut());
+                out
+            }
         }
+    }
+
+    /// The same for products whose factors are rounded so. Packed weights stay as they are.
+    #[must_use]
+    pub fn at(&self, precision: Precision, pass: Pass) -> Self {
+        let LinearWeights::Dense(matrix) = &self.weights else { return self.clone() };
+        if precision == Precision::Single {
+            return self.clone();
+        }
+        let weights = LinearWeights::Rounded(RoundedWeights {
+            forward: Bf16Matrix::of_linear(matrix.view()),
+            backward: (pass == Pass::Both).then(|| Bf16Matrix::new(matrix.view())),
+        });
+        Self { weights, bias: self.bias.clone() }
+    }
+}
+
+fn linears_at(linears: Linears, precision: Precision, pass: Pass) -> Linears {
+    match precision {
+        Precision::Single => linears,
+        Precision::Bf16 => linears.iter().map(|(&slot, linear)| (slot, linear.at(precision, pass))).collect(),
+    }
+}
+
+/// A source's weights with linears for products whose factors are rounded so.
+#[derive(Clone, Copy)]
+pub struct AtPrecision<'s> {
+    /// Where they come from.
+    pub source: &'s dyn WeightSource,
+    /// What factors are rounded to.
+    pub precision: Precision,
+    /// Which way they are multiplied.
+    pub pass: Pass,
+}
+
+impl WeightSource for AtPrecision<'_> {
+    fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
+        self.source.embed(tokens)
+    }
+
+    fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
+        Ok(self.source.layer(layer)?.at(self.precision, self.pass))
+    }
+
+    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
+        Ok(linears_at(self.source.expert(layer, expert)?, self.precision, self.pass))
+    }
+
+    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
+        self.source.positions(rows)
+    }
+
+    fn outer(&self) -> Result<OuterWeights, SourceError> {
+        self.source.outer()
+    }
+
+    fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
+        Ok(self.source.head_rows(rows)?.at(self.precision, self.pass))
     }
 }
 
 impl LayerWeights {
+    /// The same with linears for products whose factors are rounded so.
+    #[must_use]
+    pub fn at(self, precision: Precision, pass: Pass) -> Self {
+        Self { linears: linears_at(self.linears, precision, pass), ..self }
+    }
+
+    /// The linears of one stage for products whose factors are rounded so, and all that is no linear; for a step through that stage alone.
+    #[must_use]
+    pub fn of_stage(&self, stage: &Stage, precision: Precision) -> Cow<'_, Self> {
+        if precision == Precision::Single {
+            return Cow::Borrowed(self);
+        }
+        let slots = stage.linears.iter().map(|linear| linear.id.slot());
+        Cow::Owned(Self {
+            linears: slots.map(|slot| (slot, self.linear(slot).at(precision, Pass::Forward))).collect(),
+            norms: self.norms.clone(),
+            router: self.router.clone(),
+        })
+    }
+
     /// A linear, by its role in the main part or by its place.
     ///
     /// # Panics

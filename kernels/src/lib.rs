@@ -2,6 +2,7 @@
 //! no file, no algorithm.
 
 mod arch;
+pub mod bf16;
 pub mod candidates;
 mod dense;
 pub mod eigen;

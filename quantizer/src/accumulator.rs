@@ -5,11 +5,13 @@
 //! arXiv 2504.09629, section 4; Qronos, arXiv 2505.11695), or the residual stream that the linear's output is added to (LoaQ, arXiv
 //! 2509.06297). `C` is gathered from the difference itself, since that of two large moments would cancel.
 //!
-//! Rows are buffered to chunks of a fixed number of tokens: one single-precision product per chunk, added up in double precision. The
+//! Rows are buffered to chunks of a fixed number of tokens: one product with sums in single precision per chunk, added up in double
+//! precision; where the caller asks for it, its factors are rounded to bfloat16. The
 //! chunk boundaries depend on nothing but the position in the stream, so however the caller splits its batches, no bit changes.
 //!
 //! Not here: which tokens count (the caller leaves padding out), and damping (`hessian.rs`).
 
+use kernels::bf16::Precision;
 use kernels::elementwise::all_finite;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, Zip};
@@ -24,13 +26,24 @@ pub const CHUNK_TOKENS: usize = 2048;
 pub struct HessianAccumulator {
     chunk: Chunk,
     moment: Moment,
+    precision: Precision,
 }
 
 impl HessianAccumulator {
     /// For inputs of `in_features` columns.
     #[must_use]
     pub fn new(in_features: usize) -> Self {
-        Self { chunk: Chunk::new(in_features), moment: Moment::new(in_features, in_features) }
+        Self {
+            chunk: Chunk::new(in_features),
+            moment: Moment::new(in_features, in_features),
+            precision: Precision::Single,
+        }
+    }
+
+    /// With factors of products rounded so.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Adds `rows`, `[tokens, in_features]`.
@@ -65,8 +78,8 @@ impl HessianAccumulator {
     }
 
     fn flush(&mut self) {
-        let chunk = self.chunk.drain();
-        self.moment.add(chunk.nrows(), |product| kernels::product::gram(chunk, product.view_mut()));
+        let (chunk, precision) = (self.chunk.drain(), self.precision);
+        self.moment.add(chunk.nrows(), |product| precision.gram(chunk, product.view_mut()));
     }
 }
 
@@ -76,6 +89,7 @@ pub struct CrossMomentAccumulator {
     difference: Chunk,
     input: Chunk,
     moment: Moment,
+    precision: Precision,
 }
 
 impl CrossMomentAccumulator {
@@ -86,7 +100,14 @@ impl CrossMomentAccumulator {
             difference: Chunk::new(features),
             input: Chunk::new(in_features),
             moment: Moment::new(features, in_features),
+            precision: Precision::Single,
         }
+    }
+
+    /// With factors of products rounded so.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Adds some tokens: the features in the original model and in the quantized one, both `[tokens, features]`, and the quantized
@@ -130,8 +151,9 @@ impl CrossMomentAccumulator {
 
     fn flush(&mut self) {
         let (difference, input) = (self.difference.drain(), self.input.drain());
+        let precision = self.precision;
         self.moment.add(input.nrows(), |product| {
-            kernels::product::product_tn(difference, input, product.view_mut());
+            precision.product_tn(difference, input, product.view_mut());
         });
     }
 }

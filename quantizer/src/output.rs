@@ -14,6 +14,7 @@
 //! `A` is `[out_features, out_features]`. Wide linears get it in blocks along the diagonal, of at most [`MOST_ROWS`] outputs: outputs of
 //! different blocks count as unrelated. The lower triangles are kept, in single precision.
 
+use kernels::bf16::Precision;
 use kernels::elementwise::all_finite;
 use ndarray::{Array2, ArrayView2, Axis};
 
@@ -37,6 +38,7 @@ pub struct OutputHessianAccumulator {
     /// Sums; lower triangles, row after row.
     blocks: Vec<Vec<f32>>,
     tokens: u64,
+    precision: Precision,
 }
 
 impl OutputHessianAccumulator {
@@ -48,7 +50,14 @@ impl OutputHessianAccumulator {
             out_features,
             blocks: blocks(out_features).map(|rows| triangle(rows.len())).collect(),
             tokens: 0,
+            precision: Precision::Single,
         }
+    }
+
+    /// With factors of products rounded so.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Adds the gradients of some tokens, `[tokens, out_features]`.
@@ -73,7 +82,7 @@ impl OutputHessianAccumulator {
         for (rows, sums) in blocks(self.out_features).zip(&mut self.blocks) {
             let part = gradients.slice_axis(Axis(1), rows.clone().into());
             let mut moment = Array2::zeros((rows.len(), rows.len()));
-            kernels::product::gram(part, moment.view_mut());
+            self.precision.gram(part, moment.view_mut());
             let lower = moment
                 .rows()
                 .into_iter()

@@ -101,13 +101,16 @@ pub(super) fn time(
     let numbers = &model.hyperparameters;
     let head = (numbers.vocabulary * numbers.hidden_size) as f64;
     let product = rates.token / rates.token_products;
-    let token_at = |context: usize| product * probe::products(&model.layers[0], model, context);
+    let products_at = |context: usize| probe::products(&model.layers[0], model, context);
+    let token_at = |context: usize| product * products_at(context);
+    let calibrating = rates.calibrating_token / rates.token_products;
+    let calibrating_token = calibrating * products_at(amount.context);
 
-    let weighing = layers * amount.probed * token_at(amount.context) * (1.0 + BACKWARD)
-        + amount.probed * head * product * 3.0
-        + moments(plan) * amount.probed * product;
+    let weighing = layers * amount.probed * calibrating_token * (1.0 + BACKWARD)
+        + amount.probed * head * calibrating * 3.0
+        + moments(plan) * amount.probed * calibrating;
     let streams = 1.0 + f64::from(u8::from(plan.propagates_errors()));
-    let quantizing = quantizing(&rates, layers, streams, amount.calibration, token_at(amount.context));
+    let quantizing = quantizing(&rates, layers, streams, amount.calibration, calibrating_token);
     let measuring = 2.0 * amount.evaluation * (layers * token_at(amount.evaluation_context) + head * product)
         + 2.0 * layers * rates.read_layer;
     let mut without = vec!["verifying".to_owned()];

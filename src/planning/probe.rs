@@ -6,7 +6,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LayerWeights, WeightSource};
+use calibration::weights::{LayerWeights, Pass, WeightSource};
+use kernels::bf16::Precision;
 use kernels::random::SplitMix;
 use model::linear::Linear;
 use model::{Layer, Stage};
@@ -19,10 +20,11 @@ use rayon::prelude::*;
 use crate::error::Error;
 use crate::pipeline::{dense, solver};
 use crate::plan::Plan;
+use crate::precision;
 use crate::progress::{Progress, go_on};
 use crate::statistics::StageStatistics;
 use crate::stored::StoredModel;
-use crate::streams::Seen;
+use crate::streams::{See, Seen};
 
 /// Rows and columns of a linear that is timed, at most.
 const MOST_FEATURES: usize = 1024;
@@ -36,8 +38,9 @@ const WINDOWS: [usize; 2] = [4, 12];
 pub(super) struct Rates {
     /// Reading a layer's weights.
     pub(super) read_layer: f64,
-    /// A token through a layer, and the numbers that are multiplied for it.
+    /// A token through a layer, when it is measured and when it calibrates, and the numbers that are multiplied for it.
     pub(super) token: f64,
+    pub(super) calibrating_token: f64,
     pub(super) token_products: f64,
     /// A layer's statistics: for a token, and apart from that.
     pub(super) gather_token: f64,
@@ -73,17 +76,25 @@ pub(super) fn rates(
     let mut states = start.clone();
     // The first pass is for caches and threads.
     states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
-    let mut states = start.clone();
-    let clock = Instant::now();
-    states.par_iter_mut().for_each(|state| forward.advance_layer(layer, &weights, state));
-    rates.token = clock.elapsed().as_secs_f64() / (windows.len() * tokens) as f64;
+    let precision = precision::settle(std::slice::from_ref(plan));
+    let timed = |weights: &LayerWeights| {
+        let mut states = start.clone();
+        let clock = Instant::now();
+        states.par_iter_mut().for_each(|state| forward.advance_layer(layer, weights, state));
+        clock.elapsed().as_secs_f64() / (windows.len() * tokens) as f64
+    };
+    rates.token = timed(&weights);
+    rates.calibrating_token = match precision {
+        Precision::Single => rates.token,
+        Precision::Bf16 => timed(&weights.clone().at(precision, Pass::Forward)),
+    };
     rates.token_products = products(layer, model, tokens);
     progress.step("");
 
     let mut states = start;
     for (place, stage) in layer.stages.iter().enumerate() {
         go_on(progress)?;
-        let at = At { forward: &forward, layer, place, weights: &weights, states: &states };
+        let at = At { forward: &forward, layer, place, weights: &weights, states: &states, precision };
         at.time(stage, plan, &mut rates)?;
         states.par_iter_mut().for_each(|state| forward.advance(layer, place, &weights, state));
         progress.step("");
@@ -110,6 +121,7 @@ struct At<'a> {
     place: usize,
     weights: &'a LayerWeights,
     states: &'a [WindowState],
+    precision: Precision,
 }
 
 impl At<'_> {
@@ -138,18 +150,26 @@ impl At<'_> {
         let rows = of_cut[0].out_features;
         let gather = |windows: usize| {
             let clock = Instant::now();
-            let seen = StageStatistics::gather(&cut, &settings, &unsolved, windows, None, |see| {
-                for state in &self.states[..windows] {
-                    let input = self.forward.stage_input(self.layer, self.place, self.weights, state);
-                    let input = input.slice(s![.., ..columns]);
-                    let hidden = state.hidden();
-                    let residual = hidden.slice(s![.., ..rows.min(hidden.ncols())]);
-                    // Both streams the same: what is lacked is zero, which takes as long.
-                    let original = plan.propagates_errors().then_some((input, residual));
-                    see(Seen { input, residual, original })?;
-                }
-                Ok(())
-            })?;
+            let seen = StageStatistics::gather(
+                &cut,
+                &settings,
+                &unsolved,
+                windows,
+                None,
+                self.precision,
+                |see: &mut See<'_>| {
+                    for state in &self.states[..windows] {
+                        let input = self.forward.stage_input(self.layer, self.place, self.weights, state);
+                        let input = input.slice(s![.., ..columns]);
+                        let hidden = state.hidden();
+                        let residual = hidden.slice(s![.., ..rows.min(hidden.ncols())]);
+                        // Both streams the same: what is lacked is zero, which takes as long.
+                        let original = plan.propagates_errors().then_some((input, residual));
+                        see(Seen { input, residual, original })?;
+                    }
+                    Ok(())
+                },
+            )?;
             Ok::<_, Error>((clock.elapsed().as_secs_f64(), seen))
         };
         let tokens = self.states.first().map_or(1, |state| state.hidden().nrows()).max(1) as f64;

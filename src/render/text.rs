@@ -47,10 +47,11 @@ pub fn report(report: &Report) -> String {
         line(
             &mut out,
             format_args!(
-                "recipe {}, calibrated on {} of {}",
+                "recipe {}, calibrated on {} of {}, products in {}",
                 report.recipe,
                 windows(text.windows, text.context, text.tokens),
-                text.text
+                text.text,
+                report.products.unwrap_or("f32")
             ),
         );
         if let Some(own) = &report.own_text {

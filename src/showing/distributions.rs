@@ -71,6 +71,9 @@ impl Distributions {
                 LinearWeights::Dense(matrix) => matrix,
                 // The original may exist only quantized.
                 LinearWeights::Packed(matrix) => matrix.dequantize(),
+                LinearWeights::Rounded(_) => {
+                    return Err(Error::Internal(format!("`{}` was read rounded", linear.name)));
+                }
             };
             let dense = tensor.dequantize();
             let rows = (0..linear.out_features).step_by(every);

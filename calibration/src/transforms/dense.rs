@@ -49,8 +49,9 @@ impl DenseLinear {
                 weight: weight.mapv(f64::from),
                 bias: operator.bias.map(|bias| bias.mapv(f64::from)),
             }),
-            LinearWeights::Packed(_) => {
-                Err(format!("`{name}` is packed, and only dense weights can be transformed").into())
+            LinearWeights::Packed(_) | LinearWeights::Rounded(_) => {
+                Err(format!("`{name}` is packed or rounded, and only dense weights can be transformed")
+                    .into())
             }
         }
     }

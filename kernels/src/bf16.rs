@@ -1,0 +1,186 @@
+//! Products of matrices whose entries are rounded to bfloat16 first, with sums in single precision.
+//!
+//! The definition is the product of [`crate::product`] on [`rounded`] entries; the machines that have an instruction for it compute two terms of
+//! a sum at once, at about twice the rate of single precision, and their results differ from the definition in the rounding of
+//! sums alone. Entries that are bfloat16 already, such as the weights of most published models, lose nothing.
+//!
+//! A matrix that is multiplied with many others is rounded and laid out once, [`Bf16Matrix`]. As in [`crate::product`], outputs are cut into
+//! fixed tiles and each sum runs in one order, so that no bit depends on the number of threads.
+
+pub(crate) mod layout;
+pub(crate) mod tiled;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::bf16::Avx512Bf16;
+use crate::product;
+use layout::{Pairs, Panels};
+
+/// What the factors of a product are rounded to before they meet. Sums are single precision either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// They are taken as they are.
+    #[default]
+    Single,
+    /// To bfloat16.
+    Bf16,
+}
+
+impl Precision {
+    /// `out = aᵀ b`, see [`product_tn`].
+    ///
+    /// # Panics
+    /// When the shapes do not fit each other.
+    pub fn product_tn(self, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+        match self {
+            Self::Single => product::product_tn(a, b, out),
+            Self::Bf16 => product_tn(a, b, out),
+        }
+    }
+
+    /// The lower triangle of `xᵀ x`, see [`gram`].
+    ///
+    /// # Panics
+    /// When the shapes do not fit each other.
+    pub fn gram(self, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+        match self {
+            Self::Single => product::gram(x, out),
+            Self::Bf16 => gram(x, out),
+        }
+    }
+}
+
+/// Whether this machine multiplies bfloat16 faster than single precision.
+#[must_use]
+pub fn is_fast() -> bool {
+    Machine::best().is_some()
+}
+
+/// The nearest bfloat16, halves to the even one. Beyond the largest it is infinite.
+#[must_use]
+pub fn rounded(value: f32) -> f32 {
+    f32::from_bits(layout::upper(value))
+}
+
+/// A matrix rounded to bfloat16, ready to be the right side of products `x M`.
+#[derive(Clone, Debug)]
+pub struct Bf16Matrix(Kept);
+
+#[derive(Clone, Debug)]
+enum Kept {
+    /// For machines with the instruction.
+    Panels(Panels),
+    /// `M`, `[k, n]`, rounded.
+    Dense(Array2<f32>),
+}
+
+impl Bf16Matrix {
+    /// `M = matrix`, `[k, n]`.
+    #[must_use]
+    pub fn new(matrix: ArrayView2<'_, f32>) -> Self {
+        Self::on(Machine::best(), matrix)
+    }
+
+    /// `M = weightᵀ` for the weight `[n, k]` of a linear.
+    #[must_use]
+    pub fn of_linear(weight: ArrayView2<'_, f32>) -> Self {
+        Self::new(weight.reversed_axes())
+    }
+
+    fn on(machine: Option<Machine>, matrix: ArrayView2<'_, f32>) -> Self {
+        Self(match machine {
+            Some(_) => Kept::Panels(Panels::of(matrix)),
+            None => Kept::Dense(matrix.mapv(rounded)),
+        })
+    }
+
+    /// Rows and columns of `M`, `(k, n)`.
+    #[must_use]
+    pub fn dim(&self) -> (usize, usize) {
+        match &self.0 {
+            Kept::Panels(panels) => panels.dim(),
+            Kept::Dense(matrix) => matrix.dim(),
+        }
+    }
+
+    /// `out = x M`.
+    ///
+    /// Shapes: `x` `[m, k]`, `out` `[m, n]`.
+    ///
+    /// # Panics
+    /// When the shapes do not fit each other.
+    pub fn product(&self, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+        let (k, n) = self.dim();
+        assert_eq!(x.ncols(), k, "inner dimensions of a product");
+        assert_eq!(out.dim(), (x.nrows(), n), "shape of a product");
+        match &self.0 {
+            Kept::Panels(panels) => {
+                let machine = Machine::best().expect("panels are made where there is a machine for them");
+                tiled::product(machine, &Pairs::of(x), panels, out);
+            }
+            Kept::Dense(matrix) => product::product_nn(x.mapv(rounded).view(), matrix.view(), out),
+        }
+    }
+}
+
+/// `out = aᵀ b`.
+///
+/// Shapes: `a` `[t, m]`, `b` `[t, n]`, `out` `[m, n]`.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn product_tn(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+    product_tn_on(Machine::best(), a, b, out);
+}
+
+fn product_tn_on(
+    machine: Option<Machine>,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    out: ArrayViewMut2<'_, f32>,
+) {
+    assert_eq!(a.nrows(), b.nrows(), "inner dimensions of a product");
+    assert_eq!(out.dim(), (a.ncols(), b.ncols()), "shape of a product");
+    match machine {
+        Some(machine) => tiled::product(machine, &Panels::of(a), &Panels::of(b), out),
+        None => product::product_tn(a.mapv(rounded).view(), b.mapv(rounded).view(), out),
+    }
+}
+
+/// The lower triangle of `xᵀ x`, diagonal included. The strict upper triangle of `out` is left as it is.
+///
+/// Shapes: `x` `[t, n]`, `out` `[n, n]`.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn gram(x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+    gram_on(Machine::best(), x, out);
+}
+
+fn gram_on(machine: Option<Machine>, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+    assert_eq!(out.dim(), (x.ncols(), x.ncols()), "shape of the gram matrix of x {:?}", x.dim());
+    match machine {
+        Some(machine) => tiled::gram(machine, &Panels::of(x), out),
+        None => product::gram(x.mapv(rounded).view(), out),
+    }
+}
+
+/// A set of kernels that this machine can run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Machine {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512Bf16),
+}
+
+impl Machine {
+    fn best() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Avx512Bf16::detect().map(Self::Avx512);
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

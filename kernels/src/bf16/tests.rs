@@ -1,0 +1,116 @@
+use ndarray::{Array2, s};
+
+use super::*;
+use crate::sample::{Sample, in_pools, naive_product};
+
+const AWKWARD: [(usize, usize, usize); 12] = [
+    (1, 1, 1),
+    (1, 7, 33),
+    (7, 1000, 576),
+    (2, 172, 515),
+    (3, 576, 1000),
+    (5, 33, 7),
+    (8, 1000, 33),
+    (7, 64, 2000),
+    (33, 172, 576),
+    (172, 33, 1),
+    (576, 7, 172),
+    (300, 1100, 600),
+];
+
+/// Products of rounded numbers of size 1 in single precision: the error grows with the root of the length.
+fn assert_close(found: &Array2<f32>, expected: &Array2<f64>, k: usize, what: &str) {
+    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let tolerance = 4e-6 * (4.0 * (k as f64).sqrt() + expected.abs());
+        assert!((f64::from(found) - expected).abs() <= tolerance, "{what} at {index}: {found} {expected}");
+    }
+}
+
+/// The definition, and what this machine has beside it.
+fn machines() -> Vec<Option<Machine>> {
+    let mut machines = vec![None];
+    machines.extend(Machine::best().map(Some));
+    machines
+}
+
+#[test]
+fn rounding_is_to_nearest_and_even() {
+    for value in
+        [0.0, -0.0, 1.0, 1.003_906_2, 1.011_718_8, -3.141_592_7, 1e-40, 3.4e38, f32::INFINITY, f32::MAX]
+    {
+        assert_eq!(rounded(value).to_bits(), half::bf16::from_f32(value).to_f32().to_bits(), "{value}");
+    }
+    assert!(rounded(f32::NAN).is_nan() && rounded(f32::from_bits(0x7f80_0001)).is_nan());
+}
+
+#[test]
+fn products_agree_with_double_precision_on_rounded_entries() {
+    for (m, k, n) in AWKWARD {
+        let mut sample = Sample::new((m * n + k) as u64);
+        let (a, b) = (sample.matrix(m, k), sample.matrix(k, n));
+        let columns = |matrix: &Array2<f32>| matrix.t().as_standard_layout().into_owned();
+        let (a_columns, b_columns) = (columns(&a), columns(&b));
+        let expected = naive_product(a.mapv(rounded).view(), b.mapv(rounded).view());
+        for machine in machines() {
+            let what = format!("[{m}, {k}] [{k}, {n}] on {machine:?}");
+            let mut out = Array2::from_elem((m, n), f32::NAN);
+            for matrix in [b.view(), b_columns.t()] {
+                let matrix = Bf16Matrix::on(machine, matrix);
+                for x in [a.view(), a_columns.t()] {
+                    out.fill(f32::NAN);
+                    matrix.product(x, out.view_mut());
+                    assert_close(&out, &expected, k, &what);
+                }
+            }
+            out.fill(f32::NAN);
+            product_tn_on(machine, a_columns.view(), b.view(), out.view_mut());
+            assert_close(&out, &expected, k, &what);
+            let mut wide = Array2::from_elem((2 * n, m + 1), f32::NAN);
+            product_tn_on(machine, a.t(), b.view(), wide.slice_mut(s![..;2, 1..]).reversed_axes());
+            assert_close(&wide.slice(s![..;2, 1..]).t().to_owned(), &expected, k, &what);
+            assert!(wide.slice(s![1..;2, ..]).iter().all(|value| value.is_nan()));
+        }
+    }
+}
+
+#[test]
+fn the_gram_matrix_is_untouched_above_the_diagonal() {
+    for (t, n) in [(1, 1), (7, 33), (172, 7), (1, 576), (40, 576), (33, 1000), (1100, 172), (3, 1100)] {
+        let x = Sample::new((t * n) as u64).matrix(t, n);
+        let near = x.mapv(rounded);
+        let expected = naive_product(near.t(), near.view());
+        for machine in machines() {
+            let mut out = Array2::from_elem((n, n), 7.0);
+            gram_on(machine, x.view(), out.view_mut());
+            let lower =
+                Array2::from_shape_fn((n, n), |(i, j)| if i >= j { out[[i, j]] } else { out[[j, i]] });
+            assert_close(&lower, &expected, t, &format!("{t} rows of {n} on {machine:?}"));
+            assert!(out.indexed_iter().all(|((i, j), &value)| i >= j || value == 7.0));
+        }
+    }
+}
+
+#[test]
+fn sums_over_nothing_are_zero() {
+    for machine in machines() {
+        let mut out = Array2::from_elem((3, 300), 7.0);
+        product_tn_on(machine, Array2::zeros((0, 3)).view(), Array2::zeros((0, 300)).view(), out.view_mut());
+        assert_eq!(out, Array2::<f32>::zeros((3, 300)));
+        let nothing = Bf16Matrix::on(machine, Array2::zeros((4, 0)).view());
+        nothing.product(Array2::zeros((2, 4)).view(), Array2::zeros((2, 0)).view_mut());
+    }
+}
+
+#[test]
+fn no_product_depends_on_the_number_of_threads() {
+    let mut sample = Sample::new(3);
+    let (x, w) = (sample.matrix(700, 300), sample.matrix(1100, 300));
+    let results = in_pools(|| {
+        let mut out = Array2::zeros((700, 1100));
+        Bf16Matrix::of_linear(w.view()).product(x.view(), out.view_mut());
+        let mut moment = Array2::zeros((300, 300));
+        gram(w.view(), moment.view_mut());
+        (out, moment)
+    });
+    assert!(results.iter().all(|result| *result == results[0]));
+}
