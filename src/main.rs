@@ -10,12 +10,19 @@ use quantc::cli::{Cli, Command, RunArgs};
 use quantc::error::Error;
 use quantc::export::ExportFile;
 use quantc::generate::Speaker;
-use quantc::progress::Terminal;
+use quantc::progress::{Terminal, printable};
 use quantc::render::comparison::comparison;
 use quantc::render::text;
 use serde::Serialize;
 
 fn main() -> ExitCode {
+    let print_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // These become errors.
+        if !calibration::foreign::is_inside() {
+            print_panic(panic);
+        }
+    }));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -152,7 +159,7 @@ fn export_json(file: Option<ExportFile>, report: &impl Serialize) -> Result<(), 
 
 /// Prints, and takes a closed pipe for the end of interest.
 fn print(text: &str) -> Result<(), Error> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    match std::io::stdout().lock().write_all(printable(text).as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::Io { path: "standard output".into(), source: error })
         }

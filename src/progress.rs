@@ -35,6 +35,19 @@ pub(crate) fn go_on(progress: &dyn Progress) -> Result<(), Error> {
     if progress.interrupted() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
+/// Text with what a terminal would obey spelled out: names of tensors and values of configurations are strangers' words.
+#[must_use]
+pub fn printable(text: &str) -> std::borrow::Cow<'_, str> {
+    let obeyed = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let spelled = |character: char| {
+        if obeyed(character) { character.escape_default().to_string() } else { character.to_string() }
+    };
+    text.chars().map(spelled).collect::<String>().into()
+}
+
 /// Says nothing.
 #[derive(Debug, Default)]
 pub struct Silent;
@@ -123,9 +136,9 @@ impl Terminal {
         match self.format {
             LogFormat::Json => say(&json!({"event": "error", "message": error.to_string(), "hint": hint})),
             LogFormat::Text => {
-                eprintln!("error: {error}");
+                eprintln!("error: {}", printable(&error.to_string()));
                 if let Some(hint) = hint {
-                    eprintln!("hint: {hint}");
+                    eprintln!("hint: {}", printable(&hint));
                 }
             }
         }
@@ -260,9 +273,9 @@ impl Progress for Terminal {
         let bar = current.as_ref().and_then(|phase| phase.bar.as_ref());
         match (bar, self.verbosity, self.format) {
             (_, Verbosity::Quiet, _) => {}
-            (Some(bar), ..) => bar.suspend(|| eprintln!("warning: {message}")),
+            (Some(bar), ..) => bar.suspend(|| eprintln!("warning: {}", printable(message))),
             (_, _, LogFormat::Json) => say(&json!({"event": "warning", "message": message})),
-            (_, _, LogFormat::Text) => eprintln!("warning: {message}"),
+            (_, _, LogFormat::Text) => eprintln!("warning: {}", printable(message)),
         }
     }
 

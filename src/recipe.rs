@@ -24,6 +24,7 @@
 use std::path::Path;
 
 use calibration::transforms::Transform;
+use formats::{FormatsError, files};
 use model::linear::{Linear, Role};
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, Symmetry};
 use quantizer::settings::{BUILT_IN, BuiltIn, SolverSettings};
@@ -33,6 +34,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::job::Overrides;
 use crate::precision::Products;
+
+/// Largest recipe, bytes: a rule takes some hundred.
+const MOST_BYTES: u64 = 1 << 22;
 
 /// What each linear gets.
 #[derive(Clone, Debug)]
@@ -158,13 +162,15 @@ impl Recipe {
 
     fn from_file(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| {
-            let known: Vec<_> = BUILT_IN.iter().map(|known| known.name).collect();
-            Error::Recipe {
-                path: shown.clone(),
-                problem: format!("{source}; it is not one of {} either", known.join(", ")),
+        let fail = |problem: String| Error::Recipe { path: shown.clone(), problem };
+        let text = files::read_regular(path, MOST_BYTES).map_err(|error| match error {
+            FormatsError::Io { source, .. } => {
+                let known: Vec<_> = BUILT_IN.iter().map(|known| known.name).collect();
+                fail(format!("{source}; it is not one of {} either", known.join(", ")))
             }
+            other => other.into(),
         })?;
+        let text = String::from_utf8(text).map_err(|_| fail("is not UTF-8".to_owned()))?;
         Self::parse(&shown, &text)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use formats::{FormatsError, files};
 use ndarray::ArrayView2;
 use quantizer::scheme::Scheme;
 use quantizer::tensor::QuantizedTensor;
@@ -16,6 +17,8 @@ use crate::job::Budget;
 
 /// Name of the record in an output directory.
 pub const RECORD_FILE: &str = "quantc.json";
+/// Largest record that is read, bytes: some hundred for each linear and tensor.
+const MOST_RECORD: u64 = 1 << 28;
 
 /// What an output must hold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,18 +69,18 @@ impl Record {
     /// No such file, or one that is not a record.
     pub fn read(directory: &Path) -> Result<Self, Error> {
         let path = directory.join(RECORD_FILE);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match files::read_regular(&path, MOST_RECORD) {
             Ok(text) => text,
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(FormatsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::NotSuitable {
                     path: directory.to_owned(),
                     problem: format!("there is no `{RECORD_FILE}`, so nothing says what was solved"),
                     hint: "`verify` works on outputs of `quantc quantize`; `inspect` and `evaluate` need no record",
                 });
             }
-            Err(source) => return Err(Error::Io { path, source }),
+            Err(error) => return Err(error.into()),
         };
-        serde_json::from_str(&text).map_err(|e| Error::Json { path, problem: e.to_string() })
+        serde_json::from_slice(&text).map_err(|e| Error::Json { path, problem: e.to_string() })
     }
 
     /// Writes OUT/quantc.json.
@@ -177,6 +180,11 @@ impl FileRecord {
     /// # Errors
     /// The system's.
     pub fn of(path: &Path) -> Result<Self, Error> {
+        if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
+            // A pipe would wait to be opened, a device never end.
+            let problem = std::io::Error::other("is not a regular file");
+            return Err(Error::Io { path: path.to_owned(), source: problem });
+        }
         let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
         let mut hash = Sha256::new();
         let mut part = vec![0; 1 << 20];

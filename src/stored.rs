@@ -28,9 +28,6 @@ use crate::hub;
 use crate::progress::Progress;
 use crate::report::ModelSummary;
 
-/// Largest config.json that is read, bytes.
-const MOST_CONFIG: u64 = 16 << 20;
-
 /// Rows that are compared at a time.
 const COMPARED_ROWS: usize = 4096;
 
@@ -93,7 +90,7 @@ impl StoredModel {
         if !path.is_dir() {
             return Err(no_directory(path));
         }
-        let config = read_config(path)?;
+        let config = formats::json::read_config(path)?;
         let checkpoint = Checkpoint::open(path);
         // A packed embedding has no `weight`.
         let holds = |name: &str| {
@@ -516,15 +513,4 @@ fn no_directory(path: &Path) -> Error {
         ("does not exist", hint)
     };
     Error::NoModel { path: path.to_owned(), problem, hint }
-}
-
-fn read_config(directory: &Path) -> Result<Value, Error> {
-    let path = directory.join("config.json");
-    let found = std::fs::metadata(&path).map_err(Error::io(&path))?;
-    if found.len() > MOST_CONFIG {
-        let problem = format!("{} bytes, expected at most {MOST_CONFIG}", found.len());
-        return Err(Error::Json { path, problem });
-    }
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
-    serde_json::from_slice(&text).map_err(|e| Error::Json { path, problem: e.to_string() })
 }

@@ -51,8 +51,9 @@ pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification,
     let record = Record::read(directory)?;
     let mut found = Verification::default();
     for (name, expected) in &record.files {
-        let path = directory.join(name);
-        match FileRecord::of(&path) {
+        // Names are the record's word: one that leads elsewhere is not followed.
+        let found_file = formats::files::below(directory, name).map_err(Error::from);
+        match found_file.and_then(|path| FileRecord::of(&path)) {
             Ok(actual) if actual == *expected => found.files += 1,
             Ok(actual) if actual.bytes != expected.bytes => found
                 .problems

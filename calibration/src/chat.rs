@@ -11,8 +11,9 @@ use minijinja::{Environment, Error, ErrorKind, context};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Instructions that a template may take: far more than a long conversation needs, some seconds of work.
-const FUEL: u64 = 20_000_000;
+/// What a template may take: one for each instruction and for each 64 bytes that it makes, so at most 256 MB and about a second. A long
+/// conversation needs a hundredth of it.
+const FUEL: u64 = 4_000_000;
 
 /// Special tokens as text.
 #[derive(Clone, Debug, Default)]

@@ -12,6 +12,7 @@ mod chat;
 pub mod corpus;
 mod error;
 pub mod evaluation;
+pub mod foreign;
 pub mod forward;
 pub mod generation;
 mod held;

@@ -1,6 +1,8 @@
 //! A model's tokenizer, with what its configuration adds: the token that begins a sequence, and the chat template.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokenizers::{
@@ -10,9 +12,14 @@ use tokenizers::{
 
 use crate::chat::{self, SpecialTokens};
 use crate::error::CalibrationError;
+use crate::foreign;
 
 /// Largest tokenizer.json or configuration that is read, bytes.
 const MOST_BYTES: u64 = 256 << 20;
+
+/// Longest that a chat template may take for a conversation: its fuel is used up in about a second, but a list that is added to itself again
+/// and again takes none (minijinja 3.1), and grows by about 100 MB a second.
+const LONGEST_TEMPLATE: Duration = Duration::from_secs(3);
 
 /// Text to tokens, as the model was trained.
 #[derive(Debug)]
@@ -33,7 +40,9 @@ impl TextTokenizer {
         let path = directory.join("tokenizer.json");
         let Some(bytes) = read(&path)? else { return Ok(None) };
         let failed = |problem: String| CalibrationError::Tokenizer { path: path.clone(), problem };
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|problem| failed(problem.to_string()))?;
+        check_charsmap(&bytes).map_err(&failed)?;
+        let parsed = foreign::call(|| Tokenizer::from_bytes(&bytes)).map_err(&failed)?;
+        let mut tokenizer = parsed.map_err(|problem| failed(problem.to_string()))?;
         // A file may ask for texts to be cut or filled up, which is meant for other uses.
         tokenizer.with_truncation(None).map_err(|problem| failed(problem.to_string()))?;
         tokenizer.with_padding(None);
@@ -49,7 +58,10 @@ impl TextTokenizer {
         let begin_text = named("bos_token");
         let begin = begin_text.as_deref().and_then(|text| tokenizer.token_to_id(text));
         let chat_template = match read(&directory.join("chat_template.jinja"))? {
-            Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Some(bytes) => Some(
+                String::from_utf8(bytes)
+                    .map_err(|_| failed("`chat_template.jinja` is not UTF-8".to_owned()))?,
+            ),
             None => configuration.get("chat_template").and_then(default_template),
         };
         Ok(Some(Self {
@@ -77,7 +89,9 @@ impl TextTokenizer {
     /// # Errors
     /// The tokenizer's own.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, CalibrationError> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| self.problem(&e))?;
+        let encoding =
+            foreign::call(|| self.tokenizer.encode_fast(text, false)).map_err(|e| self.problem(&e))?;
+        let encoding = encoding.map_err(|e| self.problem(&e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -107,8 +121,14 @@ impl TextTokenizer {
         let failed = |problem: String| CalibrationError::Chat { path: self.path.clone(), problem };
         match &self.chat_template {
             None => Err(failed("the model has no chat template, which `messages` need".to_owned())),
-            Some(template) => chat::render(template, messages, &self.special, answer)
-                .map_err(|error| failed(format!("chat template: {error:#}"))),
+            Some(template) => {
+                let (template, messages) = (template.clone(), messages.clone());
+                let special = self.special.clone();
+                let render = move || chat::render(&template, &messages, &special, answer);
+                foreign::call_within(LONGEST_TEMPLATE, render)
+                    .map_err(|problem| failed(format!("chat template: {problem}")))?
+                    .map_err(|error| failed(format!("chat template: {error:#}")))
+            }
         }
     }
 
@@ -166,11 +186,9 @@ impl TextStream<'_> {
     /// # Errors
     /// The tokenizer's own.
     pub fn push(&mut self, token: u32) -> Result<String, CalibrationError> {
-        let text = self.stream.step(token);
-        text.map(Option::unwrap_or_default).map_err(|e| CalibrationError::Tokenizer {
-            path: PathBuf::from("tokenizer.json"),
-            problem: e.to_string(),
-        })
+        let failed = |problem| CalibrationError::Tokenizer { path: PathBuf::from("tokenizer.json"), problem };
+        let text = foreign::call(|| self.stream.step(token)).map_err(failed)?;
+        text.map(Option::unwrap_or_default).map_err(|e| failed(e.to_string()))
     }
 }
 
@@ -188,18 +206,61 @@ fn default_template(value: &Value) -> Option<String> {
     named["template"].as_str().map(str::to_owned)
 }
 
+/// Fails where a `precompiled_charsmap` lies about its length: four bytes of base64 would make its reader take gigabytes.
+fn check_charsmap(bytes: &[u8]) -> Result<(), String> {
+    let holds = |word: &[u8]| bytes.windows(word.len()).any(|part| part == word);
+    // Few files need to be read for it; a name may be spelled with escapes.
+    if !holds(b"recompiled") && !holds(b"\\u00") {
+        return Ok(());
+    }
+    // What is no JSON has a better error from its own reader.
+    let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let mut open = vec![&value["normalizer"]];
+    while let Some(step) = open.pop() {
+        open.extend(step["normalizers"].as_array().into_iter().flatten());
+        let Some(map) = step["precompiled_charsmap"].as_str() else { continue };
+        let mut length = 0_u64;
+        for (place, digit) in map.bytes().take(6).enumerate() {
+            let digit = match digit {
+                b'A'..=b'Z' => digit - b'A',
+                b'a'..=b'z' => digit - b'a' + 26,
+                b'0'..=b'9' => digit - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                _ => return Err("has a `precompiled_charsmap` that is not base64".to_owned()),
+            };
+            // Little-endian: the first digits hold the first byte.
+            length |= u64::from(digit) << (30 - 6 * place);
+        }
+        let length = u64::from(((length >> 4) as u32).swap_bytes());
+        let room = (map.len() as u64 / 4 * 3).saturating_sub(4);
+        if length > room {
+            return Err(format!(
+                "has a `precompiled_charsmap` of {room} bytes whose first table is said to have {length}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn read(path: &Path) -> Result<Option<Vec<u8>>, CalibrationError> {
     let failed = |source| CalibrationError::Io { path: path.to_owned(), source };
+    let refused = |problem: String| CalibrationError::Tokenizer { path: path.to_owned(), problem };
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
+        // A pipe or device, to which a link may lead, has no length and may never end.
+        Ok(found) if !found.is_file() => return Err(refused("is not a regular file".to_owned())),
         Ok(found) if found.len() > MOST_BYTES => {
-            let problem = format!("{} bytes, expected at most {MOST_BYTES}", found.len());
-            return Err(CalibrationError::Tokenizer { path: path.to_owned(), problem });
+            return Err(refused(format!("{} bytes, expected at most {MOST_BYTES}", found.len())));
         }
         Ok(_) => {}
     }
-    std::fs::read(path).map(Some).map_err(failed)
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    // It may grow while it is read.
+    file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(Some(bytes))
 }
 
 fn read_json(path: &Path) -> Result<Value, CalibrationError> {

@@ -16,11 +16,24 @@ use crate::error::FormatsError;
 /// A name that is not a plain file name, a link that leads out of the directory, a pipe or device (opening one could wait forever), and
 /// the system's.
 pub(crate) fn inside(directory: &Path, name: &str) -> Result<PathBuf, FormatsError> {
+    if name.contains('/') {
+        return Err(FormatsError::Outside { path: directory.to_owned(), name: name.to_owned() });
+    }
+    below(directory, name)
+}
+
+/// The path of `name`, which may lie in folders of `directory`: plain names between single slashes. An existing regular file.
+///
+/// # Errors
+/// Any other name, a link that leads out of the directory, a pipe or device (opening one could wait forever), and the system's.
+pub fn below(directory: &Path, name: &str) -> Result<PathBuf, FormatsError> {
     let outside = || FormatsError::Outside { path: directory.to_owned(), name: name.to_owned() };
-    let mut parts = Path::new(name).components();
-    let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+    let plain = |part: &str| {
+        let mut parts = Path::new(part).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+    };
     // A backslash separates directories on some systems, a colon names a drive or a stream.
-    if !plain || name.contains(['/', '\\', ':', '\0']) {
+    if !name.split('/').all(plain) || name.contains(['\\', ':', '\0']) {
         return Err(outside());
     }
     let path = directory.join(name);
@@ -48,12 +61,29 @@ pub(crate) fn open(directory: &Path, name: &str) -> Result<(PathBuf, File), Form
 /// The content of a file that [`inside`] accepts, if it is not longer than `most` bytes.
 pub(crate) fn read_small(directory: &Path, name: &str, most: u64) -> Result<Vec<u8>, FormatsError> {
     let (path, file) = open(directory, name)?;
-    let length = file.metadata().map_err(FormatsError::io(&path))?.len();
+    read_whole(&path, &file, most)
+}
+
+/// The content of a file, wherever it lies, if it is a regular one and not longer than `most` bytes.
+///
+/// # Errors
+/// A pipe or device, which has no length and may never end, a longer file, and the system's.
+pub fn read_regular(path: &Path, most: u64) -> Result<Vec<u8>, FormatsError> {
+    // Not after opening it: that waits for somebody to write into a pipe.
+    if !std::fs::metadata(path).map_err(FormatsError::io(path))?.is_file() {
+        return Err(FormatsError::malformed(path, "is not a regular file"));
+    }
+    let file = File::open(path).map_err(FormatsError::io(path))?;
+    read_whole(path, &file, most)
+}
+
+fn read_whole(path: &Path, file: &File, most: u64) -> Result<Vec<u8>, FormatsError> {
+    let length = file.metadata().map_err(FormatsError::io(path))?.len();
     if length > most {
-        return Err(FormatsError::malformed(&path, format!("{length} bytes, expected at most {most}")));
+        return Err(FormatsError::malformed(path, format!("{length} bytes, expected at most {most}")));
     }
     let mut bytes = vec![0; length as usize];
-    read_at(&file, &mut bytes, 0).map_err(FormatsError::io(&path))?;
+    read_at(file, &mut bytes, 0).map_err(FormatsError::io(path))?;
     Ok(bytes)
 }
 

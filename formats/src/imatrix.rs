@@ -20,6 +20,7 @@ use model::linear::Linear;
 
 use crate::bytes::Reader;
 use crate::error::FormatsError;
+use crate::files;
 
 /// Largest file that is read, bytes: hundreds of times what a dense model of 100 billion weights needs.
 const MOST_BYTES: u64 = 4 << 30;
@@ -52,16 +53,7 @@ impl Imatrix {
     /// # Errors
     /// A file that cannot be read, is too large, ends too early, or holds what neither form has.
     pub fn read(path: &Path) -> Result<Self, FormatsError> {
-        let found = std::fs::metadata(path).map_err(FormatsError::io(path))?;
-        // A pipe or device has no length, and may never end.
-        if !found.is_file() {
-            return Err(FormatsError::malformed(path, "is not a regular file"));
-        }
-        if found.len() > MOST_BYTES {
-            let problem = format!("{} bytes, expected at most {MOST_BYTES}", found.len());
-            return Err(FormatsError::malformed(path, problem));
-        }
-        let bytes = std::fs::read(path).map_err(FormatsError::io(path))?;
+        let bytes = files::read_regular(path, MOST_BYTES)?;
         Self::decode(&bytes).map_err(|problem| FormatsError::malformed(path, problem))
     }
 

@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::error::FormatsError;
 use crate::files;
 
+/// Largest configuration, bytes: those of mixed widths name each linear.
+const MOST_CONFIG: u64 = 16 << 20;
 /// Largest JSON file, bytes: tokenizers of 50 MB exist.
 const MOST_BYTES: u64 = 256 << 20;
 
@@ -18,7 +20,19 @@ const MOST_BYTES: u64 = 256 << 20;
 /// # Errors
 /// A file that is missing, too large or not JSON, and a link that leads out of the directory.
 pub fn read(directory: &Path, name: &str) -> Result<Value, FormatsError> {
-    let text = files::read_small(directory, name, MOST_BYTES)?;
+    read_of(directory, name, MOST_BYTES)
+}
+
+/// Reads config.json of a checkpoint's directory.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_config(directory: &Path) -> Result<Value, FormatsError> {
+    read_of(directory, "config.json", MOST_CONFIG)
+}
+
+fn read_of(directory: &Path, name: &str, most: u64) -> Result<Value, FormatsError> {
+    let text = files::read_small(directory, name, most)?;
     parse(&text).map_err(|e| FormatsError::malformed(&directory.join(name), e.to_string()))
 }
 

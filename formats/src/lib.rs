@@ -12,7 +12,7 @@ mod bytes;
 pub mod checkpoint;
 pub mod container;
 mod error;
-mod files;
+pub mod files;
 pub mod gguf;
 pub mod imatrix;
 pub mod json;

@@ -62,7 +62,8 @@ fn entry(found: &TensorEntry, heads: Option<usize>) -> Entry {
     if dtype.is_none()
         && let Some((columns, rows)) = shape.split_last_mut()
     {
-        let rows: usize = rows.iter().product();
+        // There may be none, and a huge extent all the same.
+        let rows = rows.iter().fold(1_usize, |rows, &extent| rows.saturating_mul(extent));
         *columns = (found.bytes as usize).checked_div(rows).unwrap_or(0);
     }
     // Rows of whole heads can be put back in order; others are refused with their shape.
