@@ -89,6 +89,7 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
     demand_outside(&job.output, std::iter::once(&job.model))?;
     let format = find_format(&job.format)?;
     let source = StoredModel::find(&job.model, progress)?;
+    let stamp = source.checkpoint.stamp()?;
     if source.model.linears().all(|linear| source.scheme(linear).is_none()) {
         return Err(Error::NotSuitable {
             path: job.model.clone(),
@@ -134,6 +135,7 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
     let converted = records.len() + unpacked.len();
     let exact = converted - rounded.len();
     rounded.extend(conversion.rounded_copies()?);
+    source.checkpoint.demand_unchanged(&stamp)?;
     let from = source.format.as_ref().map_or("another format", |format| format.id());
     let origin = Origin::Converted { from, rounded: rounded.len() };
     let runtimes = &conversion.form.runtimes;

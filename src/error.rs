@@ -140,6 +140,12 @@ pub enum Error {
         /// One reason for each runtime.
         reasons: String,
     },
+    /// A linear that would not be quantized as asked for, where that is not to be.
+    #[error("not as asked for: {problem}")]
+    Downgraded {
+        /// Which, and what instead.
+        problem: String,
+    },
     /// A conversion that would change values.
     #[error(
         "{path}: {} would not be the same in {format}: {}",
@@ -216,6 +222,9 @@ impl Error {
                 let meant = nearest(found, known.split(", "));
                 let meant = meant.map_or_else(String::new, |near| format!("did you mean {near}? "));
                 Some(format!("{meant}`quantc list formats` says what each is for"))
+            }
+            Self::Downgraded { .. } => {
+                Some("without --strict it is written so, with a warning and a line in the report".to_owned())
             }
             Self::NotTheSame { .. } => {
                 Some("--lossy rounds them to the nearest that the format holds".to_owned())

@@ -54,6 +54,8 @@ pub struct QuantizeJob {
     pub force: bool,
     /// The command that asks for it, word by word, for the HTML report; empty where another program asks.
     pub command: Vec<String>,
+    /// Whether a linear that is not quantized as asked for (a smaller group, more damping, a fallback) ends the job, and nothing is written.
+    pub strict: bool,
 }
 
 /// One output of a job.
@@ -108,6 +110,7 @@ impl QuantizeJob {
             untie: false,
             force: false,
             command: Vec::new(),
+            strict: false,
         })
     }
 

@@ -23,7 +23,7 @@ use crate::experts::{ExpertCoverage, LayerExperts};
 use crate::gradients::{self, Gradients};
 use crate::importance::{ImportanceGatherer, MeanSquares};
 use crate::outer;
-use crate::plan::Plan;
+use crate::plan::{Plan, demand_as_asked};
 use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
 use crate::record::{LinearRecord, solution_digest};
@@ -191,6 +191,8 @@ impl<'t> Track<'t> {
             Some(adapters) => Some(recover(self.plan, linear, &solution, weights, seen, adapters)?),
         };
         outcome.add(self.plan, linear, &solution, left, progress);
+        let downgrade = outcome.rows.last().and_then(|row| row.downgrade.clone());
+        demand_as_asked(self.plan.strict, downgrade.as_slice())?;
         weights.replace(linear.id.slot(), solution.tensor.dequantize());
         if self.scale_passes > 0 {
             self.waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
@@ -348,26 +350,30 @@ impl Outcome {
         let scheme = solution.tensor.scheme();
         let report = &solution.report;
         let damping = report.damping;
+        let mut worse = Vec::new();
         if let Some(found) = damping
             && found.rung != Rung::AsAsked
         {
-            let note = format!(
-                "`{}`: {} (damping {:.3}, asked for {:.3})",
-                linear.name,
+            worse.push(format!(
+                "{} (damping {}, asked for {})",
                 explanation(found.rung),
                 found.damping,
                 treatment.settings.damping
-            );
-            progress.warn(&note);
-            self.notes.push(note);
+            ));
         }
         if report.held_out.is_some_and(|found| found.fell_back) {
-            let note = format!(
-                "`{}`: on held-out windows the solution was worse than rounding to nearest, which stands instead",
-                linear.name
+            worse.push(
+                "on held-out windows the solution was worse than rounding to nearest, which stands instead"
+                    .to_owned(),
             );
-            progress.warn(&note);
-            self.notes.push(note);
+        }
+        let downgrade = (!worse.is_empty()).then(|| format!("`{}`: {}", linear.name, worse.join("; ")));
+        if let Some(note) = &downgrade {
+            // Otherwise it is the error.
+            if !plan.strict {
+                progress.warn(note);
+            }
+            self.notes.push(note.clone());
         }
         let (granularity, group_size) = match scheme.granularity {
             Granularity::PerTensor => ("tensor", None),
@@ -392,6 +398,7 @@ impl Outcome {
             made_up_for: damping.and_then(|found| found.made_up_for),
             rung: damping.map_or("no data", |found| name(found.rung)).to_owned(),
             dead_inputs: damping.map_or(0, |found| found.dead_inputs),
+            downgrade,
         });
     }
 

@@ -38,6 +38,10 @@ pub(crate) struct Plan {
     pub(crate) unknown_tensors: Vec<String>,
     pub(crate) kept: Vec<Kept>,
     pub(crate) notes: Vec<String>,
+    /// Those of the notes that say that linears get a coarser grid than was asked for.
+    pub(crate) downgrades: Vec<String>,
+    /// Whether that, and a linear solved worse than asked for, ends the job.
+    pub(crate) strict: bool,
     pub(crate) runtimes: Vec<RuntimeRow>,
     /// How the weights are changed before they are rounded.
     pub(crate) transforms: Vec<Transform>,
@@ -112,7 +116,9 @@ impl Plan {
             treatments.insert(planned.linear.id, treatment);
             linears.push(planned);
         }
-        notes.extend(format.settle(&mut linears)?);
+        let downgrades = format.settle(&mut linears)?;
+        demand_as_asked(job.strict, &downgrades)?;
+        notes.extend(downgrades.iter().cloned());
         let runtimes = runtimes(format, &linears)?;
         // By the name of its weight, whether each linear is quantized.
         let by_name: BTreeMap<String, bool> =
@@ -159,6 +165,8 @@ impl Plan {
             unknown_tensors,
             kept,
             notes,
+            downgrades,
+            strict: job.strict,
             runtimes,
             transforms,
             products: job.recipe.products(),
@@ -196,7 +204,10 @@ impl Plan {
                 treatment.bits = bits;
             }
         }
-        self.format.settle(&mut self.linears)?;
+        let downgrades = self.format.settle(&mut self.linears)?;
+        demand_as_asked(self.strict, &downgrades)?;
+        self.notes.extend(downgrades.iter().cloned());
+        self.downgrades.extend(downgrades);
         self.runtimes = runtimes(self.format, &self.linears)?;
         Ok(self)
     }
@@ -288,6 +299,14 @@ pub(crate) fn quantized_source(source: &StoredModel) -> Option<String> {
     Some(format!(
         "the source was already quantized ({format}, {bits} bit a code): what it decodes to is the original here{inputs}"
     ))
+}
+
+/// Fails for the first of `downgrades` where none is to be.
+pub(crate) fn demand_as_asked(strict: bool, downgrades: &[String]) -> Result<(), Error> {
+    match downgrades.first().filter(|_| strict) {
+        None => Ok(()),
+        Some(first) => Err(Error::Downgraded { problem: first.clone() }),
+    }
 }
 
 /// What somebody asked for must not be dropped because the format leaves no choice.

@@ -15,7 +15,7 @@ use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Budget, Calibration, QuantizeJob, Text};
 use crate::outputs::{FinishedOutput, OpenOutput};
 use crate::pipeline::{self, Inputs, Track};
-use crate::plan::{Plan, quantized_source};
+use crate::plan::{Plan, demand_as_asked, quantized_source};
 use crate::precision;
 use crate::progress::Progress;
 use crate::report::{Phase, Report};
@@ -45,12 +45,14 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
     let source = StoredModel::open_source(&hub::model_directory(&job.model, progress)?)?;
     quantized_source(&source).iter().for_each(|note| progress.warn(note));
+    let stamp = source.checkpoint.stamp()?;
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
     requirements::demand_known(job, &plans)?;
     plans.iter().try_for_each(|plan| requirements::demand(job, plan, &source.model))?;
     demand_own_inputs(job)?;
     demand_space(job, &plans)?;
+    plans.iter().flat_map(|plan| &plan.downgrades).for_each(|note| progress.warn(note));
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     // It must have what each of them asks for; the one that asks for most has all.
     let read = |path: &Path| {
@@ -74,7 +76,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         None => None,
         Some(options) => {
             let (widths, allocation) = options.choose(model, weights, &plans[0], &texts.windows, progress)?;
+            let told = plans[0].downgrades.len();
             plans[0] = plans[0].clone().with_widths(&widths)?;
+            plans[0].downgrades.iter().skip(told).for_each(|note| progress.warn(note));
             // Other widths may be none of a runtime's that was asked for.
             requirements::demand(job, &plans[0], &source.model)?;
             phases.end("weighing widths");
@@ -112,6 +116,11 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     )?;
     drop(tracks);
     drop(texts.windows);
+    for outcome in &outcomes {
+        let leaning = experts::notes(&outcome.coverage, experts::COLD);
+        demand_as_asked(job.strict, &leaning)?;
+        leaning.iter().for_each(|note| progress.warn(note));
+    }
     let outcome_of = |number: usize| {
         let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
         &outcomes[track]
@@ -124,6 +133,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         output.finish(outcome_of(number), job.budget, card)
     });
     let closed = closed.collect::<Result<Vec<_>, Error>>()?;
+    source.checkpoint.demand_unchanged(&stamp)?;
     phases.end("quantizing");
     // One after the other: what is verified stands in its place, whatever becomes of the next.
     let finished = closed.into_iter().map(|output| output.verify(progress)?.commit());
@@ -155,6 +165,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
             let outcome = outcome_of(number);
             let with = groups.iter().find(|group| group.contains(&number)).into_iter().flatten();
             let cold = experts::notes(&outcome.coverage, job.min_expert_tokens.unwrap_or(experts::COLD));
+            let solved_worse = outcome.rows.iter().filter_map(|row| row.downgrade.as_ref());
+            let leaning = experts::notes(&outcome.coverage, experts::COLD);
+            let downgrades = plan.downgrades.iter().chain(solved_worse).chain(&leaning).cloned().collect();
             let all_notes = notes.iter().chain(&plan.notes).chain(&outcome.notes).chain(&cold);
             let report = Report {
                 version: env!("CARGO_PKG_VERSION"),
@@ -181,6 +194,7 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
                 linears: outcome.rows.clone(),
                 experts: outcome.coverage.clone(),
                 notes: all_notes.cloned().collect(),
+                downgrades,
                 kept: plan.kept,
                 unknown_tensors: plan.unknown_tensors,
                 runtimes: plan.runtimes,

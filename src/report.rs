@@ -59,6 +59,8 @@ pub struct Report {
     pub unknown_tensors: Vec<String>,
     /// What was not done as asked: lowered group sizes, fewer windows, stronger damping, fallbacks.
     pub notes: Vec<String>,
+    /// What has a coarser grid or a worse solution than was asked for, which the notes say too; with `--strict` there is no output.
+    pub downgrades: Vec<String>,
     /// Which runtimes load the output.
     pub runtimes: Vec<RuntimeRow>,
     /// What reopening the output found.
@@ -251,6 +253,9 @@ pub struct LinearRow {
     pub rung: String,
     /// Input columns that were zero on all calibration tokens.
     pub dead_inputs: usize,
+    /// What of it was not done as asked for: more damping, a fallback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downgrade: Option<String>,
 }
 
 /// A linear that was not quantized.

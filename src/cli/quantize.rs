@@ -96,6 +96,9 @@ pub struct QuantizeArgs {
     /// Give a head that is tied to the embedding a tensor of its own, which a rotated residual stream needs
     #[arg(long, hide_short_help = true)]
     untie: bool,
+    /// End with an error, and write nothing, where a linear would be solved worse than asked for
+    #[arg(long, hide_short_help = true)]
+    strict: bool,
     /// Replace an existing output
     #[arg(long)]
     force: bool,
@@ -174,6 +177,7 @@ impl QuantizeArgs {
             untie: self.untie,
             force: self.force,
             command: std::env::args().collect(),
+            strict: self.strict,
         })
     }
 }

@@ -25,5 +25,6 @@ mod quantizing;
 mod requirements;
 mod run;
 mod saying;
+mod strict;
 mod targets;
 mod transforms;

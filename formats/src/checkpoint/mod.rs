@@ -8,7 +8,7 @@ mod header;
 mod onnx;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,10 @@ pub struct Checkpoint {
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, (usize, header::Entry)>,
 }
+
+/// Lengths and times of a checkpoint's files.
+#[derive(Debug)]
+pub struct Stamp(Vec<Metadata>);
 
 /// What is known about a tensor without reading it.
 #[derive(Clone, Copy, Debug)]
@@ -204,6 +208,28 @@ impl Checkpoint {
     /// The system's.
     pub fn file_bytes(&self) -> Result<u64, FormatsError> {
         self.files.iter().map(|(path, file)| Ok(file.metadata().map_err(FormatsError::io(path))?.len())).sum()
+    }
+
+    /// What the files are like now, for [`Checkpoint::demand_unchanged`] when they were read.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn stamp(&self) -> Result<Stamp, FormatsError> {
+        let stamps = self.files.iter().map(|(path, file)| file.metadata().map_err(FormatsError::io(path)));
+        Ok(Stamp(stamps.collect::<Result<_, _>>()?))
+    }
+
+    /// Fails where a file has another length, or was written to, since `stamp`: what was read may then be of two versions of it.
+    ///
+    /// # Errors
+    /// The first file that changed, and the system's.
+    pub fn demand_unchanged(&self, stamp: &Stamp) -> Result<(), FormatsError> {
+        for (((path, _), before), now) in self.files.iter().zip(&stamp.0).zip(self.stamp()?.0) {
+            if now.len() != before.len() || now.modified().ok() != before.modified().ok() {
+                return Err(FormatsError::malformed(path, "changed while it was read"));
+            }
+        }
+        Ok(())
     }
 
     /// Names of all tensors, sorted.
