@@ -236,7 +236,7 @@ fn numbers_that_cannot_be_are_refused_by_name() {
 
 #[test]
 fn an_unknown_architecture_names_the_nearest_known_one() {
-    for (found, nearest) in [("lama", "llama"), ("qwen3_next", "qwen3"), ("mixtrel", "mixtral")] {
+    for (found, nearest) in [("lama", "llama"), ("qwen3_next", "qwen3_moe"), ("mixtrel", "mixtral")] {
         let error = Model::resolve(&json!({"model_type": found})).unwrap_err();
         assert!(
             matches!(&error, ModelError::UnknownArchitecture { nearest: name, .. } if *name == nearest),

@@ -94,12 +94,16 @@ fn a_text_that_comes_through_a_pipe_is_read_from_its_start() {
 }
 
 #[test]
-fn an_original_is_not_measured_against_its_copy() {
+fn a_reference_may_be_quantized() {
     let folder = tempfile::tempdir().unwrap();
     let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
-    let message = fail(1, &["evaluate", text_of_demo(), "--reference", text(&output)]);
-    assert!(message.contains("quantized model first"), "{message}");
-    fail(1, &["evaluate", text(&output), "--reference", text(&output)]);
+    let report = folder.path().join("report.json");
+    let few = ["--evaluate-samples", "4", "--evaluate-context", "64", "--export-json", text(&report)];
+    for (measured, differs) in [(text_of_demo(), true), (text(&output), false)] {
+        succeed(&[&["evaluate", measured, "--reference", text(&output)], &few[..]].concat());
+        let divergence = json(&report)["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap();
+        assert_eq!(divergence > 1e-4, differs, "{divergence}");
+    }
 }
 
 fn text_of_demo() -> &'static str {

@@ -84,7 +84,7 @@ fn a_model_that_is_not_supported() {
     let mut config = json(&path);
     config["model_type"] = object!("lama");
     fs::write(path, config.to_string()).unwrap();
-    mistake(model.path(), &[], &["`lama`", "llama", "hint: `quantc list architectures`"]);
+    mistake(model.path(), &[], &["`lama`", "llama", "--architecture FILE", "`quantc list architectures`"]);
 }
 
 #[test]

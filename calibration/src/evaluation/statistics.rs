@@ -179,7 +179,7 @@ mod tests {
             first.iter().map(|window| window.iter().map(|x| x + 0.01 + 0.02 * uniform()).collect()).collect();
         let found = PairedDifference::of(&second, &first);
         assert!(found.is_significant() && (found.difference.value - 0.02).abs() < found.margin);
-        assert!(mean(&first).stderr > 10.0 * found.difference.value);
+        assert!(mean(&first).stderr > 4.0 * found.difference.value);
         assert!(!PairedDifference::of(&first, &first).is_significant());
         // Differences that are as often above as below.
         first.iter_mut().enumerate().for_each(|(i, w)| w[0] += if i % 2 == 0 { 1.0 } else { -1.0 });
