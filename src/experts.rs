@@ -3,7 +3,7 @@
 //! An expert sees the tokens that the quantized model's router sends to it, of all windows. It is solved as linears are, one expert at a time,
 //! but for three things. Errors of earlier layers are not made up for: the original may send other tokens. Outputs and tokens are not weighed:
 //! the gradients of all experts at once would be many times a dense layer's. And an expert that saw few tokens leans on the layer's: where `n` is
-//! less than [`COLD`], its second moment is shrunk towards the one that its input has over all tokens of the layer, sent to it or not,
+//! less than `COLD`, its second moment is shrunk towards the one that its input has over all tokens of the layer, sent to it or not,
 //!
 //! ```text
 //! H = (n H_expert + (COLD - n) H_pooled) / COLD

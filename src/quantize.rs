@@ -207,7 +207,9 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
             Ok(report)
         })
         .collect();
-    progress.finish();
+    if windows.is_some() {
+        progress.finish();
+    }
     reports
 }
 

@@ -62,7 +62,9 @@ impl<'l> Look<'l> {
             _ => None,
         };
         let steps = asked.as_ref().map_or(0, |(_, prompts)| prompts.len() * (outputs + 1));
-        progress.phase("writing samples", steps);
+        if asked.is_some() {
+            progress.phase("writing samples", steps);
+        }
         let answers = match &asked {
             Some((tokenizer, prompts)) => completions::write(source, tokenizer, prompts, progress)?,
             None => Vec::new(),

@@ -1,6 +1,6 @@
 //! OUT/report.html: one file that needs nothing else, the verdict first.
 //!
-//! Everything that comes from outside passes [`escape`]; the page forbids itself every request. Its last line is the SHA-256 of what is
+//! Everything that comes from outside passes `escape`; the page forbids itself every request. Its last line is the SHA-256 of what is
 //! before, since the file states times and so has no digest in the record.
 
 mod charts;
