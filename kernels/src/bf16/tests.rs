@@ -36,7 +36,7 @@ fn machines() -> Vec<Option<Machine>> {
 #[test]
 fn rounding_is_to_nearest_and_even() {
     for value in
-        [0.0, -0.0, 1.0, 1.003_906_2, 1.011_718_8, -3.141_592_7, 1e-40, 3.4e38, f32::INFINITY, f32::MAX]
+        [0.0, -0.0, 1.0, 1.003_906_2, 1.011_718_8, -2.891_592_7, 1e-40, 3.4e38, f32::INFINITY, f32::MAX]
     {
         assert_eq!(rounded(value).to_bits(), half::bf16::from_f32(value).to_f32().to_bits(), "{value}");
     }
