@@ -44,9 +44,9 @@ def write_windows(model: str, text: str, output: str, count: int, length: int) -
     pathlib.Path(output).write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in windows))
 
 
-def measured(command: list[str]) -> tuple[float, float]:
+def measured(command: list[str], folder: pathlib.Path) -> tuple[float, float]:
     """Processor seconds and peak memory, MiB, of a process and those that it waited for."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder)
     message = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
@@ -63,6 +63,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", default="")
     asked = parser.parse_args()
+    # The peer leaves logs where it runs, so processes run in a folder that is dropped.
+    asked.quantc, asked.model = (str(pathlib.Path(path).resolve()) for path in (asked.quantc, asked.model))
 
     length = asked.context
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "GPTQMODEL_CPU_WORKERS": str(os.cpu_count())}
@@ -73,7 +75,7 @@ def main() -> None:
         # Apart, since a process that is started is charged with the memory of the one that starts it.
         subprocess.run([sys.executable, __file__, "--windows", asked.model, str(asked.text), str(text), str(asked.windows), str(length)], check=True)
         bits, group = str(asked.bits), str(asked.group_size)
-        commands = {PEER: [sys.executable, __file__, "--peer", asked.model, str(text), str(work / "peer"), bits, group]}
+        commands = {PEER: [sys.executable, str(pathlib.Path(__file__).resolve()), "--peer", asked.model, str(text), str(work / "peer"), bits, group]}
         for recipe in RECIPES:
             commands[f"quantc, {recipe}"] = [
                 asked.quantc, "quantize", asked.model, "-o", str(work / recipe), "--force", "--no-evaluate", "--recipe", recipe,
@@ -83,7 +85,7 @@ def main() -> None:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(asked.rounds):
             for name, command in commands.items():
-                found[name].append(measured(command))
+                found[name].append(measured(command, work))
         least = {name: [min(values) for values in zip(*runs)] for name, runs in found.items()}
         print("| | processor s | peak memory MiB | share of seconds | share of memory |\n|---|---|---|---|---|")
         for name, (seconds, memory) in least.items():
