@@ -190,7 +190,10 @@ impl FileRecord {
         let mut part = vec![0; 1 << 20];
         let mut bytes = 0;
         loop {
-            let read = file.read(&mut part).map_err(Error::io(path))?;
+            let read = match file.read(&mut part) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.map_err(Error::io(path))?,
+            };
             if read == 0 {
                 return Ok(Self { bytes, sha256: hex(&hash.finalize()) });
             }
