@@ -51,6 +51,19 @@ pub fn below(directory: &Path, name: &str) -> Result<PathBuf, FormatsError> {
     Ok(path)
 }
 
+/// Copies a file, again from its beginning where a signal interrupts.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    loop {
+        match std::fs::copy(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            copied => return copied.map(|_| ()),
+        }
+    }
+}
+
 /// Opens a file that [`inside`] accepts.
 pub(crate) fn open(directory: &Path, name: &str) -> Result<(PathBuf, File), FormatsError> {
     let path = inside(directory, name)?;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::FormatsError;
+use crate::files;
 use crate::files::inside;
 
 /// The card that a hub shows, in an output one of ours.
@@ -87,7 +88,7 @@ fn copy_files(source: &Path, target: &Path) -> Result<Vec<String>, FormatsError>
     let mut copied = Vec::new();
     for (name, path) in side_files(source)? {
         if let Some(name) = name_in_output(&name, ours) {
-            fs::copy(&path, target.join(name)).map_err(FormatsError::io(&path))?;
+            files::copy(&path, &target.join(name)).map_err(FormatsError::io(&path))?;
             copied.push(name.to_owned());
         }
     }

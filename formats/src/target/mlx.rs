@@ -202,6 +202,10 @@ impl Described for Mlx {
         if stretched && config["rope_scaling"].is_null() {
             config["rope_scaling"] = rope;
         }
+        // transformers 5 writes the number of experts under another name, which mlx-lm does not know for every family.
+        if config["num_experts"].is_null() && !config["num_local_experts"].is_null() {
+            config["num_experts"] = config["num_local_experts"].clone();
+        }
     }
 
     fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
