@@ -54,6 +54,30 @@ pub(crate) fn naive_product(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) -> A
     })
 }
 
+/// Shapes `(m, k, n)` of products that no tile divides.
+pub(crate) const AWKWARD: [(usize, usize, usize); 12] = [
+    (1, 1, 1),
+    (1, 7, 33),
+    (1, 1000, 576),
+    (2, 172, 515),
+    (3, 576, 1000),
+    (5, 33, 7),
+    (8, 1000, 33),
+    (7, 64, 2000),
+    (33, 172, 576),
+    (172, 33, 1),
+    (576, 7, 172),
+    (600, 100, 1100),
+];
+
+/// Products of numbers of size 1 with `k` terms in single precision: the error is some `unit`s, and grows with the root of the length.
+pub(crate) fn assert_close(found: &Array2<f32>, expected: &Array2<f64>, unit: f64, k: usize, what: &str) {
+    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let tolerance = unit * (4.0 * (k as f64).sqrt() + expected.abs());
+        assert!((f64::from(found) - expected).abs() <= tolerance, "{what} at {index}: {found} {expected}");
+    }
+}
+
 /// What `work` returns in pools of 1, 2, 3 and 8 threads.
 pub(crate) fn in_pools<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -1,30 +1,10 @@
 use ndarray::{Array2, s};
 
 use super::*;
-use crate::sample::{Sample, in_pools, naive_product};
+use crate::sample::{AWKWARD, Sample, assert_close, in_pools, naive_product};
 
-const AWKWARD: [(usize, usize, usize); 12] = [
-    (1, 1, 1),
-    (1, 7, 33),
-    (7, 1000, 576),
-    (2, 172, 515),
-    (3, 576, 1000),
-    (5, 33, 7),
-    (8, 1000, 33),
-    (7, 64, 2000),
-    (33, 172, 576),
-    (172, 33, 1),
-    (576, 7, 172),
-    (300, 1100, 600),
-];
-
-/// Products of rounded numbers of size 1 in single precision: the error grows with the root of the length.
-fn assert_close(found: &Array2<f32>, expected: &Array2<f64>, k: usize, what: &str) {
-    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-        let tolerance = 4e-6 * (4.0 * (k as f64).sqrt() + expected.abs());
-        assert!((f64::from(found) - expected).abs() <= tolerance, "{what} at {index}: {found} {expected}");
-    }
-}
+/// Of errors: the instruction adds terms in an order of its own.
+const UNIT: f64 = 4e-6;
 
 /// The definition, and what this machine has beside it.
 fn machines() -> Vec<Option<Machine>> {
@@ -59,15 +39,15 @@ fn products_agree_with_double_precision_on_rounded_entries() {
                 for x in [a.view(), a_columns.t()] {
                     out.fill(f32::NAN);
                     matrix.product(x, out.view_mut());
-                    assert_close(&out, &expected, k, &what);
+                    assert_close(&out, &expected, UNIT, k, &what);
                 }
             }
             out.fill(f32::NAN);
             product_tn_on(machine, a_columns.view(), b.view(), out.view_mut());
-            assert_close(&out, &expected, k, &what);
+            assert_close(&out, &expected, UNIT, k, &what);
             let mut wide = Array2::from_elem((2 * n, m + 1), f32::NAN);
             product_tn_on(machine, a.t(), b.view(), wide.slice_mut(s![..;2, 1..]).reversed_axes());
-            assert_close(&wide.slice(s![..;2, 1..]).t().to_owned(), &expected, k, &what);
+            assert_close(&wide.slice(s![..;2, 1..]).t().to_owned(), &expected, UNIT, k, &what);
             assert!(wide.slice(s![1..;2, ..]).iter().all(|value| value.is_nan()));
         }
     }
@@ -84,7 +64,7 @@ fn the_gram_matrix_is_untouched_above_the_diagonal() {
             gram_on(machine, x.view(), out.view_mut());
             let lower =
                 Array2::from_shape_fn((n, n), |(i, j)| if i >= j { out[[i, j]] } else { out[[j, i]] });
-            assert_close(&lower, &expected, t, &format!("{t} rows of {n} on {machine:?}"));
+            assert_close(&lower, &expected, UNIT, t, &format!("{t} rows of {n} on {machine:?}"));
             assert!(out.indexed_iter().all(|((i, j), &value)| i >= j || value == 7.0));
         }
     }

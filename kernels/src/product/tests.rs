@@ -2,30 +2,10 @@ use ndarray::{Array2, s};
 
 use super::*;
 use crate::arch::lanes::Unit;
-use crate::sample::{Sample, in_pools, naive_product};
+use crate::sample::{AWKWARD, Sample, assert_close, in_pools, naive_product};
 
-const AWKWARD: [(usize, usize, usize); 12] = [
-    (1, 1, 1),
-    (1, 7, 33),
-    (1, 1000, 576),
-    (2, 172, 515),
-    (3, 576, 1000),
-    (5, 33, 7),
-    (8, 1000, 33),
-    (7, 64, 2000),
-    (33, 172, 576),
-    (172, 33, 1),
-    (576, 7, 172),
-    (600, 100, 1100),
-];
-
-/// Products of numbers of size 1 in single precision: the error grows with the root of the length.
-fn assert_close(found: &Array2<f32>, expected: &Array2<f64>, k: usize, what: &str) {
-    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-        let tolerance = 1e-6 * (4.0 * (k as f64).sqrt() + expected.abs());
-        assert!((f64::from(found) - expected).abs() <= tolerance, "{what} at {index}: {found} {expected}");
-    }
-}
+/// Of errors.
+const UNIT: f64 = 1e-6;
 
 #[test]
 fn products_agree_with_double_precision() {
@@ -38,13 +18,13 @@ fn products_agree_with_double_precision() {
         let what = format!("[{m}, {k}] [{k}, {n}]");
         let mut out = Array2::from_elem((m, n), f32::NAN);
         product_nn(a.view(), b.view(), out.view_mut());
-        assert_close(&out, &expected, k, &what);
+        assert_close(&out, &expected, UNIT, k, &what);
         out.fill(f32::NAN);
         product_nt(a.view(), b_columns.view(), out.view_mut());
-        assert_close(&out, &expected, k, &what);
+        assert_close(&out, &expected, UNIT, k, &what);
         out.fill(f32::NAN);
         product_tn(a_columns.view(), b.view(), out.view_mut());
-        assert_close(&out, &expected, k, &what);
+        assert_close(&out, &expected, UNIT, k, &what);
     }
 }
 
@@ -58,7 +38,7 @@ fn any_strides_will_do() {
         let mut out = Array2::from_elem((2 * n, m + 1), f32::NAN);
         product_nt(a, b, out.slice_mut(s![..;2, 1..]).reversed_axes());
         let found = out.slice(s![..;2, 1..]).t().to_owned();
-        assert_close(&found, &expected, k, &format!("[{m}, {k}] [{k}, {n}]"));
+        assert_close(&found, &expected, UNIT, k, &format!("[{m}, {k}] [{k}, {n}]"));
         assert!(out.slice(s![1..;2, ..]).iter().all(|value| value.is_nan()));
     }
 }
@@ -74,7 +54,7 @@ fn the_gram_matrix_agrees_with_double_precision_below_the_diagonal_and_is_untouc
             gram(x, out.view_mut());
             let lower =
                 Array2::from_shape_fn((n, n), |(i, j)| if i >= j { out[[i, j]] } else { out[[j, i]] });
-            assert_close(&lower, &expected, t, &format!("{t} rows of {n}"));
+            assert_close(&lower, &expected, UNIT, t, &format!("{t} rows of {n}"));
             assert!(out.indexed_iter().all(|((i, j), &value)| i >= j || value == 7.0));
         }
     }
@@ -131,7 +111,13 @@ fn products_of_few_rows_are_the_same_to_the_bit_on_every_vector_unit() {
             out
         };
         let expected = on(Unit::all()[0]);
-        assert_close(&expected, &naive_product(few.view(), many.t()), k, &format!("[{m}, {k}] [{n}, {k}]"));
+        assert_close(
+            &expected,
+            &naive_product(few.view(), many.t()),
+            UNIT,
+            k,
+            &format!("[{m}, {k}] [{n}, {k}]"),
+        );
         for unit in Unit::all() {
             assert_eq!(on(unit), expected, "[{m}, {k}] [{n}, {k}] on {unit:?}");
         }
