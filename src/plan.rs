@@ -125,13 +125,14 @@ impl Plan {
             linears.iter().map(|planned| (planned.linear.weight_name(), planned.scheme.is_some())).collect();
         let unknown_tensors = source.unknown_tensors();
         let unknown: BTreeSet<&str> = unknown_tensors.iter().map(String::as_str).collect();
+        let single = source.model.single_precision();
         let mut carried = Vec::new();
         for mut spec in source.dense_tensors(runtime)? {
             if by_name.get(&spec.name) == Some(&true) {
                 continue;
             }
             // What is not known is not touched: whoever reads it may expect its type.
-            let known = !unknown.contains(spec.name.as_str());
+            let known = !unknown.contains(spec.name.as_str()) && !single.contains(&spec.name.as_str());
             let kept_linear = by_name.contains_key(&spec.name);
             if spec.dtype == Dtype::F32 && known && (kept_linear || source.dtype()? == Dtype::F32) {
                 spec.dtype = runtime;

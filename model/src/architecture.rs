@@ -209,6 +209,9 @@ pub enum Factor {
     OneOver(&'static str),
     /// One over its square root.
     OneOverRootOf(&'static str),
+    /// The same times the square of the temperature that a stretch of rotary positions has by `mscale_all_dim` (YaRN, arXiv 2309.00071,
+    /// section 3.4).
+    TemperedOneOverRootOf(&'static str),
     /// Its square root, rounded to the checkpoint's type.
     RoundedRootOf(&'static str),
 }
@@ -267,6 +270,30 @@ pub enum Qkv {
         /// How its rows lie.
         rows: FusedRows,
     },
+    /// Each token has a few latent features, of which the queries, keys and values of all heads are made.
+    Latent(LatentProjections),
+}
+
+/// Projections into latent features and out of them (DeepSeek-V2, arXiv 2405.04434, section 2.1). A head's queries and keys are `qk_nope_head_dim`
+/// features and, behind them, `qk_rope_head_dim` that are turned; all heads share these of the key, which are made from the input directly. The
+/// latent features are normed (RMS, epsilon 1e-6 whatever config.json says).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentProjections {
+    /// Module of the query projection where queries have no latent features: config.json has no `q_lora_rank`.
+    pub query: &'static str,
+    /// Module of the projection into the queries' latent features, `q_lora_rank`.
+    pub query_latent: &'static str,
+    /// Module of their norm.
+    pub query_norm: &'static str,
+    /// Module of the projection from them to queries.
+    pub query_of_latent: &'static str,
+    /// Module of the projection into the latent features of keys and values, `kv_lora_rank`, and the key's turned ones.
+    pub key_value_latent: &'static str,
+    /// Module of the norm of the former.
+    pub key_value_norm: &'static str,
+    /// Module of the projection from them to the other features of keys, and to values, head by head.
+    pub key_value_of_latent: &'static str,
 }
 
 /// How the rows of a fused projection of queries, keys and values lie.
@@ -463,6 +490,19 @@ pub struct RoutingRule {
     pub scores: Scores,
     /// Whether the chosen experts' scores are divided by their sum.
     pub normalized: Normalized,
+    /// Whether groups of experts are chosen first.
+    pub groups: ExpertGroups,
+}
+
+/// Whether experts lie in groups (`n_group`) of which a token takes a few first (`topk_group`), and then experts of those alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertGroups {
+    /// No.
+    Never,
+    /// Those with the largest sums of their two best scores.
+    ByBestTwo,
+    /// Where `topk_method` is `group_limited_greedy`, those with the best scores.
+    ByMethod,
 }
 
 /// What becomes of a router's outputs.

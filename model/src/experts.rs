@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::architecture::{
-    Architecture, ExpertLayers, Experts, Mlp, Normalized, Scores, SharedExpert, SharedWidth,
+    Architecture, ExpertGroups, ExpertLayers, Experts, Mlp, Normalized, Scores, SharedExpert, SharedWidth,
 };
 use crate::error::ModelError;
 use crate::hyperparameters::Keys;
@@ -37,6 +37,19 @@ pub struct Routing {
     pub normalized: bool,
     /// What the weights are multiplied by.
     pub factor: f64,
+    /// Groups of experts of which some are chosen first; none: all experts may be chosen.
+    pub groups: Option<Groups>,
+}
+
+/// Groups of a layer's experts, which lie one after another and are equally large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// How many there are.
+    pub count: usize,
+    /// How many a token takes, those with the largest sums.
+    pub chosen: usize,
+    /// How many of a group's best scores are added.
+    pub summed: usize,
 }
 
 impl ExpertNumbers {
@@ -66,6 +79,7 @@ impl ExpertNumbers {
             scores: experts.routing.scores,
             normalized,
             factor: keys.number("routed_scaling_factor")?.unwrap_or(1.0),
+            groups: groups(experts.routing.groups, keys, count, chosen)?,
         };
         if !(routing.factor.is_finite() && routing.factor > 0.0) {
             return Err(keys.wrong("routed_scaling_factor", "a number above 0".to_owned()));
@@ -77,6 +91,37 @@ impl ExpertNumbers {
             layers: with_experts(experts, keys, layers)?,
         }))
     }
+}
+
+fn groups(
+    rule: ExpertGroups,
+    keys: &Keys<'_>,
+    experts: usize,
+    chosen: usize,
+) -> Result<Option<Groups>, ModelError> {
+    let summed = match rule {
+        ExpertGroups::Never => return Ok(None),
+        ExpertGroups::ByBestTwo => 2,
+        ExpertGroups::ByMethod => match keys.text("topk_method")?.as_deref() {
+            None | Some("greedy") => return Ok(None),
+            Some("group_limited_greedy") => 1,
+            Some(_) => return Err(keys.wrong("topk_method", "greedy or group_limited_greedy".to_owned())),
+        },
+    };
+    let Some(count) = keys.get("n_group").map(|_| keys.bounded("n_group", MOST_EXPERTS)).transpose()? else {
+        return Ok(None);
+    };
+    let size = experts / count;
+    if !experts.is_multiple_of(count) || size < summed {
+        let expected = format!("a number of equal groups of the {experts} experts, {summed} or more in each");
+        return Err(keys.wrong("n_group", expected));
+    }
+    let taken = keys.bounded("topk_group", MOST_EXPERTS)?;
+    if taken > count || taken * size < chosen {
+        let expected = format!("at most the {count} groups, and enough for {chosen} experts");
+        return Err(keys.wrong("topk_group", expected));
+    }
+    Ok((taken < count).then_some(Groups { count, chosen: taken, summed }))
 }
 
 fn shared_width(shared: &SharedExpert, keys: &Keys<'_>, width: usize) -> Result<Option<usize>, ModelError> {

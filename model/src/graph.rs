@@ -86,6 +86,10 @@ impl Stage {
 pub enum StageInput {
     /// The normed residual stream, for queries, keys and values.
     AttentionInput,
+    /// The normed latent features of queries, for the projection to queries.
+    QueryLatent,
+    /// The normed latent features of keys and values, for the projection to both.
+    KeyValueLatent,
     /// The heads' weighted values, for the output projection.
     AttentionOutput,
     /// The normed residual stream, for the projections into the MLP; an expert sees the tokens that are sent to it.
@@ -101,6 +105,10 @@ pub enum StageInput {
 pub enum NormPlace {
     /// Before attention; before both branches where they share their input.
     AttentionInput,
+    /// Over latent features of queries.
+    QueryLatent,
+    /// Over latent features of keys and values.
+    KeyValueLatent,
     /// Over queries, or each query head.
     Query,
     /// Over keys, or each key head.
@@ -233,6 +241,13 @@ impl Model {
         names.flatten().map(|name| name.trim_end_matches(".weight").to_owned()).collect()
     }
 
+    /// Tensors that the reference implementation keeps in single precision whatever the model's type: what is added to routers' scores.
+    #[must_use]
+    pub fn single_precision(&self) -> Vec<&str> {
+        let routers = self.layers.iter().filter_map(|layer| layer.router.as_ref());
+        routers.filter_map(|router| router.correction.as_deref()).collect()
+    }
+
     /// The embedding as a matrix that may be packed like a linear's.
     #[must_use]
     pub fn embedding_linear(&self) -> Linear {
@@ -320,6 +335,12 @@ impl Layer {
     #[must_use]
     pub fn experts(&self) -> usize {
         self.router.as_ref().map_or(0, |router| router.routing.experts)
+    }
+
+    /// How many stages lie before that of the output projection.
+    #[must_use]
+    pub fn stages_before_output(&self) -> usize {
+        self.stages.iter().take_while(|stage| stage.input != StageInput::AttentionOutput).count()
     }
 
     /// The linear of the main part with this role.

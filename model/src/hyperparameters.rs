@@ -5,7 +5,7 @@ mod keys;
 
 use serde_json::{Map, Value};
 
-use crate::architecture::{Architecture, Bias, Mlp, Positions, Unturned, Window};
+use crate::architecture::{Architecture, Bias, Mlp, Positions, Qkv, Unturned, Window};
 use crate::error::ModelError;
 use crate::experts::ExpertNumbers;
 use crate::rope::Rope;
@@ -27,8 +27,12 @@ pub struct Hyperparameters {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub key_value_heads: usize,
-    /// Features of a head; even where they are rotated.
+    /// Features of a head's queries and keys; even where they are rotated.
     pub head_dim: usize,
+    /// Features of a head's values.
+    pub value_dim: usize,
+    /// Latent features that queries, keys and values are made of, where the architecture has them.
+    pub latent: Option<LatentNumbers>,
     /// Tokens that the embedding knows.
     pub vocabulary: usize,
     /// The longest sequence that the model was made for, tokens.
@@ -61,6 +65,19 @@ pub struct Hyperparameters {
     pub dtype: Option<String>,
 }
 
+/// Latent features of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentNumbers {
+    /// Those of queries; none: queries are made from the input.
+    pub query_rank: Option<usize>,
+    /// Those of keys and values.
+    pub key_value_rank: usize,
+    /// Features of a head's queries and keys that are not rotated, the first ones.
+    pub unturned_dim: usize,
+    /// Features that are; all heads have those of the key in common.
+    pub turned_dim: usize,
+}
+
 /// How a layer rotates queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
@@ -86,6 +103,15 @@ pub enum Activation {
 }
 
 impl Hyperparameters {
+    /// Features that a runtime keeps of each token in a layer: keys and values, or the latent features that they are made of.
+    #[must_use]
+    pub fn cached_features(&self) -> usize {
+        match &self.latent {
+            Some(latent) => latent.key_value_rank + latent.turned_dim,
+            None => self.key_value_heads * (self.head_dim + self.value_dim),
+        }
+    }
+
     /// # Errors
     /// A key that is missing, of the wrong kind, out of range, or at odds with another.
     pub fn read(architecture: &Architecture, config: &Map<String, Value>) -> Result<Self, ModelError> {
@@ -93,8 +119,11 @@ impl Hyperparameters {
         let attention = &architecture.layer.attention;
         let hidden_size = keys.extent("hidden_size")?;
         let heads = keys.extent("num_attention_heads")?;
+        let latent = LatentNumbers::read(attention.qkv, &keys)?;
         let key_value_heads = match keys.optional_extent("num_key_value_heads")? {
             _ if attention.single_key_head => 1,
+            // Latent features are made into keys and values of every head.
+            _ if latent.is_some() => heads,
             given => given.unwrap_or(heads),
         };
         if !heads.is_multiple_of(key_value_heads) {
@@ -102,10 +131,11 @@ impl Hyperparameters {
                 keys.wrong("num_key_value_heads", format!("a divisor of the {heads} attention heads"))
             );
         }
-        let head_dim = match keys.optional_extent("head_dim")? {
-            Some(head_dim) => head_dim,
-            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-            None => {
+        let head_dim = match (keys.optional_extent("head_dim")?, &latent) {
+            (_, Some(latent)) => latent.unturned_dim + latent.turned_dim,
+            (Some(head_dim), None) => head_dim,
+            (None, None) if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+            (None, None) => {
                 return Err(
                     keys.wrong("num_attention_heads", format!("a divisor of hidden_size {hidden_size}"))
                 );
@@ -129,7 +159,11 @@ impl Hyperparameters {
             Bias::Key(key) => Ok::<_, ModelError>(keys.flag(key)?.unwrap_or(false)),
         };
         let windows = keys.windows(attention.window, layers)?;
-        let (rope, local_rope) = read_ropes(&keys, attention.positions, head_dim, context)?;
+        let turned_dim = latent.map_or(head_dim, |latent| latent.turned_dim);
+        let (mut rope, mut local_rope) = read_ropes(&keys, attention.positions, turned_dim, context)?;
+        for rope in std::iter::once(&mut rope).chain(&mut local_rope) {
+            rope.first = head_dim - turned_dim;
+        }
         let dtype = keys.text("dtype")?.or(keys.text("torch_dtype")?);
         Ok(Self {
             hidden_size,
@@ -139,6 +173,8 @@ impl Hyperparameters {
             heads,
             key_value_heads,
             head_dim,
+            value_dim: latent.map_or(Ok(head_dim), |_| keys.extent("v_head_dim"))?,
+            latent,
             vocabulary: keys.extent("vocab_size")?,
             context,
             norm_eps,
@@ -147,6 +183,7 @@ impl Hyperparameters {
                 &architecture.factors,
                 &keys,
                 [hidden_size, head_dim],
+                rope.temperature(),
                 dtype.as_deref(),
             )?,
             rotations: rotations(&keys, attention.positions, &windows)?,
@@ -163,6 +200,19 @@ impl Hyperparameters {
     }
 }
 
+impl LatentNumbers {
+    /// None where the architecture has no latent features.
+    fn read(qkv: Qkv, keys: &Keys<'_>) -> Result<Option<Self>, ModelError> {
+        let Qkv::Latent(_) = qkv else { return Ok(None) };
+        Ok(Some(Self {
+            query_rank: keys.optional_extent("q_lora_rank")?,
+            key_value_rank: keys.extent("kv_lora_rank")?,
+            unturned_dim: keys.extent("qk_nope_head_dim")?,
+            turned_dim: keys.extent("qk_rope_head_dim")?,
+        }))
+    }
+}
+
 /// The frequencies of all layers, and those of layers with a window where these have their own.
 fn read_ropes(
     keys: &Keys<'_>,
@@ -174,7 +224,8 @@ fn read_ropes(
         return Ok((Rope::plain(head_dim), None));
     };
     if !head_dim.is_multiple_of(2) {
-        return Err(keys.wrong("head_dim", "an even number".to_owned()));
+        let key = if keys.get("qk_rope_head_dim").is_some() { "qk_rope_head_dim" } else { "head_dim" };
+        return Err(keys.wrong(key, "an even number".to_owned()));
     }
     if !local {
         return Ok((Rope::read(keys, None, head_dim, context)?, None));

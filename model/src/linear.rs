@@ -10,12 +10,18 @@ pub enum Role {
     Embedding,
     /// Queries, keys and values in one projection.
     QueryKeyValue,
-    /// Attention query projection.
+    /// Projection into latent features that queries are made of.
+    QueryLatent,
+    /// Projection into latent features that keys and values are made of.
+    KeyValueLatent,
+    /// Attention query projection, of the layer's input or of latent features.
     Query,
     /// Attention key projection.
     Key,
     /// Attention value projection.
     Value,
+    /// Projection from latent features to keys and values.
+    KeyValue,
     /// Attention output projection; writes the residual stream.
     Output,
     /// The gate of a gated MLP and its widening projection in one.

@@ -12,7 +12,9 @@ use crate::hyperparameters::{Keys, wrong_value};
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
-    /// Features of a head that are rotated, from the first; even.
+    /// The first feature of a head that is rotated.
+    pub first: usize,
+    /// Features of a head that are rotated, from that one; even.
     pub dim: usize,
     /// How the series is stretched for long contexts.
     pub scaling: RopeScaling,
@@ -58,6 +60,8 @@ pub enum RopeScaling {
         truncate: bool,
         /// Factor on cosine and sine.
         attention_factor: f64,
+        /// What `mscale_all_dim` makes of queries and of keys, for architectures whose products have that factor; 1 without it.
+        temperature: f64,
         /// Context before stretching, tokens.
         original_context: usize,
     },
@@ -77,7 +81,7 @@ pub enum RopeScaling {
 impl Rope {
     /// Whole heads, the usual base, not stretched.
     pub(crate) fn plain(head_dim: usize) -> Self {
-        Self { theta: 10000.0, dim: head_dim, scaling: RopeScaling::Default }
+        Self { theta: 10000.0, first: 0, dim: head_dim, scaling: RopeScaling::Default }
     }
 
     /// `kind` is the kind of layers that the frequencies are of, where kinds have their own: transformers 5 has an object for each,
@@ -129,7 +133,7 @@ impl Rope {
             return Err(source
                 .wrong("partial_rotary_factor", "a share of the head that is an even number of features"));
         }
-        Ok(Self { theta, dim, scaling: source.scaling(dim, context)? })
+        Ok(Self { theta, first: 0, dim, scaling: source.scaling(dim, context)? })
     }
 }
 
@@ -236,7 +240,9 @@ impl Source<'_> {
             (None, Some(scale), Some(all)) => yarn_scale(factor, scale) / yarn_scale(factor, all),
             (None, _, _) => yarn_scale(factor, 1.0),
         };
+        let all = self.positive("mscale_all_dim")?;
         Ok(RopeScaling::Yarn {
+            temperature: all.map_or(1.0, |all| yarn_scale(factor, all)),
             factor,
             beta_fast: self.positive("beta_fast")?.unwrap_or(32.0),
             beta_slow: self.positive("beta_slow")?.unwrap_or(1.0),

@@ -89,7 +89,7 @@ pub(super) fn candidates(
 /// Keys and values of all layers in 16 bit.
 fn cache_bytes(model: &Model, context: usize) -> u64 {
     let numbers = &model.hyperparameters;
-    let token = 2 * 2 * numbers.key_value_heads * numbers.head_dim * model.layers.len();
+    let token = 2 * numbers.cached_features() * model.layers.len();
     token as u64 * context.min(numbers.context) as u64
 }
 

@@ -38,7 +38,7 @@ fn every_family_is_quantized_verified_and_measured() {
         let (tokens, out) = (tokens(folder.path()), folder.path().join("out"));
         let stored = json(&tiny(&name).join("config.json"));
         // Mixtures of experts have tests of their own.
-        if ["num_experts", "num_local_experts"].iter().any(|key| stored[key].is_u64()) {
+        if ["num_experts", "num_local_experts", "n_routed_experts"].iter().any(|key| stored[key].is_u64()) {
             continue;
         }
         // Linears of other classes than the usual are loaded in one format alone.
@@ -159,6 +159,39 @@ fn a_text_tower_is_quantized_and_the_rest_carried_over_and_listed() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     assert!(file.tensor(vision.0).unwrap().data().iter().all(|&byte| byte == 7));
     assert!(file.tensor("language_model.model.layers.0.self_attn.q_proj.weight_packed").is_ok());
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_carried_over_and_listed() {
+    let config = json(&tiny("deepseek_v3").join("config.json"));
+    let further = ("model.layers.2.eh_proj.weight", vec![32, 64]);
+    let model = renamed("deepseek_v3", &config, &str::to_owned, std::slice::from_ref(&further));
+    let folder = tempfile::tempdir().unwrap();
+    let (tokens, out) = (tokens(folder.path()), folder.path().join("out"));
+    let mut arguments = vec![
+        "quantize",
+        text(model.path()),
+        "-o",
+        text(&out),
+        "--to",
+        "compressed-tensors",
+        "--no-evaluate",
+        "--recipe",
+        "gptq",
+    ];
+    // Inner features of the experts fill no group.
+    arguments.extend(windows(&tokens).into_iter().map(|word| if word == "16" { "channel" } else { word }));
+    let said = succeed(&arguments);
+    assert!(said.contains(further.0), "{said}");
+    succeed(&["verify", text(&out)]);
+    let bytes = fs::read(out.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert!(file.tensor(further.0).unwrap().data().iter().all(|&byte| byte == 7));
+    assert!(file.tensor("model.layers.1.self_attn.kv_b_proj.weight_packed").is_ok());
+    assert_eq!(
+        file.tensor("model.layers.1.mlp.gate.e_score_correction_bias").unwrap().dtype(),
+        safetensors::Dtype::F32
+    );
 }
 
 #[test]

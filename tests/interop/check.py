@@ -448,6 +448,13 @@ def check_peer(results: Results, quantc: Quantc, peer: peers.Peer, source: Path,
             quantc("convert", out, "-o", converted, "--to", peer.converts_to)
             same = quantc.evaluate(converted, text)
             results.at_most(f"{peer.name}: converted to {peer.converts_to}: logits", np.abs(same[0] - ours[0]).max() / np.abs(ours[0]).max(), 1e-5)
+# In what else outputs with experts are loaded: where one expert is a linear of its own, and where they lie stacked.
+EXPERTS_TOO = [
+    (GPTQ, "GPTQModel", lambda out, windows: runtimes.logits(runtimes.gptqmodel(out, "gptq_torch", "float16", to_f32=True), windows)),
+    (MLX, "mlx-lm", lambda out, windows: runtimes.mlx_logits(runtimes.mlx(out, as_f32=True), windows)),
+]
+
+
 def check_family(results: Results, quantc: Quantc, kind: str, source: Path, text: Path, work: Path) -> None:
     """A family that the other cases leave out: one format, loaded in transformers and multiplied in f32."""
     # Linears that are no `torch.nn.Linear` are found by GPTQModel alone; transformers leaves them as they were initialized.
@@ -462,7 +469,28 @@ def check_family(results: Results, quantc: Quantc, kind: str, source: Path, text
             model = runtimes.gptqmodel(out, "gptq_torch", "float16", to_f32=True)
         else:
             model = runtimes.transformers(out, "float32")
-        compare_f32(results, name, ours, runtimes.logits(model, windows), windows)
+        theirs = runtimes.logits(model, windows)
+        if kind in models.WITH_EXPERTS:
+            # It unpacks experts into the type of their scales, by which a token may go to another.
+            nll = runtimes.window_nll(theirs, windows)
+            results.at_most(f"{name}: likelihood of a window", np.abs(ours[1] / nll - 1).max(), NLL * ROUNDED)
+        else:
+            compare_f32(results, name, ours, theirs, windows)
+    for to, loader, load in EXPERTS_TOO if kind in models.WITH_EXPERTS else []:
+        name, out = f"family {kind}: {to} in {loader} f32", work / f"family-{kind}-{to}"
+        with results.part(name):
+            report = out.with_suffix(".report.json")
+            quantc("quantize", source, "-o", out, "--to", to, "--recipe", "gptq", *CALIBRATION, "--no-evaluate", "--export-json", report)
+            quantc("verify", out)
+            claims = {row["runtime"].split()[0]: row["loads"] for row in json.loads(report.read_text())["runtimes"]}
+            if not claims[loader]:
+                # What is said not to load must not.
+                with contextlib.suppress(ValueError):
+                    load(out, evaluation_windows(out, text))
+                    results.no(f"{name}: refuses", ["it does not"])
+                continue
+            ours, windows = quantc.evaluate(out, text), evaluation_windows(out, text)
+            compare_f32(results, name, ours, load(out, windows), windows)
     with results.part(f"family {kind}: the original"):
         ours = quantc.evaluate(source, text)
         compare_f32(results, f"family {kind}: the original", ours, runtimes.logits(runtimes.original(source), windows), windows)

@@ -58,7 +58,20 @@ OPT = dict(
     vocab_size=2048, hidden_size=256, ffn_dim=512, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256,
     init_std=0.06, bos_token_id=0, eos_token_id=1, pad_token_id=1, dtype="float16",
 )
+# Experts, of which each token takes three; routers' weights are large enough that none is almost as good as another.
+EXPERTS = dict(num_experts_per_tok=3, moe_intermediate_size=128)
+LATENT = dict(
+    EVEN, **(EXPERTS | {"num_key_value_heads": 4}), n_routed_experts=8, n_shared_experts=2, first_k_dense_replace=1, kv_lora_rank=128, qk_nope_head_dim=32,
+    qk_rope_head_dim=32, v_head_dim=64, routed_scaling_factor=1.5, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 0.7,
+                                                       "mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
+)
 FAMILIES = {
+    "mixtral": ("mixtral", dict(EVEN, num_local_experts=8, num_experts_per_tok=3)),
+    "qwen2_moe": ("qwen2_moe", dict(EVEN, **EXPERTS, num_experts=8, shared_expert_intermediate_size=256)),
+    # All layers have experts: GPTQModel leaves the linears of dense ones as they were initialized.
+    "qwen3_moe": ("qwen3_moe", dict(WIDE, **EXPERTS, num_experts=8, norm_topk_prob=True)),
+    "deepseek_v2": ("deepseek_v2", dict(LATENT, q_lora_rank=None, topk_method="group_limited_greedy", n_group=4, topk_group=2)),
+    "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=192, n_group=4, topk_group=2)),
     "gemma": ("gemma", dict(WIDE, tie_word_embeddings=True)),
     "gemma2": ("gemma2", dict(WIDE, **ALIKE, query_pre_attn_scalar=96, tie_word_embeddings=True)),
     "gemma3": ("gemma3_text", dict(WIDE, **ALIKE, query_pre_attn_scalar=96, tie_word_embeddings=True)),
@@ -83,6 +96,7 @@ FAMILIES = {
     "starcoder2": ("starcoder2", dict(EVEN, sliding_window=48)),
     "gptj": ("gptj", dict(OLD, rotary_dim=32, tie_word_embeddings=False)),
 }
+WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"}
 
 
 def make(kind: str, tokenizer_of: Path, directory: Path) -> None:
@@ -94,6 +108,9 @@ def make(kind: str, tokenizer_of: Path, directory: Path) -> None:
         of_type, numbers = FAMILIES[kind]
         config = transformers.AutoConfig.for_model(of_type, **numbers)
     model = transformers.AutoModelForCausalLM.from_config(config).to(config.dtype)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.uniform_(buffer, -0.2, 0.2)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)

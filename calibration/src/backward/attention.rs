@@ -28,11 +28,11 @@ pub(super) struct Gradients {
     pub(super) query: Array2<f32>,
     /// `[tokens, key_value_count * dim]`.
     pub(super) key: Array2<f32>,
-    /// `[tokens, key_value_count * dim]`.
+    /// `[tokens, key_value_count * value_dim]`.
     pub(super) value: Array2<f32>,
 }
 
-/// The derivative of `forward::attention::causal`. `output_gradient` is shaped like `query`.
+/// The derivative of `forward::attention::causal`. `output_gradient` is `[tokens, count * value_dim]`.
 pub(super) fn causal_vjp(
     heads: &Heads,
     query: &Array2<f32>,
@@ -46,25 +46,25 @@ pub(super) fn causal_vjp(
         value: Array2::zeros(value.dim()),
     };
     // The query heads that share a key head lie side by side.
-    let sharing = heads.count / heads.key_value_count * heads.dim;
+    let sharing = heads.count / heads.key_value_count;
     let by_key_head: Vec<_> = gradients
         .query
-        .axis_chunks_iter_mut(Axis(1), sharing)
+        .axis_chunks_iter_mut(Axis(1), sharing * heads.dim)
         .zip(gradients.key.axis_chunks_iter_mut(Axis(1), heads.dim))
-        .zip(gradients.value.axis_chunks_iter_mut(Axis(1), heads.dim))
+        .zip(gradients.value.axis_chunks_iter_mut(Axis(1), heads.value_dim))
         .enumerate()
         .collect();
     by_key_head.into_par_iter().for_each(|(shared, ((query_gradient, key_gradient), value_gradient))| {
-        let columns = shared * heads.dim..(shared + 1) * heads.dim;
         let mut key_head = KeyHead {
-            keys: key.slice(s![.., columns.clone()]),
-            values: value.slice(s![.., columns]),
+            keys: key.slice(s![.., heads.columns(shared)]),
+            values: value.slice(s![.., heads.value_columns(shared)]),
             key_gradient,
             value_gradient,
         };
-        let queries = query.slice(s![.., shared * sharing..(shared + 1) * sharing]);
-        let output_gradient = output_gradient.slice(s![.., shared * sharing..(shared + 1) * sharing]);
-        let first_head = shared * heads.count / heads.key_value_count;
+        let first_head = shared * sharing;
+        let of_group = |dim: usize| first_head * dim..(first_head + sharing) * dim;
+        let queries = query.slice(s![.., of_group(heads.dim)]);
+        let output_gradient = output_gradient.slice(s![.., of_group(heads.value_dim)]);
         key_head.visit(heads, first_head, queries, output_gradient, query_gradient);
     });
     gradients
@@ -72,15 +72,16 @@ pub(super) fn causal_vjp(
 
 /// A key and value head, with the gradients that its query heads add up.
 struct KeyHead<'a, 'g> {
-    /// `[tokens, dim]`, and so are the others.
+    /// `[tokens, dim]`, as is their gradient.
     keys: ArrayView2<'a, f32>,
+    /// `[tokens, value_dim]`.
     values: ArrayView2<'a, f32>,
     key_gradient: ArrayViewMut2<'g, f32>,
     value_gradient: ArrayViewMut2<'g, f32>,
 }
 
 impl KeyHead<'_, '_> {
-    /// All query heads of this key head, from `first_head` on, side by side in `[tokens, sharing heads * dim]`.
+    /// All query heads of this key head, from `first_head` on, side by side in `[tokens, sharing heads * dim]`, `* value_dim` of what they gave.
     fn visit(
         &mut self,
         heads: &Heads,
@@ -90,12 +91,14 @@ impl KeyHead<'_, '_> {
         mut query_gradient: ArrayViewMut2<'_, f32>,
     ) {
         let tokens = queries.nrows();
-        for (head, column) in (first_head..).zip((0..queries.ncols()).step_by(heads.dim)) {
+        for own in 0..queries.ncols() / heads.dim {
             for first in (0..tokens).step_by(QUERY_TILE) {
-                let tile = s![first..(first + QUERY_TILE).min(tokens), column..column + heads.dim];
+                let rows = first..(first + QUERY_TILE).min(tokens);
+                let tile = s![rows.clone(), heads.columns(own)];
                 let query_gradient = query_gradient.slice_mut(tile);
-                let (queries, output_gradient) = (queries.slice(tile), output_gradient.slice(tile));
-                self.tile_vjp(heads, (head, first), queries, output_gradient, query_gradient);
+                let (queries, of_output) =
+                    (queries.slice(tile), output_gradient.slice(s![rows, heads.value_columns(own)]));
+                self.tile_vjp(heads, (first_head + own, first), queries, of_output, query_gradient);
             }
         }
     }

@@ -20,6 +20,7 @@
 
 mod attention;
 mod elementwise;
+mod latent;
 mod loss;
 mod mlp;
 mod signs;
@@ -35,6 +36,7 @@ use rayon::prelude::*;
 use crate::forward::{Forward, attention as forward_attention, fused};
 use crate::weights::{LayerWeights, SourceError, WeightSource};
 use elementwise::NormGradients;
+use latent::LatentPass;
 pub use loss::{Head, Loss};
 use mlp::MlpPass;
 pub use visit::{LinearVisit, NormVisit, RouterVisit, Visit};
@@ -218,7 +220,7 @@ fn norm_vjp(
     see: &mut dyn FnMut(Visit<'_>),
 ) {
     let Some(norm) = weights.norms.get(&place) else { return };
-    let eps = forward.model().hyperparameters.norm_eps;
+    let eps = forward.eps_of(place);
     show_norm(place, &elementwise::norm_vjp(x, norm, eps, gradient), see);
 }
 
@@ -296,7 +298,7 @@ impl Walk<'_, '_> {
 
     /// The gradient of what attention reads.
     fn attention_vjp(&mut self, attention: Attention, output_gradient: &Array2<f32>) -> Array2<f32> {
-        let Attention { input, before_norms, query, key, value, attended } = attention;
+        let Attention { input, latents, before_norms, query, key, value, attended } = attention;
         let heads = self.forward.heads(self.layer);
         let attended_gradient =
             self.end_vjp(Role::Output, NormPlace::AttentionOutput, &attended, output_gradient);
@@ -319,6 +321,10 @@ impl Walk<'_, '_> {
             Qkv::Fused { rows, .. } => {
                 let fused = fused::join(rows, &heads, [&query_gradient, &key_gradient, &value_gradient]);
                 self.linear_vjp(Role::QueryKeyValue, &input, fused.view())
+            }
+            Qkv::Latent(_) => {
+                let latents = latents.expect("the description has latent features");
+                latents.vjp(self, &input, [&query_gradient, &key_gradient, &value_gradient])
             }
         }
     }
@@ -346,15 +352,17 @@ impl Walk<'_, '_> {
 struct Attention {
     /// What it read, `[tokens, hidden]`.
     input: Array2<f32>,
+    /// What queries, keys and values were made of, where it is no input of theirs.
+    latents: Option<LatentPass>,
     /// Queries and keys as their linears gave them, where norms follow.
     before_norms: Option<(Array2<f32>, Array2<f32>)>,
     /// Queries as they meet the keys, `[tokens, heads * head_dim]`.
     query: Array2<f32>,
     /// `[tokens, key_value_heads * head_dim]`.
     key: Array2<f32>,
-    /// `[tokens, key_value_heads * head_dim]`.
+    /// `[tokens, key_value_heads * value_dim]`.
     value: Array2<f32>,
-    /// The heads' weighted values, `[tokens, heads * head_dim]`.
+    /// The heads' weighted values, `[tokens, heads * value_dim]`.
     attended: Array2<f32>,
 }
 
@@ -366,12 +374,16 @@ impl Attention {
         hidden: ArrayView2<'_, f32>,
     ) -> Self {
         let input = forward.normed(weights, NormPlace::AttentionInput, hidden).into_owned();
-        let [mut query, mut key, value] = forward.projected(layer, weights, input.view());
+        let latents = LatentPass::run(forward, weights, input.view());
+        let [mut query, mut key, value] = match &latents {
+            Some(latents) => latents.heads(forward, layer, weights),
+            None => forward.projected_heads(layer, weights, input.view()),
+        };
         let norms = weights.norms.contains_key(&NormPlace::Query);
         let before_norms = norms.then(|| (query.clone(), key.clone()));
         let heads = forward.heads(layer);
         forward.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
         let attended = forward_attention::causal(&heads, query.view(), key.view(), value.view());
-        Self { input, before_norms, query, key, value, attended }
+        Self { input, latents, before_norms, query, key, value, attended }
     }
 }

@@ -3,6 +3,8 @@
 //! For each head and each tile of queries, tiles of keys are visited in order; a running maximum and sum for each query rescale what was
 //! gathered before. Heads and query tiles are independent, the order within one is fixed.
 
+use std::ops::Range;
+
 use kernels::elementwise;
 use kernels::product::{product_nn, product_nt};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -20,8 +22,10 @@ pub(crate) struct Heads {
     pub(crate) count: usize,
     /// Key and value heads; query head `h` uses head `h * key_value_count / count`.
     pub(crate) key_value_count: usize,
-    /// Features of a head.
+    /// Features of a head's queries and keys.
     pub(crate) dim: usize,
+    /// Features of its values.
+    pub(crate) value_dim: usize,
     /// Factor on the products of queries and keys.
     pub(crate) scale: f32,
     /// Tokens that a query sees, itself included; none: all earlier ones.
@@ -33,6 +37,16 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
+    /// Where a head lies in queries, or in keys.
+    pub(crate) fn columns(&self, head: usize) -> Range<usize> {
+        head * self.dim..(head + 1) * self.dim
+    }
+
+    /// Where a head lies in values, or in what attention gives.
+    pub(crate) fn value_columns(&self, head: usize) -> Range<usize> {
+        head * self.value_dim..(head + 1) * self.value_dim
+    }
+
     /// The first key that the query at `position` sees.
     pub(crate) fn seen_from(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
@@ -71,7 +85,8 @@ impl Heads {
     }
 }
 
-/// `query` is `[tokens, count * dim]`, `key` and `value` are `[tokens, key_value_count * dim]`; the result is shaped like `query`.
+/// `query` is `[tokens, count * dim]`, `key` `[tokens, key_value_count * dim]` and `value` `[tokens, key_value_count * value_dim]`; the result is
+/// `[tokens, count * value_dim]`.
 pub(crate) fn causal(
     heads: &Heads,
     query: ArrayView2<'_, f32>,
@@ -79,9 +94,9 @@ pub(crate) fn causal(
     value: ArrayView2<'_, f32>,
 ) -> Array2<f32> {
     let tokens = query.nrows();
-    let mut out = Array2::zeros((tokens, heads.count * heads.dim));
+    let mut out = Array2::zeros((tokens, heads.count * heads.value_dim));
     let mut tiles: Vec<(usize, usize, ArrayViewMut2<'_, f32>)> = Vec::new();
-    for (head, columns) in out.axis_chunks_iter_mut(Axis(1), heads.dim).enumerate() {
+    for (head, columns) in out.axis_chunks_iter_mut(Axis(1), heads.value_dim).enumerate() {
         let mut rest = columns;
         let mut first = 0;
         while first < tokens {
@@ -94,10 +109,9 @@ pub(crate) fn causal(
     }
     tiles.into_par_iter().for_each(|(head, first, tile)| {
         let shared = head * heads.key_value_count / heads.count;
-        let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
-        let queries = query.slice(s![first..first + tile.nrows(), columns(head)]);
-        let keys = key.slice(s![.., columns(shared)]);
-        let values = value.slice(s![.., columns(shared)]);
+        let queries = query.slice(s![first..first + tile.nrows(), heads.columns(head)]);
+        let keys = key.slice(s![.., heads.columns(shared)]);
+        let values = value.slice(s![.., heads.value_columns(shared)]);
         attend_tile(heads, head, first, queries, keys, values, tile);
     });
     out
@@ -117,9 +131,9 @@ pub(crate) fn attend_tile(
     let scaled = &queries * heads.scale;
     let mut highest = vec![f32::NEG_INFINITY; count];
     let mut total = vec![0.0_f32; count];
-    let mut gathered = Array2::<f32>::zeros((count, heads.dim));
+    let mut gathered = Array2::<f32>::zeros((count, heads.value_dim));
     let mut scores = Array2::<f32>::zeros((count, KEY_TILE));
-    let mut part = Array2::<f32>::zeros((count, heads.dim));
+    let mut part = Array2::<f32>::zeros((count, heads.value_dim));
 
     let mut start = heads.seen_from(first) / KEY_TILE * KEY_TILE;
     let end = first + count;
@@ -172,7 +186,7 @@ mod tests {
     }
 
     fn plain(heads: &Heads, query: &Array2<f32>, key: &Array2<f32>, value: &Array2<f32>) -> Array2<f64> {
-        let mut out = Array2::zeros(query.dim());
+        let mut out = Array2::zeros((query.nrows(), heads.count * heads.value_dim));
         for head in 0..heads.count {
             let shared = head * heads.key_value_count / heads.count;
             for i in 0..query.nrows() {
@@ -193,13 +207,13 @@ mod tests {
                     })
                     .collect();
                 let total: f64 = weights.iter().sum();
-                for d in 0..heads.dim {
+                for d in 0..heads.value_dim {
                     let sum: f64 = weights
                         .iter()
                         .zip(from..)
-                        .map(|(w, j)| w * f64::from(value[[j, shared * heads.dim + d]]))
+                        .map(|(w, j)| w * f64::from(value[[j, shared * heads.value_dim + d]]))
                         .sum();
-                    out[[i, head * heads.dim + d]] = sum / total;
+                    out[[i, head * heads.value_dim + d]] = sum / total;
                 }
             }
         }
@@ -212,6 +226,7 @@ mod tests {
             count: 4,
             key_value_count: 2,
             dim: 16,
+            value_dim: 12,
             scale: 0.25,
             window: None,
             cap: None,
@@ -228,7 +243,7 @@ mod tests {
             (130, Some(1), None, false),
         ] {
             let heads = Heads { window, cap, alibi, ..plain_heads };
-            let (query, key, value) = (noise(tokens, 64, 1), noise(tokens, 32, 2), noise(tokens, 32, 3));
+            let (query, key, value) = (noise(tokens, 64, 1), noise(tokens, 32, 2), noise(tokens, 24, 3));
             let found = causal(&heads, query.view(), key.view(), value.view());
             let expected = plain(&heads, &query, &key, &value);
             for (found, expected) in found.iter().zip(&expected) {
@@ -242,8 +257,16 @@ mod tests {
 
     #[test]
     fn slopes_are_those_of_the_reference_implementation() {
-        let heads =
-            Heads { count: 6, key_value_count: 6, dim: 2, scale: 1.0, window: None, cap: None, alibi: true };
+        let heads = Heads {
+            count: 6,
+            key_value_count: 6,
+            dim: 2,
+            value_dim: 2,
+            scale: 1.0,
+            window: None,
+            cap: None,
+            alibi: true,
+        };
         let slopes: Vec<f32> = (0..6).map(|head| heads.slope(head)).collect();
         assert_eq!(slopes, [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
     }

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use model::Layer;
-use ndarray::{Array2, Array3, ArrayView2, Axis, s};
+use ndarray::{Array2, Array3, Axis, s};
 use rayon::prelude::*;
 
 use super::attention::{QUERY_TILE, attend_tile};
@@ -20,7 +20,7 @@ use crate::weights::{LayerWeights, SourceError, WeightSource};
 pub struct LayerCache {
     /// As attention meets them: normed and turned; `[sequences, tokens, key_value_heads * head_dim]`.
     keys: Array3<f32>,
-    /// Shaped like the keys.
+    /// `[sequences, tokens, key_value_heads * value_dim]`.
     values: Array3<f32>,
 }
 
@@ -29,15 +29,15 @@ impl Forward<'_> {
     #[must_use]
     pub fn layer_cache(&self, sequences: usize, tokens: usize) -> LayerCache {
         let numbers = &self.model().hyperparameters;
-        let shape = (sequences, tokens, numbers.key_value_heads * numbers.head_dim);
-        LayerCache { keys: Array3::zeros(shape), values: Array3::zeros(shape) }
+        let rows = |features| Array3::zeros((sequences, tokens, numbers.key_value_heads * features));
+        LayerCache { keys: rows(numbers.head_dim), values: rows(numbers.value_dim) }
     }
 
     /// Bytes of the caches of all layers for one sequence of `tokens` tokens.
     #[must_use]
     pub fn cache_bytes(&self, tokens: usize) -> usize {
         let numbers = &self.model().hyperparameters;
-        2 * 4 * numbers.layers * tokens * numbers.key_value_heads * numbers.head_dim
+        4 * numbers.layers * tokens * numbers.key_value_heads * (numbers.head_dim + numbers.value_dim)
     }
 
     /// One layer for the token at `position` of every sequence: `state` holds one row for each, and `cache` all earlier positions, to which
@@ -57,10 +57,13 @@ impl Forward<'_> {
         state: &mut WindowState,
         cache: &mut LayerCache,
     ) -> Result<(), SourceError> {
-        self.advance_by(layer, 0, &weights, state, &mut |input| {
-            self.attend_token(layer, &weights, position, input, cache)
-        });
-        self.advance_from(layer, 1, &mut weights, source, std::slice::from_mut(state))
+        for stage in 0..layer.stages_before_output() {
+            self.advance_by(layer, stage, &weights, state, &mut |heads| {
+                self.attend_token(layer, &weights, position, heads, cache)
+            });
+        }
+        let rest = layer.stages_before_output();
+        self.advance_from(layer, rest, &mut weights, source, std::slice::from_mut(state))
     }
 
     /// One layer for a run of tokens of a single sequence: `state` holds those from position `first` on, and `cache` all earlier ones, to
@@ -81,10 +84,13 @@ impl Forward<'_> {
         cache: &mut LayerCache,
     ) -> Result<(), SourceError> {
         assert_eq!(cache.keys.len_of(Axis(0)), 1, "sequences of the cache");
-        self.advance_by(layer, 0, &weights, state, &mut |input| {
-            self.attend_run(layer, &weights, first, input, cache)
-        });
-        self.advance_from(layer, 1, &mut weights, source, std::slice::from_mut(state))
+        for stage in 0..layer.stages_before_output() {
+            self.advance_by(layer, stage, &weights, state, &mut |heads| {
+                self.attend_run(layer, &weights, first, heads, cache)
+            });
+        }
+        let rest = layer.stages_before_output();
+        self.advance_from(layer, rest, &mut weights, source, std::slice::from_mut(state))
     }
 
     fn attend_run(
@@ -92,20 +98,18 @@ impl Forward<'_> {
         layer: &Layer,
         weights: &LayerWeights,
         first: usize,
-        input: ArrayView2<'_, f32>,
+        [mut query, mut key, value]: [Array2<f32>; 3],
         cache: &mut LayerCache,
     ) -> Array2<f32> {
         let heads = self.heads(layer);
-        let [mut query, mut key, value] = self.projected(layer, weights, input);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| {
             rotary.rotate_from(first, rows, heads.dim);
         });
-        let positions = first..first + input.nrows();
+        let positions = first..first + query.nrows();
         cache.keys.slice_mut(s![0, positions.clone(), ..]).assign(&key);
         cache.values.slice_mut(s![0, positions, ..]).assign(&value);
-        let mut out = Array2::zeros(query.dim());
-        let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
-        let by_head = out.axis_chunks_iter_mut(Axis(1), heads.dim).into_par_iter().enumerate();
+        let mut out = Array2::zeros((query.nrows(), heads.count * heads.value_dim));
+        let by_head = out.axis_chunks_iter_mut(Axis(1), heads.value_dim).into_par_iter().enumerate();
         by_head.for_each(|(head, mut out)| {
             let shared = head * heads.key_value_count / heads.count;
             for (tile, out) in out.axis_chunks_iter_mut(Axis(0), QUERY_TILE).enumerate() {
@@ -114,9 +118,9 @@ impl Forward<'_> {
                     &heads,
                     head,
                     first + start,
-                    query.slice(s![start..start + out.nrows(), columns(head)]),
-                    cache.keys.slice(s![0, .., columns(shared)]),
-                    cache.values.slice(s![0, .., columns(shared)]),
+                    query.slice(s![start..start + out.nrows(), heads.columns(head)]),
+                    cache.keys.slice(s![0, .., heads.columns(shared)]),
+                    cache.values.slice(s![0, .., heads.value_columns(shared)]),
                     out,
                 );
             }
@@ -129,30 +133,28 @@ impl Forward<'_> {
         layer: &Layer,
         weights: &LayerWeights,
         position: usize,
-        input: ArrayView2<'_, f32>,
+        [mut query, mut key, value]: [Array2<f32>; 3],
         cache: &mut LayerCache,
     ) -> Array2<f32> {
         let heads = self.heads(layer);
-        let [mut query, mut key, value] = self.projected(layer, weights, input);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| {
             rotary.rotate_to(position, rows, heads.dim);
         });
         cache.keys.slice_mut(s![.., position, ..]).assign(&key);
         cache.values.slice_mut(s![.., position, ..]).assign(&value);
-        let mut out = Array2::zeros(query.dim());
+        let mut out = Array2::zeros((query.nrows(), heads.count * heads.value_dim));
         let sequences = out.axis_iter_mut(Axis(0)).into_par_iter().enumerate();
         sequences.for_each(|(sequence, mut out)| {
             for head in 0..heads.count {
                 let shared = head * heads.key_value_count / heads.count;
-                let columns = |head: usize| head * heads.dim..(head + 1) * heads.dim;
                 attend_tile(
                     &heads,
                     head,
                     position,
-                    query.slice(s![sequence..=sequence, columns(head)]),
-                    cache.keys.slice(s![sequence, .., columns(shared)]),
-                    cache.values.slice(s![sequence, .., columns(shared)]),
-                    out.slice_mut(s![columns(head)]).insert_axis(Axis(0)),
+                    query.slice(s![sequence..=sequence, heads.columns(head)]),
+                    cache.keys.slice(s![sequence, .., heads.columns(shared)]),
+                    cache.values.slice(s![sequence, .., heads.value_columns(shared)]),
+                    out.slice_mut(s![heads.value_columns(head)]).insert_axis(Axis(0)),
                 );
             }
         });

@@ -8,6 +8,7 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod fused;
 mod incremental;
+pub(crate) mod latent;
 mod outer;
 pub(crate) mod rotary;
 pub(crate) mod routing;
@@ -16,7 +17,7 @@ use std::borrow::Cow;
 
 use model::architecture::{Mlp, Pairs, Positions, Qkv};
 use model::graph::{NormPlace, StageInput};
-use model::hyperparameters::Rotation;
+use model::hyperparameters::{LatentNumbers, Rotation};
 use model::linear::{Part, Role, Slot};
 use model::{Layer, Model};
 use ndarray::{Array2, ArrayView2, CowArray, Ix2};
@@ -25,6 +26,7 @@ use rayon::prelude::*;
 use crate::weights::{LayerWeights, SourceError, WeightSource};
 use attention::Heads;
 pub use incremental::LayerCache;
+use latent::Latents;
 use rotary::Rotary;
 use routing::Routed;
 
@@ -33,6 +35,8 @@ use routing::Routed;
 pub struct WindowState {
     /// The residual stream, `[tokens, hidden]`.
     hidden: Array2<f32>,
+    /// What queries, keys and values are made of, until they are.
+    latents: Option<Latents>,
     /// The heads' weighted values, until they are projected.
     attended: Option<Array2<f32>>,
     /// The MLP's inner features, until they are projected.
@@ -45,7 +49,7 @@ impl WindowState {
     /// The state before a layer.
     #[must_use]
     pub fn new(hidden: Array2<f32>) -> Self {
-        Self { hidden, attended: None, inner: None, routed: None }
+        Self { hidden, latents: None, attended: None, inner: None, routed: None }
     }
 
     /// The residual stream, `[tokens, hidden]`.
@@ -64,6 +68,10 @@ impl WindowState {
     #[must_use]
     pub fn expert_inputs(&self) -> Option<ArrayView2<'_, f32>> {
         self.routed.as_ref().map(Routed::input)
+    }
+
+    fn latents(&self) -> &Latents {
+        self.latents.as_ref().expect("attention has latent features, and they were computed")
     }
 
     fn routed(&self) -> &Routed {
@@ -135,6 +143,8 @@ impl<'m> Forward<'m> {
             (StageInput::MlpInput, Part::Main) => self.normed(weights, NormPlace::MlpInput, state.hidden()),
             (StageInput::MlpInput, Part::Shared) => state.routed().input().into(),
             (StageInput::MlpInput, Part::Expert(expert)) => state.routed().gathered(expert).into(),
+            (StageInput::QueryLatent, _) => state.latents().query.view().into(),
+            (StageInput::KeyValueLatent, _) => state.latents().key_value.view().into(),
             (StageInput::AttentionOutput, _) => waiting(&state.attended),
             (StageInput::MlpOutput, _) => waiting(&state.inner),
         }
@@ -146,23 +156,34 @@ impl<'m> Forward<'m> {
     /// # Panics
     /// When the stages before it were not advanced.
     pub fn advance(&self, layer: &Layer, stage: usize, weights: &LayerWeights, state: &mut WindowState) {
-        self.advance_by(layer, stage, weights, state, &mut |input| self.attend(layer, weights, input));
+        self.advance_by(layer, stage, weights, state, &mut |heads| self.attend(layer, weights, heads));
     }
 
-    /// The same with another way to attend: one that knows earlier tokens.
+    /// The same with another way to attend with queries, keys and values as they are projected: one that knows earlier tokens.
     fn advance_by(
         &self,
         layer: &Layer,
         stage: usize,
         weights: &LayerWeights,
         state: &mut WindowState,
-        attend: &mut dyn FnMut(ArrayView2<'_, f32>) -> Array2<f32>,
+        attend: &mut dyn FnMut([Array2<f32>; 3]) -> Array2<f32>,
     ) {
         let part = layer.stages[stage].part();
         match layer.stages[stage].input {
             StageInput::AttentionInput => {
-                let attended = attend(self.stage_input(layer, stage, weights, state).view());
-                state.attended = Some(attended);
+                let input = self.stage_input(layer, stage, weights, state);
+                let projected = self.projected(layer, weights, input.view());
+                drop(input);
+                state.begin_attention(projected, attend);
+            }
+            StageInput::QueryLatent => {
+                let query = self.queries(weights, state.latents());
+                state.latents.as_mut().expect("they were there").query = query;
+            }
+            StageInput::KeyValueLatent => {
+                let latents = state.latents.take().expect("the stage before was advanced");
+                let [key, value] = self.keys_and_values(layer, weights, &latents);
+                state.attended = Some(attend([latents.query, key, value]));
             }
             StageInput::MlpInput => {
                 let input = self.stage_input(layer, stage, weights, state);
@@ -176,9 +197,11 @@ impl<'m> Forward<'m> {
             }
             StageInput::SharedInput => {
                 let input = self.stage_input(layer, stage, weights, state);
-                let (attended, inner) = (attend(input.view()), self.inner(weights, part, input.view()));
+                let projected = self.projected(layer, weights, input.view());
+                let inner = self.inner(weights, part, input.view());
                 drop(input);
-                (state.attended, state.inner) = (Some(attended), Some(inner));
+                state.inner = Some(inner);
+                state.begin_attention(projected, attend);
             }
             StageInput::AttentionOutput => {
                 let attended = state.attended.take().expect("the stage before was advanced");
@@ -256,6 +279,14 @@ impl<'m> Forward<'m> {
         self.model.hyperparameters.norm_eps
     }
 
+    /// The epsilon of a layer's norm.
+    pub(crate) fn eps_of(&self, place: NormPlace) -> f64 {
+        match place {
+            NormPlace::QueryLatent | NormPlace::KeyValueLatent => LATENT_EPS,
+            _ => self.eps(),
+        }
+    }
+
     /// What a norm gives for `x`; `x` itself where the layer has no such norm.
     pub(crate) fn normed<'x>(
         &self,
@@ -264,14 +295,14 @@ impl<'m> Forward<'m> {
         x: ArrayView2<'x, f32>,
     ) -> CowArray<'x, f32, Ix2> {
         match weights.norms.get(&place) {
-            Some(norm) => elementwise::norm(x, norm, self.eps()).into(),
+            Some(norm) => elementwise::norm(x, norm, self.eps_of(place)).into(),
             None => x.into(),
         }
     }
 
     fn norm_in_place(&self, weights: &LayerWeights, place: NormPlace, x: &mut Array2<f32>) {
         if let Some(norm) = weights.norms.get(&place) {
-            elementwise::norm_in_place(x, norm, self.eps());
+            elementwise::norm_in_place(x, norm, self.eps_of(place));
         }
     }
 
@@ -316,6 +347,7 @@ impl<'m> Forward<'m> {
             count: numbers.heads,
             key_value_count: numbers.key_value_heads,
             dim: numbers.head_dim,
+            value_dim: numbers.value_dim,
             scale: numbers.factors.attention,
             window: layer.window,
             cap: numbers.factors.attention_cap,
@@ -323,20 +355,71 @@ impl<'m> Forward<'m> {
         }
     }
 
-    /// Queries `[tokens, heads * head_dim]`, keys and values `[tokens, key_value_heads * head_dim]` as their linears give them.
-    pub(crate) fn projected(
+    /// What the linears that read attention's input give, latent features behind their norms.
+    fn projected(&self, layer: &Layer, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Projected {
+        match self.model.architecture.layer.attention.qkv {
+            Qkv::Separate { .. } => Projected::Heads(
+                [Role::Query, Role::Key, Role::Value].map(|role| weights.linear(role).apply(input)),
+            ),
+            Qkv::Fused { rows, .. } => {
+                let fused = weights.linear(Role::QueryKeyValue).apply(input);
+                Projected::Heads(fused::split(rows, &self.heads(layer), &fused))
+            }
+            Qkv::Latent(_) => Projected::Latents(self.normed_latents(weights, self.latents(weights, input))),
+        }
+    }
+
+    /// Latent features as their linears give them.
+    pub(crate) fn latents(&self, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Latents {
+        let numbers = self.latent_numbers();
+        let query = if numbers.query_rank.is_some() { Role::QueryLatent } else { Role::Query };
+        let [query, compressed] = [query, Role::KeyValueLatent].map(|role| weights.linear(role).apply(input));
+        Latents::new(numbers, query, &compressed)
+    }
+
+    pub(crate) fn normed_latents(&self, weights: &LayerWeights, mut latents: Latents) -> Latents {
+        // Queries that are no latent features have no such norm.
+        self.norm_in_place(weights, NormPlace::QueryLatent, &mut latents.query);
+        self.norm_in_place(weights, NormPlace::KeyValueLatent, &mut latents.key_value);
+        latents
+    }
+
+    /// Queries, `[tokens, heads * head_dim]`, of normed latent features.
+    pub(crate) fn queries(&self, weights: &LayerWeights, latents: &Latents) -> Array2<f32> {
+        match self.latent_numbers().query_rank {
+            Some(_) => weights.linear(Role::Query).apply(latents.query.view()),
+            None => latents.query.clone(),
+        }
+    }
+
+    /// Keys `[tokens, heads * head_dim]` and values `[tokens, heads * value_dim]` of normed latent features.
+    pub(crate) fn keys_and_values(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        latents: &Latents,
+    ) -> [Array2<f32>; 2] {
+        let made = weights.linear(Role::KeyValue).apply(latents.key_value.view());
+        latent::keys_and_values(&self.heads(layer), made.view(), latents.shared_key.view())
+    }
+
+    pub(crate) fn latent_numbers(&self) -> &LatentNumbers {
+        self.model.hyperparameters.latent.as_ref().expect("the description has latent features")
+    }
+
+    /// Queries `[tokens, heads * head_dim]`, keys `[tokens, key_value_heads * head_dim]` and values `[tokens, key_value_heads * value_dim]` as
+    /// their linears give them.
+    pub(crate) fn projected_heads(
         &self,
         layer: &Layer,
         weights: &LayerWeights,
         input: ArrayView2<'_, f32>,
     ) -> [Array2<f32>; 3] {
-        match self.model.architecture.layer.attention.qkv {
-            Qkv::Separate { .. } => {
-                [Role::Query, Role::Key, Role::Value].map(|role| weights.linear(role).apply(input))
-            }
-            Qkv::Fused { rows, .. } => {
-                let fused = weights.linear(Role::QueryKeyValue).apply(input);
-                fused::split(rows, &self.heads(layer), &fused)
+        match self.projected(layer, weights, input) {
+            Projected::Heads(heads) => heads,
+            Projected::Latents(latents) => {
+                let [key, value] = self.keys_and_values(layer, weights, &latents);
+                [self.queries(weights, &latents), key, value]
             }
         }
     }
@@ -358,8 +441,12 @@ impl<'m> Forward<'m> {
         }
     }
 
-    fn attend(&self, layer: &Layer, weights: &LayerWeights, input: ArrayView2<'_, f32>) -> Array2<f32> {
-        let [mut query, mut key, value] = self.projected(layer, weights, input);
+    fn attend(
+        &self,
+        layer: &Layer,
+        weights: &LayerWeights,
+        [mut query, mut key, value]: [Array2<f32>; 3],
+    ) -> Array2<f32> {
         let heads = self.heads(layer);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
         attention::causal(&heads, query.view(), key.view(), value.view())
@@ -390,6 +477,18 @@ impl<'m> Forward<'m> {
 }
 
 impl WindowState {
+    /// Attends, or keeps what has to be made into queries, keys and values first.
+    fn begin_attention(
+        &mut self,
+        projected: Projected,
+        attend: &mut dyn FnMut([Array2<f32>; 3]) -> Array2<f32>,
+    ) {
+        match projected {
+            Projected::Heads(heads) => self.attended = Some(attend(heads)),
+            Projected::Latents(latents) => self.latents = Some(latents),
+        }
+    }
+
     /// Adds what an expert gave for the tokens that were sent to it, or the shared one for all, weighted.
     fn add_weighted(&mut self, part: Part, mut given: Array2<f32>) {
         let routed = self.routed.as_ref().expect("the layer has experts, and its attention was run");
@@ -405,6 +504,17 @@ impl WindowState {
         self.hidden += &given;
     }
 }
+
+/// What attention's first linears give.
+enum Projected {
+    /// Queries, keys and values.
+    Heads([Array2<f32>; 3]),
+    /// What these are made of.
+    Latents(Latents),
+}
+
+/// Epsilon of the norms of latent features.
+const LATENT_EPS: f64 = 1e-6;
 
 /// For attention and MLP the norm of what it gives, and the norm of the residual stream with that.
 const BRANCH_NORMS: [[NormPlace; 2]; 2] =

@@ -1,6 +1,6 @@
 //! Rotary positions (RoFormer, arXiv 2104.09864): pairs of features turned by angles that grow with the position.
 //!
-//! Feature `i` and `i + dim/2` of a head form a pair, or `2 i` and `2 i + 1`, of the first `dim` features; its angle is `position * frequency[i]`
+//! Feature `i` and `i + dim/2` of a head form a pair, or `2 i` and `2 i + 1`, of `dim` features from `first` on; its angle is `position * frequency[i]`
 //! ([`Rope::frequencies`]).
 
 use std::borrow::Cow;
@@ -81,6 +81,7 @@ impl Rotary {
             let cosine = table.cosine.row(position).to_slice().expect("so are a table's");
             let sine = table.sine.row(position).to_slice().expect("so are a table's");
             for head in row.chunks_exact_mut(head_dim) {
+                let head = &mut head[self.rope.first..];
                 let turn = |a: &mut f32, b: &mut f32, cosine: f32, sine: f32| {
                     let sine = direction * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);

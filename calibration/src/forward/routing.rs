@@ -6,11 +6,11 @@
 //! s = softmax(z) or sigmoid(z)      C = the largest of s + correction      p_c = factor s_c (/ Σ_C s)      for c in C
 //! ```
 //!
-//! A softmax over the chosen outputs alone is a softmax over all, divided by the sum of the chosen. The choice has no derivative; the weights'
+//! and where experts lie in groups, of those alone whose best scores have the largest sum. A softmax over the chosen outputs alone is a softmax over all, divided by the sum of the chosen. The choice has no derivative; the weights'
 //! is [`Chosen::vjp`]. Scores and weights are in f32, sums in f64.
 
 use model::architecture::Scores;
-use model::experts::Routing;
+use model::experts::{Groups, Routing};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::weights::RouterWeights;
@@ -110,11 +110,11 @@ impl Chosen {
             None => scores.clone(),
             Some(correction) => scores.iter().zip(correction).map(|(score, add)| score + add).collect(),
         };
-        let mut order: Vec<usize> = (0..ranked.len()).collect();
-        // Of two that are as good the first.
-        order.sort_by(|&a, &b| ranked[b].total_cmp(&ranked[a]).then(a.cmp(&b)));
-        order.truncate(routing.chosen);
-        order.sort_unstable();
+        let candidates = match &routing.groups {
+            None => (0..ranked.len()).collect(),
+            Some(groups) => members(groups, &ranked),
+        };
+        let order = best(&ranked, candidates, routing.chosen);
         let mut chosen = Self { scores, experts: order.into_iter().map(|expert| (expert, 0.0)).collect() };
         let share = routing.factor / chosen.divisor(routing);
         let Self { scores, experts } = &mut chosen;
@@ -159,6 +159,26 @@ impl Chosen {
     }
 }
 
+/// So many of the candidates with the largest values, ascending; of two that are as good the first.
+fn best(values: &[f32], mut candidates: Vec<usize>, count: usize) -> Vec<usize> {
+    candidates.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+    candidates.truncate(count);
+    candidates.sort_unstable();
+    candidates
+}
+
+/// The experts of the groups that are chosen.
+fn members(groups: &Groups, ranked: &[f32]) -> Vec<usize> {
+    let size = ranked.len() / groups.count;
+    let sum = |group: &[f32]| {
+        let taken = best(group, (0..size).collect(), groups.summed);
+        taken.into_iter().map(|expert| group[expert]).sum::<f32>()
+    };
+    let sums: Vec<f32> = ranked.chunks_exact(size).map(sum).collect();
+    let chosen = best(&sums, (0..groups.count).collect(), groups.chosen);
+    chosen.into_iter().flat_map(|group| group * size..(group + 1) * size).collect()
+}
+
 pub(crate) fn sigmoid(x: f32) -> f32 {
     (1.0 / (1.0 + (-f64::from(x)).exp())) as f32
 }
@@ -169,7 +189,7 @@ mod tests {
     use ndarray::array;
 
     fn routing(scores: Scores, normalized: bool, factor: f64) -> Routing {
-        Routing { experts: 4, chosen: 2, scores, normalized, factor }
+        Routing { experts: 4, chosen: 2, scores, normalized, factor, groups: None }
     }
 
     #[test]
@@ -182,6 +202,23 @@ mod tests {
             Chosen::of(&routing(Scores::Sigmoid, false, 2.0), outputs.view(), Some(&[1.0, -1.0, 1.0, 0.0]));
         let expected = [(0, 2.0 * sigmoid(1.0)), (2, 2.0 * sigmoid(2.0))];
         assert_eq!(chosen.experts, expected);
+    }
+
+    #[test]
+    fn groups_are_chosen_before_their_experts() {
+        let outputs = array![3.0_f32, -3.0, 2.0, 1.0, 0.0, 2.5];
+        let chosen = |summed, chosen, experts| {
+            let groups = Some(Groups { count: 3, chosen, summed });
+            let routing =
+                Routing { experts: 6, chosen: experts, groups, ..routing(Scores::Sigmoid, true, 1.0) };
+            let chosen = Chosen::of(&routing, outputs.view(), None).experts;
+            chosen.into_iter().map(|(expert, _)| expert).collect::<Vec<_>>()
+        };
+        // The best expert's group, and the group with the two best.
+        assert_eq!(chosen(1, 1, 2), [0, 1]);
+        assert_eq!(chosen(2, 1, 2), [2, 3]);
+        assert_eq!(chosen(2, 2, 3), [2, 3, 5]);
+        assert_eq!(chosen(2, 3, 2), [0, 5]);
     }
 
     #[test]

@@ -140,7 +140,11 @@ impl DenseLayer {
         let place = match input {
             StageInput::AttentionInput | StageInput::SharedInput => NormPlace::AttentionInput,
             StageInput::MlpInput => NormPlace::MlpInput,
-            StageInput::AttentionOutput | StageInput::MlpOutput => return None,
+            // Those of latent features are not in the residual stream's basis.
+            StageInput::QueryLatent
+            | StageInput::KeyValueLatent
+            | StageInput::AttentionOutput
+            | StageInput::MlpOutput => return None,
         };
         self.norms.get_mut(&place).map(|norm| &mut norm.gains)
     }

@@ -121,10 +121,14 @@ impl Case {
         let experts = source.model.layers[index].experts();
         if experts > 0 {
             // Each token has two experts' features that stick out far enough for no small step to send it elsewhere, which has no derivative.
+            // Where they come in groups, of which a token takes one, both are of one.
+            let router = source.model.layers[index].router.as_ref().unwrap();
+            let grouped = router.routing.groups.is_some();
             for (token, mut row) in input.rows_mut().into_iter().enumerate() {
                 (0..experts).for_each(|expert| row[expert] -= 12.0);
-                row[token % experts] = 20.0;
-                row[(token + 1 + token / experts % 2) % experts] = 12.0;
+                let first = token % experts;
+                row[first] = 20.0;
+                row[if grouped { first ^ 1 } else { (first + 1 + token / experts % 2) % experts }] = 12.0;
             }
         }
         Self { source, index, weights, input, output_gradient: noise(shape, 2) }

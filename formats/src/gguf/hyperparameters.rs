@@ -69,6 +69,8 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
             truncate: true,
             attention_factor,
             original_context,
+            // Not of architectures that llama.cpp is written for here.
+            temperature: _,
         } if (*beta_fast, *beta_slow) == BETAS && *attention_factor == 0.1 * factor.ln() + 1.0 => {
             scaling("yarn", *factor);
             put("rope.scaling.original_context_length", count(*original_context));

@@ -39,6 +39,9 @@ fn module(linear: &Linear) -> String {
         Role::Query => "attn_q",
         Role::Key => "attn_k",
         Role::Value => "attn_v",
+        Role::QueryLatent => "attn_q_a",
+        Role::KeyValueLatent => "attn_kv_a_mqa",
+        Role::KeyValue => "attn_kv_b",
         Role::Output => "attn_output",
         Role::Gate => "ffn_gate",
         Role::Up => "ffn_up",
@@ -68,6 +71,8 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
         for (place, norm) in &layer.norms {
             let name = match place {
                 NormPlace::AttentionInput => "attn_norm",
+                NormPlace::QueryLatent => "attn_q_a_norm",
+                NormPlace::KeyValueLatent => "attn_kv_a_norm",
                 NormPlace::Query => "attn_q_norm",
                 NormPlace::Key => "attn_k_norm",
                 NormPlace::AttentionOutput | NormPlace::AttentionJoined => "post_attention_norm",

@@ -133,7 +133,7 @@ fn llama3(factors: &[f32], theta: f64, rotated: u64, context: u64) -> Option<(f3
                 high_frequency_factor: high,
                 original_context: tokens,
             };
-            let made = rope_factors(&Rope { theta, dim, scaling });
+            let made = rope_factors(&Rope { theta, first: 0, dim, scaling });
             made.is_some_and(|made| {
                 made.len() == factors.len()
                     && made.iter().zip(factors).all(|(made, found)| (made - found).abs() <= SAME * found)
@@ -166,7 +166,7 @@ mod tests {
             high_frequency_factor: 4.0,
             original_context: 8192,
         };
-        let factors = rope_factors(&Rope { theta: 500_000.0, dim: 64, scaling }).unwrap();
+        let factors = rope_factors(&Rope { theta: 500_000.0, first: 0, dim: 64, scaling }).unwrap();
         let file = header(&[("freq_base", Value::F32(500_000.0))]);
         let found = read(&file, "llama", 64, 131_072, Some(&factors)).unwrap();
         assert_eq!(

@@ -23,6 +23,7 @@ use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Sy
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
+use super::gptq::GPTQMODEL_EXPERTS;
 use super::gptq::rules::dynamic;
 use super::packed_parts::{PackedParts, StoredLinear};
 use super::safetensors::{self, Described};
@@ -88,6 +89,7 @@ static LOADERS: [LoaderRule; 6] = [
         runtime: "GPTQModel 7.7",
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
+        experts: GPTQMODEL_EXPERTS,
         ..LoaderRule::ANY
     },
     LoaderRule {

@@ -65,6 +65,9 @@ pub(super) static GPTQ: Gptq = Gptq {
 pub(super) static ALL_CLASSES: [LinearClass; 3] =
     [LinearClass::Plain, LinearClass::Transposed, LinearClass::Own];
 
+/// GPTQModel takes transformers' tensor of all experts apart into linears of these names, whatever older checkpoints call them.
+pub(super) const GPTQMODEL_EXPERTS: Experts = Experts::Named(&["gate_proj", "up_proj", "down_proj"]);
+
 static LOADERS: [LoaderRule; 6] = [
     LoaderRule {
         runtime: "vLLM 0.33",
@@ -118,6 +121,7 @@ static LOADERS: [LoaderRule; 6] = [
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
+        experts: GPTQMODEL_EXPERTS,
         ..LoaderRule::ANY
     },
     LoaderRule {

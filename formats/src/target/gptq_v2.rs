@@ -1,6 +1,6 @@
 //! GPTQ safetensors of version 2: zero points are stored as they are, so that any of them can be.
 
-use super::gptq::{ALL_CLASSES, Gptq, Version};
+use super::gptq::{ALL_CLASSES, GPTQMODEL_EXPERTS, Gptq, Version};
 use super::{Experts, LoaderRule, ONE_TENSOR};
 use model::linear::LinearClass;
 
@@ -46,6 +46,7 @@ static LOADERS: [LoaderRule; 5] = [
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
+        experts: GPTQMODEL_EXPERTS,
         ..LoaderRule::ANY
     },
     LoaderRule {

@@ -51,6 +51,8 @@ pub enum Experts {
     AlikeSymmetric,
     /// One scheme, or none, for each kind of linear of a layer's experts: they lie in one tensor.
     Stacked,
+    /// Under these module names alone.
+    Named(&'static [&'static str]),
     /// It loads none, for this reason.
     Refused(&'static str),
 }
@@ -180,6 +182,13 @@ impl Experts {
         let mut experts = plan.iter().filter(|planned| planned.linear.id.part.expert().is_some());
         if let Self::Refused(reason) = self {
             return experts.next().map(|_| reason.to_owned());
+        }
+        if let Self::Named(names) = self {
+            let module = |name: &str| name.rsplit('.').next().is_some_and(|own| names.contains(&own));
+            let other = experts.find(|planned| !module(&planned.linear.name));
+            return other.map(|other| {
+                format!("looks for experts' {} alone, not for `{}`", names.join(", "), other.linear.name)
+            });
         }
         let mut first: BTreeMap<(usize, Option<Role>), &PlannedLinear> = BTreeMap::new();
         for planned in experts.filter(|_| self != Self::Any) {

@@ -79,7 +79,8 @@ impl TargetFormat for Mlx {
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
         demand_fused_alike(ID, plan)?;
-        let notes = lower_groups_by_stage(ID, plan)?;
+        let mut notes: Vec<String> = keep_split(plan).into_iter().collect();
+        notes.extend(lower_groups_by_stage(ID, plan)?);
         for planned in plan.iter() {
             let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
             let refuse = |problem: String, remedy| {
@@ -244,6 +245,17 @@ impl Described for Mlx {
     fn framework(&self) -> &'static str {
         "mlx"
     }
+}
+
+/// Leaves alone what mlx-lm takes apart while it loads, one half transposed, and would round again; a note where there was any.
+fn keep_split(plan: &mut [PlannedLinear]) -> Option<String> {
+    let split = plan.iter_mut().filter(|planned| planned.linear.id.role == Role::KeyValue);
+    let kept = split.filter_map(|planned| planned.scheme.take()).count();
+    (kept > 0).then(|| {
+        format!(
+            "the projections from latent features to keys and values ({kept} linears) stay in 16 bit: mlx-lm would round them again"
+        )
+    })
 }
 
 /// Where mlx-lm has all experts' linears of one kind: `P.switch_mlp.KIND` for `P.experts.NUMBER.*`.

@@ -29,7 +29,7 @@ fn part(planned: &PlannedLinear, model: &Model, parts: usize) -> Result<PlannedL
     };
     let (mut out_features, mut in_features) = (linear.out_features, linear.in_features);
     match linear.id.role {
-        Role::Query | Role::Gate | Role::Up | Role::GateUp => {
+        Role::Query | Role::KeyValue | Role::Gate | Role::Up | Role::GateUp => {
             out_features = cut(out_features, parts, "output")?;
         }
         Role::Key | Role::Value => {
@@ -48,8 +48,8 @@ fn part(planned: &PlannedLinear, model: &Model, parts: usize) -> Result<PlannedL
             out_features = cut(out_features, parts, "output")?;
         }
         Role::Output | Role::Down => in_features = cut(in_features, parts, "input")?,
-        // Rows of the vocabulary are shared out with padding.
-        Role::Embedding | Role::Head => {}
+        // Every device holds all latent features; rows of the vocabulary are shared out with padding.
+        Role::QueryLatent | Role::KeyValueLatent | Role::Embedding | Role::Head => {}
     }
     if let Some(scheme) = planned.scheme
         && let Granularity::PerGroup(size) = scheme.granularity

@@ -2,8 +2,8 @@
 
 use super::mistral::MISTRAL;
 use crate::architecture::{
-    Architecture, DecoderLayer, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp, Normalized,
-    RoutingRule, Scores,
+    Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
+    Normalized, RoutingRule, Scores,
 };
 
 /// Mistral whose MLPs are experts.
@@ -20,7 +20,11 @@ pub(super) const MIXTRAL: Architecture = Architecture {
                 prefix: "block_sparse_moe.experts",
                 expert: GatedMlp { gate: "w1", up: "w3", down: "w2" },
                 shared: None,
-                routing: RoutingRule { scores: Scores::Softmax, normalized: Normalized::Always },
+                routing: RoutingRule {
+                    scores: Scores::Softmax,
+                    normalized: Normalized::Always,
+                    groups: ExpertGroups::Never,
+                },
                 keys: ExpertKeys {
                     count: &["num_local_experts"],
                     width: "intermediate_size",

@@ -2,6 +2,8 @@
 
 mod bloom;
 mod cohere;
+mod deepseek_v2;
+mod deepseek_v3;
 mod falcon;
 mod gemma;
 mod glm;
@@ -35,6 +37,8 @@ pub static ALL: &[&Architecture] = &[
     &mixtral::MIXTRAL,
     &qwen2_moe::QWEN2_MOE,
     &qwen3_moe::QWEN3_MOE,
+    &deepseek_v2::DEEPSEEK_V2,
+    &deepseek_v3::DEEPSEEK_V3,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,

@@ -2,8 +2,8 @@
 
 use super::qwen2::QWEN2;
 use crate::architecture::{
-    Architecture, DecoderLayer, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp, Normalized,
-    RoutingRule, Scores, SharedExpert, SharedWidth,
+    Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
+    Normalized, RoutingRule, Scores, SharedExpert, SharedWidth,
 };
 
 /// Qwen2 whose MLPs are experts.
@@ -28,7 +28,11 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
                     gate: Some("mlp.shared_expert_gate"),
                     width: SharedWidth::Key("shared_expert_intermediate_size"),
                 }),
-                routing: RoutingRule { scores: Scores::Softmax, normalized: Normalized::Configured(false) },
+                routing: RoutingRule {
+                    scores: Scores::Softmax,
+                    normalized: Normalized::Configured(false),
+                    groups: ExpertGroups::Never,
+                },
                 keys: ExpertKeys {
                     count: &["num_experts"],
                     width: "moe_intermediate_size",

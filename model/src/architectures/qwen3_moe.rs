@@ -2,8 +2,8 @@
 
 use super::qwen3::QWEN3;
 use crate::architecture::{
-    Architecture, DecoderLayer, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp, Normalized,
-    RoutingRule, Scores,
+    Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
+    Normalized, RoutingRule, Scores,
 };
 
 /// Qwen3 whose MLPs are experts.
@@ -20,7 +20,11 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
                 prefix: "mlp.experts",
                 expert: GatedMlp { gate: "gate_proj", up: "up_proj", down: "down_proj" },
                 shared: None,
-                routing: RoutingRule { scores: Scores::Softmax, normalized: Normalized::Configured(false) },
+                routing: RoutingRule {
+                    scores: Scores::Softmax,
+                    normalized: Normalized::Configured(false),
+                    groups: ExpertGroups::Never,
+                },
                 keys: ExpertKeys {
                     count: &["num_local_experts", "num_experts"],
                     width: "moe_intermediate_size",

@@ -32,21 +32,9 @@ pub(super) fn layer(
         class: architecture.linears,
     };
     let hidden = numbers.hidden_size;
-    let queries = numbers.heads * numbers.head_dim;
-    let keys = numbers.key_value_heads * numbers.head_dim;
-    let bias = numbers.attention_input_bias;
-    let attention_inputs = match shape.attention.qkv {
-        Qkv::Separate { query, key, value } => vec![
-            linear(Role::Query, query, queries, hidden, bias),
-            linear(Role::Key, key, keys, hidden, bias),
-            linear(Role::Value, value, keys, hidden, bias),
-        ],
-        Qkv::Fused { name, .. } => {
-            vec![linear(Role::QueryKeyValue, name, queries + 2 * keys, hidden, bias)]
-        }
-    };
-    let bias = numbers.attention_output_bias;
-    let attention_output = vec![linear(Role::Output, shape.attention.output, hidden, queries, bias)];
+    let (attention_inputs, of_latents) = attention_inputs(shape.attention.qkv, numbers, &linear);
+    let (bias, attended) = (numbers.attention_output_bias, numbers.heads * numbers.value_dim);
+    let attention_output = vec![linear(Role::Output, shape.attention.output, hidden, attended, bias)];
     let (inner, bias) = (numbers.intermediate_size, numbers.mlp_bias);
     let (mlp_inputs, down) = match shape.mlp {
         Mlp::Gated { gate, up, down } => (
@@ -75,27 +63,22 @@ pub(super) fn layer(
     let mlp_writes = writes(StageInput::MlpOutput, mlp_output, shape.mlp_norms.after);
     let experts = experts(architecture, numbers, &module, index);
     let (router, of_experts) = experts.map_or((None, None), |(router, stages)| (Some(router), Some(stages)));
+    let attention_reads = |more: Vec<Stage>| {
+        [vec![reads(StageInput::AttentionInput, attention_inputs.clone())], of_latents.clone(), more].concat()
+    };
     let stages = match (shape.branches, of_experts) {
-        (_, Some(of_experts)) => {
-            [vec![reads(StageInput::AttentionInput, attention_inputs), attention_writes], of_experts].concat()
-        }
+        (_, Some(of_experts)) => attention_reads([vec![attention_writes], of_experts].concat()),
         (Branches::Parallel, None) if shape.shares_input() => {
-            let inputs = [attention_inputs, mlp_inputs].concat();
-            vec![reads(StageInput::SharedInput, inputs), attention_writes, mlp_writes]
+            let inputs = reads(StageInput::SharedInput, [attention_inputs, mlp_inputs].concat());
+            [vec![inputs], of_latents, vec![attention_writes, mlp_writes]].concat()
         }
         // Both read before one writes.
-        (Branches::Parallel, None) => vec![
-            reads(StageInput::AttentionInput, attention_inputs),
-            reads(StageInput::MlpInput, mlp_inputs),
-            attention_writes,
-            mlp_writes,
-        ],
-        (Branches::InTurn, None) => vec![
-            reads(StageInput::AttentionInput, attention_inputs),
-            attention_writes,
-            reads(StageInput::MlpInput, mlp_inputs),
-            mlp_writes,
-        ],
+        (Branches::Parallel, None) => {
+            attention_reads(vec![reads(StageInput::MlpInput, mlp_inputs), attention_writes, mlp_writes])
+        }
+        (Branches::InTurn, None) => {
+            attention_reads(vec![attention_writes, reads(StageInput::MlpInput, mlp_inputs), mlp_writes])
+        }
     };
     Layer {
         index,
@@ -104,6 +87,50 @@ pub(super) fn layer(
         window: numbers.windows[index],
         rotation: numbers.rotations[index],
         router,
+    }
+}
+
+/// The linears that read attention's input, and the stages of those that read what these give.
+fn attention_inputs(
+    qkv: Qkv,
+    numbers: &Hyperparameters,
+    linear: &dyn Fn(Role, &str, usize, usize, bool) -> Linear,
+) -> (Vec<Linear>, Vec<Stage>) {
+    let (hidden, bias) = (numbers.hidden_size, numbers.attention_input_bias);
+    let queries = numbers.heads * numbers.head_dim;
+    let keys = numbers.key_value_heads * numbers.head_dim;
+    match (qkv, &numbers.latent) {
+        (Qkv::Separate { query, key, value }, _) => {
+            let inputs = vec![
+                linear(Role::Query, query, queries, hidden, bias),
+                linear(Role::Key, key, keys, hidden, bias),
+                linear(Role::Value, value, keys, hidden, bias),
+            ];
+            (inputs, Vec::new())
+        }
+        (Qkv::Fused { name, .. }, _) => {
+            (vec![linear(Role::QueryKeyValue, name, queries + 2 * keys, hidden, bias)], Vec::new())
+        }
+        (Qkv::Latent(names), latent) => {
+            let latent = latent.as_ref().expect("numbers of latent features are read with the description");
+            let reads = |input, linear| Stage { input, linears: vec![linear], writes_residual: false };
+            let (first, mut stages) = match latent.query_rank {
+                None => (linear(Role::Query, names.query, queries, hidden, false), Vec::new()),
+                Some(rank) => {
+                    let of_latent = linear(Role::Query, names.query_of_latent, queries, rank, false);
+                    (
+                        linear(Role::QueryLatent, names.query_latent, rank, hidden, bias),
+                        vec![reads(StageInput::QueryLatent, of_latent)],
+                    )
+                }
+            };
+            let (rank, turned) = (latent.key_value_rank, latent.turned_dim);
+            let made = numbers.heads * (latent.unturned_dim + numbers.value_dim);
+            let of_latent = linear(Role::KeyValue, names.key_value_of_latent, made, rank, false);
+            stages.push(reads(StageInput::KeyValueLatent, of_latent));
+            let second = linear(Role::KeyValueLatent, names.key_value_latent, rank + turned, hidden, bias);
+            (vec![first, second], stages)
+        }
     }
 }
 
@@ -177,6 +204,13 @@ fn norms(
         .into_iter()
         .filter_map(|(place, norm)| Some((place, tensor(norm?, numbers.hidden_size))))
         .collect();
+    if let (Qkv::Latent(names), Some(latent)) = (architecture.layer.attention.qkv, &numbers.latent) {
+        let of_query = latent.query_rank.map(|rank| (NormPlace::QueryLatent, names.query_norm, rank));
+        let of_both = (NormPlace::KeyValueLatent, names.key_value_norm, latent.key_value_rank);
+        for (place, name, rank) in of_query.into_iter().chain([of_both]) {
+            norms.insert(place, tensor(Norm { name, kind: NormKind::Rms }, rank));
+        }
+    }
     if let Some(of_heads) = architecture.layer.attention.head_norms {
         let places = [
             (NormPlace::Query, of_heads.query, numbers.heads),

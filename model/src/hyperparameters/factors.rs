@@ -26,6 +26,7 @@ impl FactorValues {
         factors: &Factors,
         keys: &Keys<'_>,
         [hidden_size, head_dim]: [usize; 2],
+        temperature: f64,
         dtype: Option<&str>,
     ) -> Result<Self, ModelError> {
         let positive = |key: &str| match key {
@@ -46,6 +47,7 @@ impl FactorValues {
                 Factor::Key(key) => positive(key)? as f32,
                 Factor::OneOver(key) => (1.0 / positive(key)?) as f32,
                 Factor::OneOverRootOf(key) => 1.0 / (positive(key)? as f32).sqrt(),
+                Factor::TemperedOneOverRootOf(key) => (temperature / positive(key)?.sqrt()) as f32,
                 Factor::RoundedRootOf(key) => rounded(positive(key)?.sqrt() as f32, dtype),
             })
         };

@@ -18,6 +18,15 @@ impl Rope {
         }
     }
 
+    /// What the products of queries and keys are multiplied by where an architecture tempers them.
+    #[must_use]
+    pub fn temperature(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { temperature, .. } => temperature * temperature,
+            _ => 1.0,
+        }
+    }
+
     /// Frequencies of all pairs for a sequence of `tokens`, radians a position, and the factor on cosine and sine.
     #[must_use]
     pub fn frequencies(&self, tokens: usize) -> (Vec<f64>, f64) {
@@ -61,6 +70,7 @@ impl Rope {
                 beta_slow,
                 truncate,
                 attention_factor,
+                temperature: _,
                 original_context,
             } => {
                 let ramp = yarn_ramp(rope, *original_context, *beta_fast, *beta_slow, *truncate);
@@ -104,7 +114,7 @@ mod tests {
             high_frequency_factor: 4.0,
             original_context: 8192,
         };
-        let (found, factor) = Rope { theta: 5e5, dim: 128, scaling }.frequencies(100);
+        let (found, factor) = Rope { theta: 5e5, first: 0, dim: 128, scaling }.frequencies(100);
         assert_eq!(factor, 1.0);
         for (pair, expected) in [
             (0, 1.0),

@@ -53,9 +53,14 @@ fn patterns(linears: &[&Linear]) -> Vec<String> {
         let fused = match linear.id.role {
             Role::Query | Role::Key | Role::Value => "|qkv_proj",
             Role::Gate | Role::Up => "|gate_up_proj",
-            Role::Output | Role::Down | Role::QueryKeyValue | Role::GateUp | Role::Embedding | Role::Head => {
-                ""
-            }
+            Role::QueryLatent | Role::KeyValueLatent => "|fused_qkv_a_proj",
+            Role::KeyValue
+            | Role::Output
+            | Role::Down
+            | Role::QueryKeyValue
+            | Role::GateUp
+            | Role::Embedding
+            | Role::Head => "",
         };
         let module = format!("({}{fused})$", regex::escape(own));
         let parent = if parent.is_empty() { String::new() } else { format!("{parent}.") };
