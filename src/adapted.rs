@@ -107,7 +107,7 @@ impl AdapterWriter {
         self.summary.rank
     }
 
-    /// Writes one linear's adapter; returns it as it is stored.
+    /// Writes one linear's adapter; returns it as it is stored. What was stored once is stored the same again.
     pub(crate) fn put(&mut self, linear: &Linear, found: &Adapter) -> Result<Adapter, Error> {
         let no_float = || Error::Internal(format!("adapters cannot be stored as {}", self.dtype.name()));
         let tensors = adapter::encode(linear, found, self.dtype).ok_or_else(no_float)?;

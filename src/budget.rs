@@ -13,6 +13,7 @@ use quantizer::scheme::{BitWidth, Scheme};
 
 use crate::error::Error;
 use crate::job::{Budget, QuantizeJob};
+use crate::journal::Journal;
 use crate::plan::{Plan, Widths};
 use crate::progress::Progress;
 use crate::render::text::bytes;
@@ -172,9 +173,20 @@ impl Options {
         source: &dyn WeightSource,
         plan: &Plan,
         windows: &[Vec<u32>],
+        journal: Option<&mut Journal>,
         progress: &dyn Progress,
     ) -> Result<(Widths, Allocation), Error> {
-        let damages = sensitivity::weigh(model, source, plan, &self.stages, windows, progress)?;
+        let known = journal.as_deref().map(Journal::damages).transpose()?.flatten();
+        let damages = match known {
+            Some(damages) => damages,
+            None => {
+                let damages = sensitivity::weigh(model, source, plan, &self.stages, windows, progress)?;
+                if let Some(journal) = journal {
+                    journal.keep_damages(&damages)?;
+                }
+                damages
+            }
+        };
         let choices: Vec<Vec<Choice>> = self
             .stages
             .iter()

@@ -135,7 +135,7 @@ pub fn convert(job: &ConvertJob, progress: &dyn Progress) -> Result<ConvertRepor
     let converted = records.len() + unpacked.len();
     let exact = converted - rounded.len();
     rounded.extend(conversion.rounded_copies()?);
-    source.checkpoint.demand_unchanged(&stamp)?;
+    stamp.demand_unchanged()?;
     let from = source.format.as_ref().map_or("another format", |format| format.id());
     let origin = Origin::Converted { from, rounded: rounded.len() };
     let runtimes = &conversion.form.runtimes;

@@ -169,6 +169,28 @@ pub enum Error {
     /// The user asked for an end while files were downloaded.
     #[error("interrupted while downloading; what has come is kept")]
     InterruptedDownload,
+    /// The user asked for an end, and the next run goes on.
+    #[error("interrupted; what is done is in {path}")]
+    InterruptedWithJournal {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// A journal of another job.
+    #[error("{path} is the journal of another job: {}", .changes.join("; "))]
+    JournalOfAnother {
+        /// The journal.
+        path: PathBuf,
+        /// What is not the same, with both values.
+        changes: Vec<String>,
+    },
+    /// A journal that cannot be gone on from.
+    #[error("the journal {path} is damaged: {problem}")]
+    JournalDamaged {
+        /// The journal.
+        path: PathBuf,
+        /// Expected and found.
+        problem: String,
+    },
     /// The user asked for an end, and had the output already.
     #[error("interrupted while measuring; {path} is written and verified")]
     InterruptedMeasuring {
@@ -188,9 +210,26 @@ impl Error {
             Self::Verification(_) => 3,
             Self::Internal(_) => 2,
             // What shells say of a program that SIGINT ended.
-            Self::Interrupted | Self::InterruptedDownload | Self::InterruptedMeasuring { .. } => 130,
+            Self::Interrupted
+            | Self::InterruptedDownload
+            | Self::InterruptedWithJournal { .. }
+            | Self::InterruptedMeasuring { .. } => 130,
             _ => 1,
         }
+    }
+
+    /// Whether what was asked for cannot be done, so that asking for it again fails again.
+    pub(crate) fn is_of_the_job(&self) -> bool {
+        matches!(
+            self,
+            Self::Argument { .. }
+                | Self::Recipe { .. }
+                | Self::Unknown { .. }
+                | Self::NotSuitable { .. }
+                | Self::NoRuntime { .. }
+                | Self::Downgraded { .. }
+                | Self::Formats(formats::FormatsError::Unsupported { .. })
+        )
     }
 
     /// What the user can do about it, if there is something to say beyond the message.
@@ -229,7 +268,17 @@ impl Error {
             Self::NotTheSame { .. } => {
                 Some("--lossy rounds them to the nearest that the format holds".to_owned())
             }
-            Self::InterruptedMeasuring { .. } => Some("`quantc evaluate` measures it".to_owned()),
+            Self::InterruptedWithJournal { .. } => {
+                Some("the same command goes on from there; with --fresh it begins anew".to_owned())
+            }
+            Self::JournalOfAnother { .. } => Some(
+                "give the command that it is of to go on, --fresh to begin anew, or another output"
+                    .to_owned(),
+            ),
+            Self::JournalDamaged { .. } => Some("--fresh begins anew".to_owned()),
+            Self::InterruptedMeasuring { .. } => {
+                Some("the same command measures it, as does `quantc evaluate`".to_owned())
+            }
             Self::Verification(_) => {
                 Some("the files differ from what was solved; write them again from the original".to_owned())
             }

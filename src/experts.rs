@@ -18,7 +18,7 @@ use model::{Model, Stage};
 use ndarray::Array2;
 use quantizer::accumulator::HessianAccumulator;
 use quantizer::hessian::HessianError;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::job::{Calibration, QuantizeJob};
@@ -36,7 +36,7 @@ const POOLED: usize = 2048;
 const NAMED: usize = 16;
 
 /// What an expert was solved on.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExpertCoverage {
     /// Its decoder layer.
     pub layer: usize,
@@ -126,14 +126,17 @@ impl LayerExperts {
         let Some(first) = stage.linears.iter().find(|linear| plan.solved_with_data(linear)) else {
             return Ok(None);
         };
-        let tokens = streams.sent_to(track, expert);
+        let tokens = streams.sent_to(track, expert)?;
         let missing = COLD.saturating_sub(tokens);
         let pooled_share = missing as f64 / COLD as f64;
         let coverage = ExpertCoverage { layer: first.id.layer, expert, tokens, pooled_share };
         if missing == 0 {
             return Ok(Some((Sent::default(), coverage)));
         }
-        let inputs = self.pooled.get_or_insert_with(|| streams.pooled_inputs(track, POOLED));
+        if self.pooled.is_none() {
+            self.pooled = Some(streams.pooled_inputs(track, POOLED)?);
+        }
+        let inputs = self.pooled.get_or_insert_default();
         let name = first.name.clone();
         let features = match stage.input {
             StageInput::MlpOutput => &streams.forward().inner(weights, stage.part(), inputs.view()),

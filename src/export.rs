@@ -1,11 +1,12 @@
 //! Files that a run leaves beside its output: opened before the work, so that a path that cannot be written is no late surprise, and
 //! whole or not there.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use formats::files;
+use formats::output::hidden_beside;
 
 use crate::error::Error;
 use crate::quantize::resolved;
@@ -20,9 +21,20 @@ pub struct ExportFile {
 #[derive(Debug)]
 enum Sink {
     /// Beside its place, renamed at the end.
-    Staged(BufWriter<NamedTempFile>),
+    Staged(BufWriter<File>, Staged),
     /// A pipe or a device, which is written as it is.
     Direct(BufWriter<File>),
+}
+
+/// `.NAME.new` beside a file, of one process at a time; what a killed one left is written over.
+#[derive(Debug)]
+struct Staged(PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // It has been renamed, or is written over the next time.
+        let _ = files::remove(&self.0);
+    }
 }
 
 impl ExportFile {
@@ -50,13 +62,16 @@ impl ExportFile {
                 Sink::Direct(BufWriter::new(file))
             }
             _ => {
-                let parent = real.parent().filter(|parent| !parent.as_os_str().is_empty());
-                let mut builder = tempfile::Builder::new();
-                // As readable as any other file.
-                #[cfg(unix)]
-                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-                let staged = builder.prefix(".quantc-").tempfile_in(parent.unwrap_or(Path::new(".")));
-                Sink::Staged(BufWriter::new(staged.map_err(fail)?))
+                let staged = hidden_beside(&real, "new");
+                let options = File::options().write(true).create(true).truncate(false).open(&staged);
+                let file = options.map_err(fail)?;
+                if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+                    let problem = format!("another process is writing `{}`", path.display());
+                    return Err(Error::Argument { flag, problem });
+                }
+                let staged = Staged(staged);
+                file.set_len(0).map_err(fail)?;
+                Sink::Staged(BufWriter::new(file), staged)
             }
         };
         Ok(Self { path: real, sink })
@@ -67,7 +82,7 @@ impl ExportFile {
     /// # Errors
     /// As said.
     pub fn demand_outside(&self, flag: &'static str, output: &Path) -> Result<(), Error> {
-        if matches!(self.sink, Sink::Staged(_)) && resolved(&self.path).starts_with(resolved(output)) {
+        if matches!(self.sink, Sink::Staged(..)) && resolved(&self.path).starts_with(resolved(output)) {
             let problem = format!("`{}` is in the output, which is written as a whole", self.path.display());
             return Err(Error::Argument { flag, problem });
         }
@@ -80,7 +95,7 @@ impl ExportFile {
     /// The system's.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let written = match &mut self.sink {
-            Sink::Staged(file) => file.write_all(bytes),
+            Sink::Staged(file, _) => file.write_all(bytes),
             Sink::Direct(file) => file.write_all(bytes),
         };
         written.map_err(Error::io(&self.path))
@@ -93,10 +108,10 @@ impl ExportFile {
     pub fn finish(self) -> Result<(), Error> {
         match self.sink {
             Sink::Direct(mut file) => file.flush().map_err(Error::io(&self.path)),
-            Sink::Staged(file) => {
-                let staged = file.into_inner().map_err(|e| Error::io(&self.path)(e.into_error()))?;
-                staged.persist(&self.path).map_err(|e| Error::io(&self.path)(e.error))?;
-                Ok(())
+            Sink::Staged(file, staged) => {
+                let file = file.into_inner().map_err(|e| Error::io(&self.path)(e.into_error()))?;
+                files::sync(&file, &staged.0)?;
+                Ok(files::rename(&staged.0, &self.path)?)
             }
         }
     }

@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use calibration::CalibrationError;
+use calibration::activations::History;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{AtPrecision, LinearOperator, OuterWeights, Pass, WeightSource};
@@ -24,6 +25,7 @@ use quantizer::output::{OutputHessian, OutputHessianAccumulator};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::journal::{Journal, KeptGradients};
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 
@@ -42,45 +44,83 @@ const MOST_OVER_MEDIAN: f32 = 3.0;
 /// Least weight of a token over the median token's: an input that no output follows from may matter on other text.
 const LEAST_WEIGHT: f32 = 0.05;
 
-/// What is kept of the gradients.
+/// What is known of the gradients of one layer.
 #[derive(Debug, Default)]
-pub(crate) struct Gradients {
+pub(crate) struct LayerGradients {
     outputs: BTreeMap<LinearId, OutputHessian>,
-    /// By layer and place of the stage; then by window and token.
-    tokens: BTreeMap<(usize, usize), Vec<Vec<f32>>>,
+    /// By place of the stage; then by window and token.
+    tokens: BTreeMap<usize, Vec<Vec<f32>>>,
 }
 
-impl Gradients {
+impl LayerGradients {
+    /// What the journal has of a layer.
+    pub(crate) fn read(kept: &KeptGradients, layer: &Layer) -> Result<Self, Error> {
+        let mut found = Self::default();
+        for (place, stage) in layer.stages.iter().enumerate() {
+            if let Some(roots) = kept.tokens((layer.index, place))? {
+                found.tokens.insert(place, roots);
+            }
+            for linear in &stage.linears {
+                if let Some(hessian) = kept.output(linear)? {
+                    found.outputs.insert(linear.id, hessian);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Of a linear that is solved with it.
     pub(crate) fn output_hessian(&self, linear: &Linear) -> Option<&OutputHessian> {
         self.outputs.get(&linear.id)
     }
 
-    /// Frees what is known of a linear's outputs: it is solved.
-    pub(crate) fn forget(&mut self, linear: &Linear) {
-        self.outputs.remove(&linear.id);
-    }
-
     /// The roots of the weights of all tokens, by window, where the stage's recipe weighs them.
-    pub(crate) fn token_roots(&self, layer: &Layer, place: usize) -> Option<&[Vec<f32>]> {
-        self.tokens.get(&(layer.index, place)).map(Vec::as_slice)
+    pub(crate) fn token_roots(&self, place: usize) -> Option<&[Vec<f32>]> {
+        self.tokens.get(&place).map(Vec::as_slice)
     }
 }
 
-/// Gathers what any of `plans` asks for.
+/// What was gathered of all layers.
+#[derive(Debug, Default)]
+struct Gathered {
+    outputs: BTreeMap<LinearId, OutputHessian>,
+    /// By layer and place of the stage; then by window and token.
+    tokens: BTreeMap<(usize, usize), Vec<Vec<f32>>>,
+}
+
+/// Has in the journal what any of `plans` asks for.
 pub(crate) fn gather(
     model: &Model,
     source: &dyn WeightSource,
     plans: &[&Plan],
     windows: &[Vec<u32>],
     precision: Precision,
+    journal: &mut Journal,
     progress: &dyn Progress,
-) -> Result<Gradients, Error> {
+) -> Result<KeptGradients, Error> {
+    if let Some(kept) = journal.gradients()? {
+        return Ok(kept);
+    }
+    let Gathered { mut outputs, tokens } = gather_all(model, source, plans, windows, precision, progress)?;
+    let outputs = model.linears().filter_map(|linear| Some((linear, outputs.remove(&linear.id)?)));
+    journal.keep_gradients(outputs, tokens.into_iter())?;
+    journal.gradients()?.ok_or_else(|| Error::Internal("the journal lost the gradients".to_owned()))
+}
+
+/// Gathers what any of `plans` asks for.
+fn gather_all(
+    model: &Model,
+    source: &dyn WeightSource,
+    plans: &[&Plan],
+    windows: &[Vec<u32>],
+    precision: Precision,
+    progress: &dyn Progress,
+) -> Result<Gathered, Error> {
     let asked: BTreeMap<LinearId, &Linear> =
         plans.iter().flat_map(|plan| plan.couples_rows()).map(|linear| (linear.id, linear)).collect();
     let weighed: BTreeSet<(usize, usize)> = plans.iter().flat_map(|plan| plan.weighs_tokens(model)).collect();
     if (asked.is_empty() && weighed.is_empty()) || windows.is_empty() {
-        return Ok(Gradients::default());
+        return Ok(Gathered::default());
     }
     let count = if weighed.is_empty() { windows.len().min(WINDOWS) } else { windows.len() };
     let probed: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
@@ -117,7 +157,7 @@ pub(crate) fn gather(
     let outputs = probe.kept.moments.into_iter().map(finish).collect::<Result<_, Error>>()?;
     let mut tokens = probe.kept.tokens;
     tokens.values_mut().for_each(|roots| normalize(roots));
-    Ok(Gradients { outputs, tokens })
+    Ok(Gathered { outputs, tokens })
 }
 
 struct Probe<'a> {
@@ -148,10 +188,10 @@ impl Probe<'_> {
         let embed =
             |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
-        let mut before: Vec<Vec<Array2<f32>>> = Vec::with_capacity(self.model.layers.len());
+        let mut before = History::new(None);
         for layer in &self.model.layers {
             go_on(self.progress)?;
-            before.push(states.iter().map(|state| state.hidden().to_owned()).collect());
+            before.push(states.iter().map(WindowState::hidden))?;
             let weights = self.rounded(Pass::Forward);
             self.forward.advance_windows(layer, &weights, &mut states).map_err(Error::from_source)?;
             let place = || format!("layer {}", layer.index);
@@ -171,7 +211,7 @@ impl Probe<'_> {
         })?;
         for layer in self.model.layers.iter().rev() {
             go_on(self.progress)?;
-            let inputs = before.pop().unwrap_or_default();
+            let inputs = before.pop()?;
             let mut back: Vec<OutputGradients> = inputs.iter().map(|_| OutputGradients::new()).collect();
             // Of experts nothing is kept: all of them together would be many times what a dense layer is.
             let keep = |kept: &mut OutputGradients, visit: Visit<'_>| {

@@ -8,6 +8,7 @@ use formats::imatrix::{Entry, Imatrix, gguf_name};
 use model::linear::{Linear, LinearId};
 use model::{Layer, Model, Stage};
 use ndarray::{Array1, Axis, Zip};
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::export::ExportFile;
@@ -63,7 +64,37 @@ pub(crate) struct ImportanceGatherer {
     sums: BTreeMap<LinearId, (String, Array1<f64>, usize)>,
 }
 
+/// What was gathered of one linear.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Importance {
+    /// Module path.
+    linear: String,
+    /// `[in_features]`.
+    sums: Vec<f64>,
+    tokens: usize,
+}
+
 impl ImportanceGatherer {
+    /// What was gathered of a layer.
+    pub(crate) fn of_layer(&self, layer: &Layer) -> Vec<Importance> {
+        let linears = layer.stages.iter().flat_map(|stage| &stage.linears);
+        let importance = linears.filter_map(|linear| {
+            let (_, sums, tokens) = self.sums.get(&linear.id)?;
+            Some(Importance { linear: linear.name.clone(), sums: sums.to_vec(), tokens: *tokens })
+        });
+        importance.collect()
+    }
+
+    /// Takes in what an earlier run gathered of a layer.
+    pub(crate) fn restore(&mut self, layer: &Layer, gathered: Vec<Importance>) {
+        let linears = || layer.stages.iter().flat_map(|stage| &stage.linears);
+        for Importance { linear: name, sums, tokens } in gathered {
+            if let Some(linear) = linears().find(|linear| linear.name == name) {
+                self.sums.insert(linear.id, (gguf_name(linear), sums.into(), tokens));
+            }
+        }
+    }
+
     /// Adds all windows' inputs of a stage.
     pub(crate) fn gather(
         &mut self,
@@ -71,9 +102,9 @@ impl ImportanceGatherer {
         layer: &Layer,
         place: usize,
         weights: &LayerWeights,
-    ) {
+    ) -> Result<(), Error> {
         let linears = &layer.stages[place].linears;
-        let Some(first) = linears.first() else { return };
+        let Some(first) = linears.first() else { return Ok(()) };
         let mut sums = Array1::<f64>::zeros(first.in_features);
         let mut tokens = 0;
         streams.see_original_input(layer, place, weights, &mut |input| {
@@ -81,10 +112,11 @@ impl ImportanceGatherer {
             for row in input.axis_iter(Axis(0)) {
                 Zip::from(&mut sums).and(row).for_each(|sum, &x| *sum += f64::from(x) * f64::from(x));
             }
-        });
+        })?;
         for linear in linears {
             self.sums.insert(linear.id, (gguf_name(linear), sums.clone(), tokens));
         }
+        Ok(())
     }
 }
 

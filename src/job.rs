@@ -52,6 +52,8 @@ pub struct QuantizeJob {
     pub untie: bool,
     /// Whether an existing output is replaced.
     pub force: bool,
+    /// Whether the job begins anew, whatever an earlier run left of it.
+    pub fresh: bool,
     /// The command that asks for it, word by word, for the HTML report; empty where another program asks.
     pub command: Vec<String>,
     /// Whether a linear that is not quantized as asked for (a smaller group, more damping, a fallback) ends the job, and nothing is written.
@@ -109,6 +111,7 @@ impl QuantizeJob {
             max_shard_size: 5_000_000_000,
             untie: false,
             force: false,
+            fresh: false,
             command: Vec::new(),
             strict: false,
         })

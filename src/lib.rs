@@ -68,6 +68,7 @@ pub mod hub;
 mod importance;
 pub mod inspect;
 pub mod job;
+mod journal;
 pub mod listing;
 pub mod manuals;
 mod outer;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use calibration::transforms::Transformed;
 use formats::adapter::DIRECTORY;
 use formats::container::{TensorData, TensorSpec};
+use formats::files;
 use formats::gguf::GgufFile;
 use formats::model_writer::{Contents, ModelWriter};
 use formats::output::OutputDirectory;
@@ -20,6 +21,7 @@ use crate::error::Error;
 use crate::evaluate::{Models, measure};
 use crate::export::ExportFile;
 use crate::job::{Budget, QuantizeJob};
+use crate::journal::{Journal, Placed};
 use crate::pipeline::Outcome;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -164,6 +166,13 @@ impl ClosedOutput {
 }
 
 impl VerifiedOutput {
+    /// Puts it in its place, as the journal knows from before on.
+    pub(crate) fn commit_noted(self, journal: &mut Journal) -> Result<FinishedOutput, Error> {
+        let ClosedOutput { place, directory, adapter, tensor_bytes, .. } = &self.closed;
+        journal.place_output(place, directory.path(), *tensor_bytes, *adapter)?;
+        self.commit()
+    }
+
     /// Puts it in its place.
     pub(crate) fn commit(self) -> Result<FinishedOutput, Error> {
         let Self { closed: ClosedOutput { place, directory, adapter, card, tensor_bytes }, verification } =
@@ -175,6 +184,30 @@ impl VerifiedOutput {
 }
 
 impl FinishedOutput {
+    /// One that an earlier process of this run put in its place. What that one told of it, or began to tell, is taken back and told again.
+    pub(crate) fn standing(
+        place: &Path,
+        placed: &Placed,
+        card: Card,
+        progress: &dyn Progress,
+    ) -> Result<Self, Error> {
+        OutputDirectory::settle(place)?;
+        let mut record = Record::read(place)?;
+        let text = card.text(placed.tensor_bytes, &weights_file(place)?, None);
+        replace(&place.join(CARD), text.as_bytes())?;
+        files::remove(&place.join(REPORT))?;
+        record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
+        record.dated.clear();
+        record.write(place)?;
+        let verification = verify::verify(place, progress)?;
+        if !verification.problems.is_empty() {
+            return Err(Error::Verification(Box::new(verification)));
+        }
+        let written = StoredModel::open(place)?;
+        let (adapter, tensor_bytes) = (placed.adapter, placed.tensor_bytes);
+        Ok(Self { place: place.to_owned(), adapter, verification, written, card, tensor_bytes })
+    }
+
     /// How well it predicts `text`, and how far it is from the original.
     pub(crate) fn measure(
         &self,
@@ -197,8 +230,7 @@ impl FinishedOutput {
         let measured = report.evaluation.as_ref();
         let text = self.card.text(self.tensor_bytes, &weights_file(&self.place)?, measured);
         let mut record = Record::read(&self.place)?;
-        let card = FileRecord { bytes: text.len() as u64, sha256: bytes_digest(text.as_bytes()) };
-        record.files.insert(CARD.to_owned(), card);
+        record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
         let page = html::page(report, &look.at(&self.written, &record.files)?);
         replace(&self.place.join(CARD), text.as_bytes())?;
         replace(&self.place.join(REPORT), page.as_bytes())?;

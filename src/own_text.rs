@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::corpora::ReadText;
 use crate::error::Error;
 use crate::job::WindowRequest;
+use crate::journal::Journal;
 use crate::progress::Progress;
 use crate::report::TextSummary;
 use crate::stored::StoredModel;
@@ -20,6 +21,7 @@ pub(crate) fn write(
     source: &StoredModel,
     tokenizer: Option<&TextTokenizer>,
     request: WindowRequest,
+    journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<ReadText, Error> {
     let seed = request.seed.unwrap_or(0);
@@ -45,16 +47,14 @@ pub(crate) fn write(
         ends: tokens(&source.config, "eos_token_id"),
         seed,
     };
-    progress.phase("writing text", generation::steps(&source.model, &wanted));
-    let mut step = || {
-        progress.step("");
-        if progress.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let tokens = match journal.own_text()? {
+        Some(tokens) => tokens,
+        None => {
+            let tokens = sample(source, &wanted, progress)?;
+            journal.keep_own_text(&tokens)?;
+            tokens
+        }
     };
-    let tokens = match generation::sample(&source.model, source, &wanted, &mut step) {
-        Err(CalibrationError::Interrupted) => return Err(Error::Interrupted),
-        tokens => tokens?,
-    };
-    progress.finish();
     let summary = TextSummary {
         text: format!("text that the model wrote {how} (seed {seed})"),
         windows: tokens.len(),
@@ -65,6 +65,20 @@ pub(crate) fn write(
     };
     let fingerprint = summary.fingerprint.clone();
     Ok(ReadText { windows: Windows { tokens, fingerprint }, summary, notes: Vec::new() })
+}
+
+fn sample(source: &StoredModel, wanted: &Request, progress: &dyn Progress) -> Result<Vec<Vec<u32>>, Error> {
+    progress.phase("writing text", generation::steps(&source.model, wanted));
+    let mut step = || {
+        progress.step("");
+        if progress.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let tokens = match generation::sample(&source.model, source, wanted, &mut step) {
+        Err(CalibrationError::Interrupted) => return Err(Error::Interrupted),
+        tokens => tokens?,
+    };
+    progress.finish();
+    Ok(tokens)
 }
 
 /// Tokens that config.json names under `key`: one, a list, or none.

@@ -6,7 +6,7 @@ use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};
 use ndarray::ArrayView2;
-use quantizer::adapter::best_adapter;
+use quantizer::adapter::{Adapter, best_adapter};
 use quantizer::guard::Unsolved;
 use quantizer::loss::total_loss;
 use quantizer::output::OutputHessian;
@@ -20,8 +20,9 @@ use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
 use crate::adapted::AdapterWriter;
 use crate::error::Error;
 use crate::experts::{ExpertCoverage, LayerExperts};
-use crate::gradients::{self, Gradients};
+use crate::gradients::{self, LayerGradients};
 use crate::importance::{ImportanceGatherer, MeanSquares};
+use crate::journal::{Journal, LayerEntry, Restored};
 use crate::outer;
 use crate::plan::{Plan, demand_as_asked};
 use crate::progress::{Progress, go_on};
@@ -50,8 +51,8 @@ pub(crate) struct Outcome {
 /// What solvers know inputs by.
 #[derive(Clone, Copy)]
 pub(crate) enum Inputs<'i> {
-    /// Calibration text.
-    Windows(&'i [Vec<u32>]),
+    /// Calibration text, and what products with it are computed in.
+    Windows(&'i [Vec<u32>], Precision),
     /// Somebody else's calibration.
     MeanSquares(&'i MeanSquares),
 }
@@ -69,31 +70,43 @@ pub(crate) struct Track<'t> {
     waiting: Vec<Solved>,
 }
 
-/// Quantizes every layer of `model`, whose weights `source` gives, once for each track, and hands the solutions to its writers.
+/// Quantizes every layer of `model`, whose weights `source` gives, once for each track, and hands the solutions to its writers. Layers that
+/// `journal` has are not solved again.
 pub(crate) fn quantize_layers(
     model: &Model,
     source: &dyn WeightSource,
     tracks: &mut [Track<'_>],
     inputs: Inputs<'_>,
     mut importance: Option<&mut ImportanceGatherer>,
-    precision: Precision,
+    journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<Vec<Outcome>, Error> {
     let plans: Vec<&Plan> = tracks.iter().map(|track| track.plan).collect();
-    let (mut gradients, mut streams) = match inputs {
-        Inputs::Windows(windows) => (
-            gradients::gather(model, source, &plans, windows, precision, progress)?,
-            Some(Streams::start(model, source, &plans, windows, importance.is_some(), precision)?),
-        ),
-        // Without text there is no gradient either.
-        Inputs::MeanSquares(_) => (Gradients::default(), None),
-    };
     let mut outcomes: Vec<Outcome> = tracks.iter().map(|_| Outcome::default()).collect();
+    // Rounded again where a run goes on: that is soon done.
     for (track, outcome) in tracks.iter_mut().zip(&mut outcomes) {
         track.quantize_outer(&model.embedding_linear(), model, source, None, outcome, progress)?;
     }
-    progress.phase("quantizing", model.layers.len());
-    for layer in &model.layers {
+    restore(model, tracks, &mut outcomes, importance.as_deref_mut(), journal, progress)?;
+    let left = &model.layers[journal.layers()..];
+    let sees_head_input = plans.iter().any(|plan| outer::sees_head_input(plan, model));
+    // Without text there is no gradient either.
+    let (mut gradients, mut streams) = (None, None);
+    if let Inputs::Windows(windows, precision) = inputs {
+        if !left.is_empty() {
+            gradients =
+                Some(gradients::gather(model, source, &plans, windows, precision, journal, progress)?);
+        }
+        if !left.is_empty() || sees_head_input {
+            let shown = importance.is_some();
+            streams = Some(Streams::start(model, source, &plans, windows, shown, precision, journal)?);
+        }
+    }
+    progress.phase("quantizing", left.len());
+    for layer in left {
+        let mut entry = journal.begin_layer(layer, tracks.len())?;
+        let gradients = gradients.as_ref().map(|kept| LayerGradients::read(kept, layer)).transpose()?;
+        let gradients = gradients.unwrap_or_default();
         let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
         let mut experts: Vec<LayerExperts> = tracks.iter().map(|_| LayerExperts::default()).collect();
         for (place, stage) in layer.stages.iter().enumerate() {
@@ -103,13 +116,12 @@ pub(crate) fn quantize_layers(
                 weights.fetch(layer, stage.part(), source).map_err(Error::from_source)?;
             }
             // Nothing is behind the last stage that its output would be seen by.
-            let last = layer.index + 1 == model.layers.len()
-                && place + 1 == layer.stages.len()
-                && !plans.iter().any(|plan| outer::sees_head_input(plan, model));
+            let last =
+                layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len() && !sees_head_input;
             // Until a track solves this stage, its linears are the original's.
             let original = &quantized[0];
             if let (Some(streams), Some(importance)) = (&streams, &mut importance) {
-                importance.gather(streams, layer, place, original);
+                importance.gather(streams, layer, place, original)?;
             }
             let mut all_seen = Vec::with_capacity(tracks.len());
             for (number, track) in tracks.iter().enumerate() {
@@ -124,30 +136,39 @@ pub(crate) fn quantize_layers(
                         observe(track.plan, place, original, streams, &gradients, sent)?
                     }
                     (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
-                    (None, Inputs::Windows(_)) => {
+                    (None, Inputs::Windows(..)) => {
                         return Err(Error::Internal("no stream was started".to_owned()));
                     }
                 });
             }
             if let Some(streams) = streams.as_mut().filter(|_| !last) {
-                streams.advance_original(layer, place, original)?;
+                streams.advance_original(layer, place, original, journal)?;
             }
             for (number, (track, seen)) in tracks.iter_mut().zip(all_seen).enumerate() {
                 let weights = &mut quantized[number];
                 for linear in &stage.linears {
                     go_on(progress)?;
                     let output = gradients.output_hessian(linear);
-                    track.quantize(linear, weights, &seen, output, &mut outcomes[number], progress)?;
+                    let (outcome, entry) = (&mut outcomes[number], (&mut entry, number));
+                    track.quantize(linear, weights, &seen, output, outcome, entry, progress)?;
                 }
                 if let Some(streams) = streams.as_mut().filter(|_| !last) {
-                    streams.advance_quantized(number, layer, place, weights)?;
+                    streams.advance_quantized(number, layer, place, weights, journal)?;
                 }
             }
-            stage.linears.iter().for_each(|linear| gradients.forget(linear));
             if let (Part::Expert(_), StageInput::MlpOutput) = (stage.part(), stage.input) {
                 quantized.iter_mut().for_each(|weights| weights.release(stage.part()));
             }
         }
+        if let Some(importance) = &importance {
+            entry.importance(importance.of_layer(layer));
+        }
+        for (number, outcome) in outcomes.iter().enumerate() {
+            let first = outcome.coverage.partition_point(|expert| expert.layer < layer.index);
+            entry.experts(number, &outcome.coverage[first..]);
+        }
+        let states = streams.as_mut().map(Streams::sync).transpose()?.unwrap_or_default();
+        journal.end_layer(entry, states)?;
         progress.step(&outcomes.last().map_or_else(String::new, Outcome::last_loss));
     }
     progress.finish();
@@ -155,17 +176,57 @@ pub(crate) fn quantize_layers(
         let streams = streams.as_ref().map(|streams| (streams, number));
         track.quantize_outer(&model.head_linear(), model, source, streams, outcome, progress)?;
     }
-    drop((streams, gradients));
-    for (track, outcome) in tracks.iter_mut().zip(&mut outcomes) {
-        if let Inputs::Windows(windows) = inputs {
+    drop(streams);
+    for (number, (track, outcome)) in tracks.iter_mut().zip(&mut outcomes).enumerate() {
+        if let Inputs::Windows(windows, _) = inputs {
+            let waiting = &mut track.waiting;
+            let journal = (&mut *journal, number);
             outcome.learned =
-                scales::learn(model, source, windows, track.scale_passes, &mut track.waiting, progress)?;
+                scales::learn(model, source, windows, track.scale_passes, waiting, journal, progress)?;
         }
         for Solved { linear, tensor } in std::mem::take(&mut track.waiting) {
             track.write(&linear, &tensor, outcome)?;
         }
     }
     Ok(outcomes)
+}
+
+/// Takes over the layers that the journal has.
+fn restore(
+    model: &Model,
+    tracks: &mut [Track<'_>],
+    outcomes: &mut [Outcome],
+    mut importance: Option<&mut ImportanceGatherer>,
+    journal: &Journal,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    journal.demand_at_most(model.layers.len())?;
+    for layer in &model.layers[..journal.layers()] {
+        let restored = journal.layer(model, layer.index, tracks.len(), importance.as_deref_mut())?;
+        for ((track, outcome), restored) in tracks.iter_mut().zip(outcomes.iter_mut()).zip(restored) {
+            let Restored { solutions, adapters, rows, notes, experts } = restored;
+            let linears = || layer.stages.iter().flat_map(|stage| &stage.linears);
+            let find = |name: &str| {
+                let known = linears().find(|linear| linear.name == name);
+                known.ok_or_else(|| Error::Internal(format!("the journal has `{name}`, the layer does not")))
+            };
+            for (name, tensor) in solutions {
+                track.keep_or_write(find(&name)?, tensor, outcome)?;
+            }
+            for (name, adapter) in adapters {
+                if let Some(writer) = &mut track.adapters {
+                    writer.put(find(&name)?, &adapter)?;
+                }
+            }
+            let downgrades: Vec<String> = rows.iter().filter_map(|row| row.downgrade.clone()).collect();
+            demand_as_asked(track.plan.strict, &downgrades)?;
+            downgrades.iter().for_each(|note| progress.warn(note));
+            outcome.rows.extend(rows);
+            outcome.coverage.extend(experts);
+            outcome.notes.extend(notes);
+        }
+    }
+    Ok(())
 }
 
 impl<'t> Track<'t> {
@@ -175,6 +236,7 @@ impl<'t> Track<'t> {
     }
 
     /// Solves a linear, writes the solution, and puts its values in the weight's place.
+    #[expect(clippy::too_many_arguments, reason = "what is known of a linear, and where all of it goes")]
     fn quantize(
         &mut self,
         linear: &Linear,
@@ -182,23 +244,41 @@ impl<'t> Track<'t> {
         seen: &StageStatistics,
         output: Option<&OutputHessian>,
         outcome: &mut Outcome,
+        (entry, number): (&mut LayerEntry, usize),
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let Some(scheme) = self.plan.scheme(linear) else { return Ok(()) };
         let solution = solve(self.plan, linear, scheme, weights, seen, output)?;
         let left = match &mut self.adapters {
             None => None,
-            Some(adapters) => Some(recover(self.plan, linear, &solution, weights, seen, adapters)?),
+            Some(adapters) => {
+                let (adapter, left) = recover(self.plan, linear, &solution, weights, seen, adapters)?;
+                entry.adapter(number, &linear.name, &adapter)?;
+                Some(left)
+            }
         };
+        let told = outcome.notes.len();
         outcome.add(self.plan, linear, &solution, left, progress);
         let downgrade = outcome.rows.last().and_then(|row| row.downgrade.clone());
         demand_as_asked(self.plan.strict, downgrade.as_slice())?;
+        entry.solution(number, &linear.name, &solution.tensor)?;
+        entry.told(number, outcome.rows.last(), &outcome.notes[told..]);
         weights.replace(linear.id.slot(), solution.tensor.dequantize());
+        self.keep_or_write(linear, solution.tensor, outcome)
+    }
+
+    /// Writes a solution, unless its scales are still to learn.
+    fn keep_or_write(
+        &mut self,
+        linear: &Linear,
+        tensor: QuantizedTensor,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
         if self.scale_passes > 0 {
-            self.waiting.push(Solved { linear: linear.clone(), tensor: solution.tensor });
+            self.waiting.push(Solved { linear: linear.clone(), tensor });
             Ok(())
         } else {
-            self.write(linear, &solution.tensor, outcome)
+            self.write(linear, &tensor, outcome)
         }
     }
 
@@ -257,7 +337,7 @@ fn observe(
     Place { layer, stage: place, track }: Place<'_>,
     weights: &LayerWeights,
     streams: &Streams<'_>,
-    gradients: &Gradients,
+    gradients: &LayerGradients,
     sent: Option<Sent>,
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
@@ -270,7 +350,7 @@ fn observe(
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
     let (windows, precision) = (streams.windows(), streams.precision());
     StageStatistics::gather(stage, &settings, &unsolved, windows, sent, precision, |see| {
-        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(layer, place), see)
+        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), see)
     })
 }
 
@@ -293,8 +373,8 @@ fn solve(
     }
 }
 
-/// Writes the best correction of what the solution lacks; returns the relative loss that is left with it. Nothing else sees it: the output
-/// stands without the adapter.
+/// Writes the best correction of what the solution lacks; returns it as stored, and the relative loss that is left with it. Nothing else
+/// sees it: the output stands without the adapter.
 fn recover(
     plan: &Plan,
     linear: &Linear,
@@ -302,7 +382,7 @@ fn recover(
     weights: &LayerWeights,
     seen: &StageStatistics,
     adapters: &mut AdapterWriter,
-) -> Result<f64, Error> {
+) -> Result<(Adapter, f64), Error> {
     let hessian = seen.prepared(&plan.treatment(linear).settings);
     let weight = dense(weights, linear)?;
     let target = hessian.map_or_else(|| weight.to_owned(), |hessian| hessian.target(weight));
@@ -312,7 +392,7 @@ fn recover(
     let adapter = adapters.put(linear, &adapter)?;
     let left = total_loss((errors - adapter.product()).view(), hessian);
     let whole = total_loss(target.view(), hessian);
-    Ok(if whole > 0.0 { left / whole } else { 0.0 })
+    Ok((adapter, if whole > 0.0 { left / whole } else { 0.0 }))
 }
 
 /// The solver of a treatment.
@@ -385,7 +465,7 @@ impl Outcome {
             shape: [linear.out_features, linear.in_features],
             bits: scheme.bits.get(),
             group_size,
-            granularity,
+            granularity: granularity.to_owned(),
             symmetric: scheme.symmetry == Symmetry::Symmetric,
             solver: treatment.solver.to_owned(),
             relative_loss: report.relative_loss,

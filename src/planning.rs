@@ -184,7 +184,8 @@ fn model_plan(
         notes.extend(options.note.clone());
         if calibrate {
             let windows = calibration_windows(source, job, progress)?;
-            let (widths, allocation) = options.choose(&source.model, source, &made, &windows, progress)?;
+            let (widths, allocation) =
+                options.choose(&source.model, source, &made, &windows, None, progress)?;
             made = made.with_widths(&widths)?;
             predicted_kl = Some(allocation.predicted_kl);
         } else {

@@ -24,6 +24,8 @@ pub trait Progress: Sync {
     fn at(&self, _place: &str) {}
     /// Something that the user should know even if all goes well.
     fn warn(&self, message: &str);
+    /// Something that the user may want to know.
+    fn note(&self, _message: &str) {}
     /// Whether the work is to end early: asked between its pieces, which then fail with [`Error::Interrupted`].
     fn interrupted(&self) -> bool {
         false
@@ -276,6 +278,17 @@ impl Progress for Terminal {
             (Some(bar), ..) => bar.suspend(|| eprintln!("warning: {}", printable(message))),
             (_, _, LogFormat::Json) => say(&json!({"event": "warning", "message": message})),
             (_, _, LogFormat::Text) => eprintln!("warning: {}", printable(message)),
+        }
+    }
+
+    fn note(&self, message: &str) {
+        let current = self.current();
+        let bar = current.as_ref().and_then(|phase| phase.bar.as_ref());
+        match (bar, self.verbosity, self.format) {
+            (_, Verbosity::Quiet, _) => {}
+            (Some(bar), ..) => bar.suspend(|| eprintln!("{message}")),
+            (_, _, LogFormat::Json) => say(&json!({"event": "note", "message": message})),
+            (_, _, LogFormat::Text) => eprintln!("{message}"),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::experts;
 use crate::hub;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Budget, Calibration, QuantizeJob, Text};
+use crate::journal::{Fingerprint, Journal};
 use crate::outputs::{FinishedOutput, OpenOutput};
 use crate::pipeline::{self, Inputs, Track};
 use crate::plan::{Plan, demand_as_asked, quantized_source};
@@ -30,22 +31,48 @@ use crate::transformed;
 /// Quantizes a checkpoint: everything the command does, without a terminal. One report for each target, in their order.
 ///
 /// Targets whose linears have the same grids share one solve; every further grid is another track with a quantized stream of its own. Text,
-/// gradients and the original's stream are shared by all.
+/// gradients and the original's stream are shared by all. What is done is in a journal beside the output, from which the same job goes on.
 ///
 /// # Errors
-/// Whatever keeps the job from being done; nothing half-written stays. Outputs that were written and verified stay even if measuring
-/// them fails.
+/// Whatever keeps the job from being done; nothing half-written stays but the journal. Outputs that were written and verified stay even if
+/// measuring them fails.
 pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report>, Error> {
+    demand_wanted(job)?;
+    let mut journal = Journal::claim(job)?;
+    match quantize_from(job, &mut journal, progress) {
+        Err(Error::Interrupted) if journal.holds_anything() => {
+            Err(Error::InterruptedWithJournal { path: journal.place().to_owned() })
+        }
+        Ok(reports) => {
+            journal.remove()?;
+            Ok(reports)
+        }
+        Err(error) => {
+            if error.is_of_the_job() && journal.layers() == 0 {
+                // The same command would fail again, and another one is not to be told of this one.
+                journal.forget();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Goes on from the journal.
+fn quantize_from(
+    job: &QuantizeJob,
+    journal: &mut Journal,
+    progress: &dyn Progress,
+) -> Result<Vec<Report>, Error> {
     let watch = Stopwatch::start();
     let mut phases = Phases::start();
     let places = job.places();
-    demand_places(job, &places)?;
+    demand_places(job, &places, journal)?;
     demand_apart(job)?;
     let importance =
         job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
     let source = StoredModel::open_source(&hub::model_directory(&job.model, progress)?)?;
     quantized_source(&source).iter().for_each(|note| progress.warn(note));
-    let stamp = source.checkpoint.stamp()?;
+    journal.watch(source.checkpoint.stamp()?);
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
     requirements::demand_known(job, &plans)?;
@@ -63,9 +90,16 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         )
     };
     let known = job.imatrix.as_deref().map(read).transpose()?.flatten();
+    journal.agree(&Fingerprint::of(job, &source, progress)?)?;
+    if journal.holds_anything() {
+        let (layers, of, path) = (journal.layers(), source.model.layers.len(), journal.place().display());
+        progress.note(&format!("going on from {path}: {layers} of {of} layers are done"));
+    }
     // Text is read first: an hour of work must not end at a misspelled file name.
     let gathers = options.is_some() || importance.is_some();
-    let texts = Texts::read(job, &source, &plans, known.as_ref(), gathers, &mut phases, progress)?;
+    let known_inputs = known.as_ref();
+    let told = (&mut phases, progress);
+    let texts = Texts::read(job, &source, &plans, known_inputs, gathers, journal, told)?;
 
     let transformed = transformed::of(&source, &plans[0], &texts.windows, progress)?;
     let model = transformed.as_ref().map_or(&source.model, Transformed::model);
@@ -75,7 +109,8 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
     let allocation = match options {
         None => None,
         Some(options) => {
-            let (widths, allocation) = options.choose(model, weights, &plans[0], &texts.windows, progress)?;
+            let (widths, allocation) =
+                options.choose(model, weights, &plans[0], &texts.windows, Some(&mut *journal), progress)?;
             let told = plans[0].downgrades.len();
             plans[0] = plans[0].clone().with_widths(&widths)?;
             plans[0].downgrades.iter().skip(told).for_each(|note| progress.warn(note));
@@ -86,10 +121,11 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         }
     };
 
-    let opened = plans
-        .iter()
-        .zip(&places)
-        .map(|(plan, place)| OpenOutput::begin(&source, transformed.as_ref(), plan, job, place));
+    // None for those that an earlier process put in their places.
+    let opened = plans.iter().zip(&places).map(|(plan, place)| match journal.placed(place) {
+        Some(_) => Ok(None),
+        None => OpenOutput::begin(&source, transformed.as_ref(), plan, job, place).map(Some),
+    });
     let mut outputs = opened.collect::<Result<Vec<_>, Error>>()?;
     let groups = groups(&plans);
     // An adapter corrects what the solver left.
@@ -98,22 +134,16 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         groups.iter().map(|group| Track::new(&plans[group[0]], scale_passes)).collect();
     for (number, output) in outputs.iter_mut().enumerate() {
         let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
-        let (writer, adapters) = output.sinks();
-        tracks[track].writers.push(writer);
-        tracks[track].adapters = adapters;
+        if let Some((writer, adapters)) = output.as_mut().map(OpenOutput::sinks) {
+            tracks[track].writers.push(writer);
+            tracks[track].adapters = adapters;
+        }
     }
     let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
     let precision = precision::settle(&plans);
-    let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows), Inputs::MeanSquares);
-    let outcomes = pipeline::quantize_layers(
-        model,
-        weights,
-        &mut tracks,
-        inputs,
-        gathered.as_mut(),
-        precision,
-        progress,
-    )?;
+    let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows, precision), Inputs::MeanSquares);
+    let outcomes =
+        pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), journal, progress)?;
     drop(tracks);
     drop(texts.windows);
     for outcome in &outcomes {
@@ -125,19 +155,26 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
         let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
         &outcomes[track]
     };
-    let closed = outputs.into_iter().zip(&plans).enumerate().map(|(number, (output, plan))| {
+    let card_of = |plan: &Plan| {
         let texts = texts.calibration.iter().chain(&texts.own).filter(|_| plan.solves_with_data());
         let origin = Origin::Quantized { recipe: &job.recipe.name, texts: texts.collect() };
-        let format = plan.format.id();
-        let card = Card::new(&source, &source.path, format, &origin, &plan.linears, &plan.runtimes);
-        output.finish(outcome_of(number), job.budget, card)
+        Card::new(&source, &source.path, plan.format.id(), &origin, &plan.linears, &plan.runtimes)
+    };
+    let closed = outputs.into_iter().zip(&plans).enumerate().map(|(number, (output, plan))| {
+        output.map(|output| output.finish(outcome_of(number), job.budget, card_of(plan))).transpose()
     });
     let closed = closed.collect::<Result<Vec<_>, Error>>()?;
-    source.checkpoint.demand_unchanged(&stamp)?;
+    journal.demand_unchanged()?;
     phases.end("quantizing");
     // One after the other: what is verified stands in its place, whatever becomes of the next.
-    let finished = closed.into_iter().map(|output| output.verify(progress)?.commit());
-    let finished: Vec<FinishedOutput> = finished.collect::<Result<_, Error>>()?;
+    let mut finished = Vec::with_capacity(closed.len());
+    for ((output, plan), place) in closed.into_iter().zip(&plans).zip(&places) {
+        finished.push(match (output, journal.placed(place)) {
+            (Some(output), _) => output.verify(progress)?.commit_noted(journal)?,
+            (None, Some(placed)) => FinishedOutput::standing(place, placed, card_of(plan), progress)?,
+            (None, None) => return Err(Error::Internal(format!("{} is gone", place.display()))),
+        });
+    }
     if let (Some(file), Some(gathered), Some(text)) = (importance, gathered, &texts.calibration) {
         file.write(gathered, &text.with(texts.own.as_ref()))?;
     }
@@ -225,9 +262,16 @@ fn groups(plans: &[Plan]) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Outputs must be wanted, apart from each other, and where they may be.
-fn demand_places(job: &QuantizeJob, places: &[PathBuf]) -> Result<(), Error> {
+/// Outputs must be where they may be, unless this run put them there itself.
+fn demand_places(job: &QuantizeJob, places: &[PathBuf], journal: &Journal) -> Result<(), Error> {
+    let mut others = places.iter().filter(|place| journal.placed(place).is_none());
+    Ok(others.try_for_each(|place| OutputDirectory::check(place, job.force))?)
+}
+
+/// Outputs must be wanted, and each once.
+fn demand_wanted(job: &QuantizeJob) -> Result<(), Error> {
     let refuse = |flag, problem: &str| Err(Error::Argument { flag, problem: problem.to_owned() });
+    let places = job.places();
     if places.is_empty() {
         return refuse("--to", "expected a format, found none");
     }
@@ -235,7 +279,6 @@ fn demand_places(job: &QuantizeJob, places: &[PathBuf]) -> Result<(), Error> {
         if places[..number].contains(place) {
             return refuse("--to", &format!("{} would be written twice", place.display()));
         }
-        OutputDirectory::check(place, job.force)?;
     }
     if places.len() > 1 {
         // Each of these is one target's: a bound on its size, what its solution lacks.

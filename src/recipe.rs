@@ -210,6 +210,29 @@ impl Recipe {
         Ok(Self { name: shown.to_owned(), base, transforms, own_text, scale_passes, products, rules })
     }
 
+    /// All of it, as names and values.
+    #[must_use]
+    pub fn description(&self) -> Vec<(String, String)> {
+        let mut description = Vec::new();
+        let mut open = vec![(String::new(), serde_json::to_value(&self.base).unwrap_or_default())];
+        while let Some((name, value)) = open.pop() {
+            match value {
+                serde_json::Value::Object(fields) => {
+                    let name = |key: String| if name.is_empty() { key } else { format!("{name}.{key}") };
+                    open.extend(fields.into_iter().rev().map(|(key, value)| (name(key), value)));
+                }
+                value => description.push((name, value.to_string())),
+            }
+        }
+        description.push(("transforms".to_owned(), format!("{:?}", self.transforms)));
+        description.push(("own_text".to_owned(), self.own_text.to_string()));
+        description.push(("scale_passes".to_owned(), self.scale_passes.to_string()));
+        description.push(("products".to_owned(), format!("{:?}", self.products).to_lowercase()));
+        let rules = self.rules.iter().enumerate();
+        description.extend(rules.map(|(number, rule)| (format!("rule {}", number + 1), format!("{rule:?}"))));
+        description
+    }
+
     /// What `linear` gets.
     #[must_use]
     pub fn treatment(&self, linear: &Linear) -> Treatment {

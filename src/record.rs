@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use formats::side_files::CARD;
 use formats::{FormatsError, files};
 use ndarray::ArrayView2;
 use quantizer::scheme::Scheme;
@@ -81,6 +82,18 @@ impl Record {
             Err(error) => return Err(error.into()),
         };
         serde_json::from_slice(&text).map_err(|e| Error::Json { path, problem: e.to_string() })
+    }
+
+    /// Digest of all that it says but of files that tell about the output, and are written again once it was measured: the same for one
+    /// output from its first record to its last.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub(crate) fn identity(&self) -> Result<String, Error> {
+        let mut rest = Self { dated: Vec::new(), ..self.clone() };
+        rest.files.remove(CARD);
+        let json = serde_json::to_vec(&rest).map_err(|error| Error::Internal(error.to_string()))?;
+        Ok(bytes_digest(&json))
     }
 
     /// Writes OUT/quantc.json.
@@ -175,6 +188,11 @@ pub fn file_names(directory: &Path) -> Result<Vec<String>, Error> {
 }
 
 impl FileRecord {
+    /// Of a file that has these bytes.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, sha256: bytes_digest(bytes) }
+    }
+
     /// Reads and hashes a file, a part at a time.
     ///
     /// # Errors

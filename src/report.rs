@@ -3,7 +3,7 @@
 use calibration::transforms::Transform;
 use quantizer::Shares;
 use quantizer::guard::held_out::HeldOutLoss;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::choices::ChoicesReport;
 use crate::experts::ExpertCoverage;
@@ -120,7 +120,7 @@ pub struct ImatrixSummary {
 }
 
 /// An adapter that was written beside the output.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct AdapterSummary {
     /// Rank of each correction.
     pub rank: usize,
@@ -215,7 +215,7 @@ pub struct Size {
 }
 
 /// One quantized linear.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinearRow {
     /// Module path.
     pub name: String,
@@ -226,7 +226,7 @@ pub struct LinearRow {
     /// Columns that share a scale; none: the whole row or matrix.
     pub group_size: Option<usize>,
     /// `tensor`, `channel` or `group`.
-    pub granularity: &'static str,
+    pub granularity: String,
     /// Whether zero points are fixed.
     pub symmetric: bool,
     /// Name of the solver.

@@ -16,8 +16,9 @@
 //! the residual streams before all layers, and for each token of all windows the original's last one.
 
 use calibration::CalibrationError;
+use calibration::activations::History;
 use calibration::backward::{Backward, Head, LinearVisit, Visit};
-use calibration::forward::Forward;
+use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, LinearOperator, Linears, OuterWeights, SourceError, WeightSource};
 use model::linear::Linear;
 use model::{Layer, Model};
@@ -25,10 +26,11 @@ use ndarray::{Array2, ArrayView2};
 use quantizer::scheme::{ScaleDtype, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::gradients::head;
+use crate::journal::Journal;
 use crate::progress::{Progress, go_on};
 
 /// Windows that are learned from and judged on, spread evenly over the calibration text.
@@ -49,7 +51,7 @@ pub(crate) struct Solved {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LearnedScales {
     /// Windows that were learned from.
     pub windows: usize,
@@ -61,6 +63,24 @@ pub struct LearnedScales {
     pub after: f64,
 }
 
+/// How far scales have learned, for the journal: after a pass, or when it is `done`.
+pub(crate) struct Learning {
+    pub(crate) done: Option<LearnedScales>,
+    /// Steps taken.
+    pub(crate) step: usize,
+    /// One for each linear.
+    pub(crate) pupils: Vec<PupilState>,
+}
+
+/// What a linear's scales are in the middle of: unrounded scales, and Adam's means; `[rows, groups]` as stored. When it is done: the
+/// scales that stand.
+#[derive(Clone)]
+pub(crate) struct PupilState {
+    pub(crate) scales: Array2<f32>,
+    pub(crate) mean: Array2<f32>,
+    pub(crate) square: Array2<f32>,
+}
+
 /// Lets the scales of `solved` learn for so many passes over the windows; none where too few windows are there to hold one out.
 pub(crate) fn learn(
     model: &Model,
@@ -68,6 +88,7 @@ pub(crate) fn learn(
     windows: &[Vec<u32>],
     passes: usize,
     solved: &mut [Solved],
+    (journal, track): (&mut Journal, usize),
     progress: &dyn Progress,
 ) -> Result<Option<LearnedScales>, Error> {
     let count = windows.len().min(WINDOWS);
@@ -75,6 +96,13 @@ pub(crate) fn learn(
     let is_held_out = |index: usize| (index + 1).is_multiple_of(count.min(HELD_OUT));
     if passes == 0 || count < 2 || !solved.iter().any(Solved::learns) {
         return Ok(None);
+    }
+    let earlier = journal.learning(track)?.filter(|earlier| earlier.pupils.len() == solved.len());
+    if let Some(Learning { done: Some(done), pupils, .. }) = &earlier {
+        for (solved, pupil) in solved.iter_mut().zip(pupils) {
+            solved.set_scales(pupil.scales.clone())?;
+        }
+        return Ok(Some(*done));
     }
     let tokens = chosen.iter().map(|window| window.len()).max().unwrap_or(0);
     let school = School {
@@ -86,7 +114,7 @@ pub(crate) fn learn(
     };
     let mut lessons = Vec::with_capacity(count);
     for batch in chosen.chunks(BATCH) {
-        let hidden = school.run(batch, &[], &mut |_| ())?;
+        let hidden = school.run(batch, &[], None)?;
         lessons.extend(batch.iter().zip(hidden).map(|(tokens, teacher)| Lesson { tokens, teacher }));
     }
     let (mut learned_from, mut held_out) = (Vec::new(), Vec::new());
@@ -94,12 +122,21 @@ pub(crate) fn learn(
         if is_held_out(index) { held_out.push(lesson) } else { learned_from.push(lesson) }
     }
     let before = school.divergence(&held_out, solved)?;
-    let steps = passes * learned_from.len().div_ceil(BATCH);
+    let steps_of_pass = learned_from.len().div_ceil(BATCH);
+    let steps = passes * steps_of_pass;
     progress.phase("learning scales", steps);
     let original: Vec<Array2<f32>> = solved.iter().map(|solved| solved.tensor.scales().to_owned()).collect();
-    let mut pupils: Vec<Pupil> = solved.iter().map(Pupil::new).collect();
+    let (mut pupils, taken) = match earlier {
+        None => (solved.iter().map(PupilState::new).collect::<Vec<_>>(), 0),
+        Some(Learning { pupils, step, .. }) => (pupils, step),
+    };
+    if taken > 0 {
+        for (solved, pupil) in solved.iter_mut().zip(&pupils) {
+            solved.set_scales(pupil.scales.clone())?;
+        }
+    }
     let batches = (0..passes).flat_map(|_| learned_from.chunks(BATCH));
-    for (step, batch) in batches.enumerate() {
+    for (step, batch) in batches.enumerate().skip(taken) {
         go_on(progress)?;
         let gradients = school.gradients(batch, solved)?;
         let rate = RATE * (steps - step) as f32 / steps as f32;
@@ -107,6 +144,9 @@ pub(crate) fn learn(
             if let Some(gradient) = gradient {
                 solved.set_scales(pupil.step(gradient, rate, step + 1))?;
             }
+        }
+        if (step + 1).is_multiple_of(steps_of_pass) {
+            journal.keep_learning(track, &Learning { done: None, step: step + 1, pupils: pupils.clone() })?;
         }
         progress.step("");
     }
@@ -117,7 +157,10 @@ pub(crate) fn learn(
             solved.set_scales(scales)?;
         }
     }
-    Ok(Some(LearnedScales { windows: learned_from.len(), held_out: held_out.len(), before, after }))
+    let done = LearnedScales { windows: learned_from.len(), held_out: held_out.len(), before, after };
+    let pupils = solved.iter().map(PupilState::new).collect();
+    journal.keep_learning(track, &Learning { done: Some(done), step: steps, pupils })?;
+    Ok(Some(done))
 }
 
 /// A window, and the original's residual stream behind the last layer.
@@ -126,14 +169,7 @@ struct Lesson<'w> {
     teacher: Array2<f32>,
 }
 
-/// The unrounded scales of one linear, and Adam's means; `[rows, groups]` as stored.
-struct Pupil {
-    scales: Array2<f32>,
-    mean: Array2<f32>,
-    square: Array2<f32>,
-}
-
-impl Pupil {
+impl PupilState {
     fn new(solved: &Solved) -> Self {
         let scales = solved.tensor.scales().to_owned();
         let zeros = Array2::zeros(scales.dim());
@@ -255,19 +291,21 @@ impl WeightSource for Pupils<'_> {
 }
 
 impl School<'_> {
-    /// The residual streams behind the last layer; `before` is shown those before each.
+    /// The residual streams behind the last layer; `before` takes those before each.
     fn run(
         &self,
         windows: &[&Vec<u32>],
         solved: &[Solved],
-        before: &mut dyn FnMut(Vec<Array2<f32>>),
+        mut before: Option<&mut History>,
     ) -> Result<Vec<Array2<f32>>, Error> {
         let embed =
             |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         let pupils = Pupils { source: self.source, solved };
         for layer in &self.model.layers {
-            before(states.iter().map(|state| state.hidden().to_owned()).collect());
+            if let Some(before) = &mut before {
+                before.push(states.iter().map(WindowState::hidden))?;
+            }
             self.forward.advance_windows(layer, &pupils, &mut states).map_err(Error::from_source)?;
         }
         match states.iter().position(|state| !state.is_finite()) {
@@ -294,7 +332,7 @@ impl School<'_> {
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in lessons.chunks(BATCH) {
             let windows: Vec<_> = batch.iter().map(|lesson| lesson.tokens).collect();
-            let hidden = self.run(&windows, solved, &mut |_| ())?;
+            let hidden = self.run(&windows, solved, None)?;
             sum += self.judge(batch, &hidden).iter().map(|(sum, _)| sum).sum::<f64>();
             tokens += windows.iter().map(|window| window.len()).sum::<usize>();
         }
@@ -308,15 +346,15 @@ impl School<'_> {
         solved: &[Solved],
     ) -> Result<Vec<Option<Array2<f32>>>, Error> {
         let windows: Vec<_> = lessons.iter().map(|lesson| lesson.tokens).collect();
-        let mut before = Vec::with_capacity(self.model.layers.len());
-        let hidden = self.run(&windows, solved, &mut |states| before.push(states))?;
+        let mut before = History::new(None);
+        let hidden = self.run(&windows, solved, Some(&mut before))?;
         let mut gradients: Vec<Array2<f32>> =
             self.judge(lessons, &hidden).into_iter().map(|(_, gradient)| gradient).collect();
         let mut found: Vec<Option<Array2<f32>>> = solved.iter().map(|_| None).collect();
         let backward = Backward::new(&self.forward);
         let pupils = Pupils { source: self.source, solved };
         for layer in self.model.layers.iter().rev() {
-            let inputs = before.pop().unwrap_or_default();
+            let inputs = before.pop()?;
             let mut parts: Vec<Vec<(usize, Array2<f32>)>> = inputs.iter().map(|_| Vec::new()).collect();
             let see = |parts: &mut Vec<(usize, Array2<f32>)>, visit: Visit<'_>| {
                 if let Visit::Linear(linear) = visit {
@@ -406,7 +444,7 @@ mod tests {
     fn steps_go_down_the_gradient_by_a_share_and_keep_the_sign() {
         let solved = solved(Granularity::PerChannel);
         let before = solved.tensor.scales().to_owned();
-        let mut pupil = Pupil::new(&solved);
+        let mut pupil = PupilState::new(&solved);
         let gradient = ndarray::array![[2.0_f32], [-1e-6], [0.0]];
         let after = pupil.step(&gradient, 0.1, 1);
         let expected = ndarray::array![[0.9_f32], [1.1], [1.0]] * &before;

@@ -2,11 +2,12 @@
 //!
 //! The equations are [`quantizer::allocate`]'s. A stage's linears are solved at every width, without the refinements of the recipe, which lower
 //! all losses by similar shares; the solutions' errors are projected on the gradients of windows that were not solved on, since a solution's
-//! error on its own tokens is too small where tokens are few. Residual streams of all layers are held for as many tokens as [`MOST_TOKENS`].
+//! error on its own tokens is too small where tokens are few. Residual streams of all layers are kept for as many tokens as [`MOST_TOKENS`].
 
 use std::collections::BTreeMap;
 
 use calibration::CalibrationError;
+use calibration::activations::History;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
@@ -52,10 +53,10 @@ pub(crate) fn weigh(
     let embed = |tokens: &&Vec<u32>| forward.embed(source, tokens, 0).map_err(Error::from_source);
     let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
     // The residual stream before each layer, of each window.
-    let mut inputs: Vec<Vec<Array2<f32>>> = Vec::with_capacity(layers.len());
+    let mut inputs = History::new(None);
     for layer in layers {
         go_on(progress)?;
-        inputs.push(states.iter().map(|state| state.hidden().to_owned()).collect());
+        inputs.push(states.iter().map(WindowState::hidden))?;
         forward.advance_windows(layer, source, &mut states).map_err(Error::from_source)?;
         if let Some(window) = states.iter().position(|state| !state.is_finite()) {
             let place = format!("layer {}", layer.index);
@@ -72,7 +73,7 @@ pub(crate) fn weigh(
     for layer in layers.iter().rev() {
         go_on(progress)?;
         let weights = source.layer(layer).map_err(Error::from_source)?;
-        let inputs = inputs.pop().unwrap_or_default();
+        let inputs = inputs.pop()?;
         let passed: Vec<Passed> = projected
             .par_iter()
             .zip(&mut gradients)

@@ -1,25 +1,30 @@
 //! The hidden states of all calibration windows: of the model as each track quantizes it and, where errors are propagated, of the original,
 //! which the tracks share.
 
-use calibration::forward::{Forward, WindowState};
+use std::sync::Arc;
+
+use calibration::CalibrationError;
+use calibration::activations::{Activations, Room, Space};
+use calibration::forward::Forward;
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
 use kernels::bf16::Precision;
 use model::graph::StageInput;
 use model::linear::Part;
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
-use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::journal::{Journal, StateFile, StreamSums};
 use crate::plan::Plan;
 
 /// Where every window is.
-#[derive(Debug)]
 pub(crate) struct Streams<'m> {
     forward: Forward<'m>,
     /// By track.
-    quantized: Vec<Vec<WindowState>>,
-    original: Option<Vec<WindowState>>,
+    quantized: Vec<Activations>,
+    original: Option<Activations>,
+    /// Files that the states behind the layer are written to, by stream, the original's last.
+    kept: Vec<Option<Arc<StateFile>>>,
     /// Of the products with linears.
     precision: Precision,
 }
@@ -39,7 +44,8 @@ pub(crate) struct Seen<'a> {
 pub(crate) type See<'s> = dyn FnMut(Seen<'_>) -> Result<(), Error> + 's;
 
 impl<'m> Streams<'m> {
-    /// Embeds the windows for a track of each plan. The original runs beside where its errors are made up for, or where it is `shown`.
+    /// The windows for a track of each plan: embedded, or as they are behind the last whole layer of the journal. The original runs beside where its
+    /// errors are made up for, or where it is `shown`.
     pub(crate) fn start(
         model: &'m Model,
         source: &dyn WeightSource,
@@ -47,15 +53,31 @@ impl<'m> Streams<'m> {
         windows: &[Vec<u32>],
         shown: bool,
         precision: Precision,
+        journal: &Journal,
     ) -> Result<Self, Error> {
-        let tokens = windows.iter().map(Vec::len).max().unwrap_or(0);
-        let forward = Forward::new(model, tokens);
-        let embed = |tokens: &Vec<u32>| forward.embed(source, tokens, 0).map_err(Error::from_source);
-        let embedded = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
+        let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
+        let forward = Forward::new(model, lengths.iter().copied().max().unwrap_or(0));
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
-        let original = beside.then(|| embedded.clone());
-        let quantized = vec![embedded; plans.len()];
-        Ok(Self { forward, quantized, original, precision })
+        let count = plans.len() + usize::from(beside);
+        let space = Space::unbounded;
+        let mut streams: Vec<Activations> = match journal.layers().checked_sub(1) {
+            None => {
+                let embed = |window: usize| forward.embed(source, &windows[window], 0);
+                let start = |_| Activations::start(&lengths, space(), embed).map_err(from_room);
+                (0..count).map(start).collect::<Result<_, Error>>()?
+            }
+            Some(layer) => {
+                let hidden = model.hyperparameters.hidden_size;
+                let restore = |file: StateFile| {
+                    let room: Arc<dyn Room> = Arc::new(file);
+                    Activations::restore(&lengths, hidden, space(), &room).map_err(from_room)
+                };
+                journal.states_behind(layer, count)?.into_iter().map(restore).collect::<Result<_, Error>>()?
+            }
+        };
+        let original = if beside { streams.pop() } else { None };
+        let kept = vec![None; count];
+        Ok(Self { forward, quantized: streams, original, kept, precision })
     }
 
     /// Of products with linears and of moments.
@@ -65,7 +87,7 @@ impl<'m> Streams<'m> {
 
     /// How many there are.
     pub(crate) fn windows(&self) -> usize {
-        self.quantized.first().map_or(0, Vec::len)
+        self.quantized.first().map_or(0, Activations::len)
     }
 
     /// What runs them.
@@ -74,24 +96,27 @@ impl<'m> Streams<'m> {
     }
 
     /// Tokens of a track that are sent to an expert of the layer whose attention was run last.
-    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> usize {
-        self.quantized[track].iter().map(|state| state.sent_to(expert)).sum()
+    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> Result<usize, Error> {
+        let stream = &self.quantized[track];
+        let sent = |window| Ok(stream.window(window).map_err(from_room)?.sent_to(expert));
+        (0..stream.len()).map(sent).sum()
     }
 
     /// The MLP's inputs of at most `most` tokens of a track, spread evenly, in a layer whose attention was run, `[tokens, hidden]`.
-    pub(crate) fn pooled_inputs(&self, track: usize, most: usize) -> Array2<f32> {
-        let states = &self.quantized[track];
-        let tokens: usize = states.iter().map(|state| state.hidden().nrows()).sum();
-        let step = tokens.div_ceil(most).max(1);
+    pub(crate) fn pooled_inputs(&self, track: usize, most: usize) -> Result<Array2<f32>, Error> {
+        let stream = &self.quantized[track];
+        let step = stream.tokens().div_ceil(most).max(1);
         let mut first = 0;
         let mut parts = Vec::new();
-        for input in states.iter().filter_map(WindowState::expert_inputs) {
+        for window in 0..stream.len() {
+            let state = stream.window(window).map_err(from_room)?;
+            let Some(input) = state.expert_inputs() else { continue };
             let taken: Vec<usize> = (first..input.nrows()).step_by(step).collect();
             parts.push(input.select(Axis(0), &taken));
             first = (first + step - input.nrows() % step) % step;
         }
         let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
-        ndarray::concatenate(Axis(0), &parts).unwrap_or_default()
+        Ok(ndarray::concatenate(Axis(0), &parts).unwrap_or_default())
     }
 
     /// Shows the input of a stage in a track, windows in order; with `roots`, by window, each token times its root.
@@ -104,11 +129,14 @@ impl<'m> Streams<'m> {
         roots: Option<&[Vec<f32>]>,
         see: &mut See<'_>,
     ) -> Result<(), Error> {
-        for (index, state) in self.quantized[track].iter().enumerate() {
-            let input = self.forward.stage_input(layer, stage, weights, state);
-            let original = self.original.as_ref().map(|states| {
-                (self.forward.stage_input(layer, stage, weights, &states[index]), states[index].hidden())
-            });
+        for index in 0..self.windows() {
+            let state = self.quantized[track].window(index).map_err(from_room)?;
+            let beside = self.original.as_ref().map(|original| original.window(index)).transpose();
+            let beside = beside.map_err(from_room)?;
+            let input = self.forward.stage_input(layer, stage, weights, &state);
+            let original = beside
+                .as_ref()
+                .map(|state| (self.forward.stage_input(layer, stage, weights, state), state.hidden()));
             let Some(roots) = roots else {
                 let original = original.as_ref().map(|(input, residual)| (input.view(), *residual));
                 see(Seen { input: input.view(), residual: state.hidden(), original })?;
@@ -130,10 +158,13 @@ impl<'m> Streams<'m> {
         stage: usize,
         weights: &LayerWeights,
         see: &mut dyn FnMut(ArrayView2<'_, f32>),
-    ) {
-        for state in self.original.iter().flatten() {
-            see(self.forward.stage_input(layer, stage, weights, state).view());
+    ) -> Result<(), Error> {
+        let Some(original) = &self.original else { return Ok(()) };
+        for index in 0..original.len() {
+            let state = original.window(index).map_err(from_room)?;
+            see(self.forward.stage_input(layer, stage, weights, &state).view());
         }
+        Ok(())
     }
 
     /// Shows what the head multiplies with in a track, `[tokens, embedding_size]`, windows in order, once all layers are done.
@@ -143,59 +174,80 @@ impl<'m> Streams<'m> {
         outer: &OuterWeights,
         see: &mut dyn FnMut(ArrayView2<'_, f32>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.quantized[track]
-            .iter()
-            .try_for_each(|state| see(self.forward.head_input(outer, state.hidden()).view()))
+        let stream = &self.quantized[track];
+        (0..stream.len()).try_for_each(|window| {
+            let state = stream.window(window).map_err(from_room)?;
+            see(self.forward.head_input(outer, state.hidden()).view())
+        })
     }
 
-    /// Applies the stage's original linears to the original stream.
+    /// Applies the stage's original linears to the original stream; behind a layer's last stage the journal keeps it.
     pub(crate) fn advance_original(
         &mut self,
         layer: &Layer,
         stage: usize,
         weights: &LayerWeights,
+        journal: &Journal,
     ) -> Result<(), Error> {
+        let number = self.quantized.len();
         match &mut self.original {
             None => Ok(()),
-            Some(states) => {
+            Some(stream) => {
                 let weights = weights.of_stage(&layer.stages[stage], self.precision);
-                advance(&self.forward, states, layer, stage, &weights)
+                let kept = advance(&self.forward, stream, layer, stage, &weights, (journal, number))?;
+                self.kept[number] = kept;
+                Ok(())
             }
         }
     }
 
-    /// Applies the stage's linears as a track quantized them to its stream.
+    /// Applies the stage's linears as a track quantized them to its stream; behind a layer's last stage the journal keeps it.
     pub(crate) fn advance_quantized(
         &mut self,
         track: usize,
         layer: &Layer,
         stage: usize,
         weights: &LayerWeights,
+        journal: &Journal,
     ) -> Result<(), Error> {
         let weights = weights.of_stage(&layer.stages[stage], self.precision);
-        advance(&self.forward, &mut self.quantized[track], layer, stage, &weights)
+        let stream = &mut self.quantized[track];
+        self.kept[track] = advance(&self.forward, stream, layer, stage, &weights, (journal, track))?;
+        Ok(())
+    }
+
+    /// Makes what the journal keeps of the streams durable; gives its checksums.
+    pub(crate) fn sync(&mut self) -> Result<Vec<StreamSums>, Error> {
+        self.kept.iter_mut().filter_map(Option::take).map(|file| file.sync()).collect()
     }
 }
 
+/// Advances a stream, and gives the file that it was kept in.
 fn advance(
     forward: &Forward<'_>,
-    states: &mut [WindowState],
+    stream: &mut Activations,
     layer: &Layer,
     stage: usize,
     weights: &LayerWeights,
-) -> Result<(), Error> {
-    states.par_iter_mut().for_each(|state| forward.advance(layer, stage, weights, state));
+    (journal, number): (&Journal, usize),
+) -> Result<Option<Arc<StateFile>>, Error> {
+    let ends = stage + 1 == layer.stages.len();
+    let file = ends.then(|| journal.states(layer.index, number)).transpose()?;
+    let room = file.clone().map(|file| file as Arc<dyn Room>);
     // Only what writes to the residual stream can spoil it; of many experts the last one's look is for all.
     let Stage { input, .. } = layer.stages[stage];
-    let expert = layer.stages[stage].part() != Part::Main && stage + 1 < layer.stages.len();
-    if expert || matches!(input, StageInput::AttentionInput | StageInput::MlpInput) {
-        return Ok(());
-    }
-    match states.par_iter().position_first(|state| !state.is_finite()) {
-        None => Ok(()),
-        Some(window) => {
-            let place = format!("layer {}", layer.index);
-            Err(calibration::CalibrationError::NotFinite { window, place }.into())
-        }
+    let expert = layer.stages[stage].part() != Part::Main && !ends;
+    let looks = !expert && !matches!(input, StageInput::AttentionInput | StageInput::MlpInput);
+    let place = looks.then(|| format!("layer {}", layer.index));
+    let step = |state: &mut _| forward.advance(layer, stage, weights, state);
+    stream.advance(place.as_deref(), room.as_ref(), step).map_err(from_room)?;
+    Ok(file)
+}
+
+/// The room's own error, where it is one of ours.
+fn from_room(error: CalibrationError) -> Error {
+    match error {
+        CalibrationError::Source(source) => Error::from_source(source),
+        other => other.into(),
     }
 }

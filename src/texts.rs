@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::expert_tokens;
 use crate::importance::MeanSquares;
 use crate::job::{Calibration, QuantizeJob, Text, WindowRequest};
+use crate::journal::Journal;
 use crate::own_text;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -38,8 +39,8 @@ impl Texts {
         plans: &[Plan],
         known: Option<&MeanSquares>,
         gathers: bool,
-        phases: &mut Phases,
-        progress: &dyn Progress,
+        journal: &mut Journal,
+        (phases, progress): (&mut Phases, &dyn Progress),
     ) -> Result<Self, Error> {
         let tokenizer = source.tokenizer()?;
         let mut texts =
@@ -51,7 +52,7 @@ impl Texts {
         }
         let needed = known.is_none() && plans.iter().any(Plan::needs_calibration) || gathers;
         if needed {
-            texts.read_calibration(job, source, tokenizer.as_ref(), phases, progress)?;
+            texts.read_calibration(job, source, tokenizer.as_ref(), journal, (&mut *phases, progress))?;
         } else {
             texts.explain_unread(job, known.is_some());
         }
@@ -67,8 +68,8 @@ impl Texts {
         job: &QuantizeJob,
         source: &StoredModel,
         tokenizer: Option<&TextTokenizer>,
-        phases: &mut Phases,
-        progress: &dyn Progress,
+        journal: &mut Journal,
+        (phases, progress): (&mut Phases, &dyn Progress),
     ) -> Result<(), Error> {
         let request = job.calibration_windows;
         let read = match &job.calibration {
@@ -80,7 +81,7 @@ impl Texts {
             Calibration::Own => {
                 phases.end("reading");
                 let samples = request.samples.saturating_mul(1 + job.recipe.own_text());
-                own_text::write(source, tokenizer, WindowRequest { samples, ..request }, progress)?
+                own_text::write(source, tokenizer, WindowRequest { samples, ..request }, journal, progress)?
             }
         };
         self.notes.extend(read.notes);
@@ -88,7 +89,8 @@ impl Texts {
         if job.recipe.own_text() > 0 && job.calibration != Calibration::Own {
             let samples = self.windows.len() * job.recipe.own_text();
             phases.end("reading");
-            let own = own_text::write(source, tokenizer, WindowRequest { samples, ..request }, progress)?;
+            let own =
+                own_text::write(source, tokenizer, WindowRequest { samples, ..request }, journal, progress)?;
             self.windows.extend(own.windows.tokens);
             self.own = Some(own.summary);
         }

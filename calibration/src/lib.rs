@@ -1,12 +1,13 @@
 //! What flows through the model: text, windows of tokens, hidden states, and how good the model is at predicting text.
 //!
-//! [`corpus`] turns text into windows with [`tokenizer`]; [`forward`] runs a described decoder layer in stages, and [`backward`] takes
+//! [`corpus`] turns text into windows with [`tokenizer`]; [`activations`] hold their hidden states; [`forward`] runs a described decoder layer in stages, and [`backward`] takes
 //! gradients back through it; [`generation`] lets a model write many texts, [`session`] one that others add to; [`transforms`] change weights and not what they compute;
 //! [`evaluation`] measures perplexity and divergence layer by layer. Weights come from a
 //! [`weights::WeightSource`]; this crate knows no file format.
 
 #![warn(clippy::unwrap_used)]
 
+pub mod activations;
 pub mod backward;
 mod chat;
 pub mod corpus;

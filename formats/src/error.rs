@@ -89,6 +89,12 @@ pub enum FormatsError {
         /// The output.
         path: PathBuf,
     },
+    /// A directory that another process works in.
+    #[error("{path}: another process of quantc is at work on this output")]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
     /// An output that would replace what quantc did not write.
     #[error("{path} is not replaced: {found}")]
     NotOurs {
@@ -121,6 +127,7 @@ impl FormatsError {
             Self::Truncated { .. } => {
                 Some("the download is not complete, or another file has its name: fetch it again")
             }
+            Self::Busy { .. } => Some("wait until it is done, or choose another output"),
             Self::Exists { .. } => Some("choose another output, or replace it with --force"),
             Self::NotOurs { .. } => {
                 Some("--force replaces outputs of quantc only; remove the directory yourself if it can go")

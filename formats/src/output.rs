@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-
 use crate::error::FormatsError;
+use crate::files::{self, OwnDirectory};
 
 /// The file that marks a directory as an output of ours.
 const RECORD: &str = "quantc.json";
@@ -15,64 +14,45 @@ const RECORD: &str = "quantc.json";
 pub struct OutputDirectory {
     target: PathBuf,
     parent: PathBuf,
-    staging: TempDir,
-    /// Held while the staging directory is in use, so that what a killed process left can be told from what a running one writes.
-    #[cfg(unix)]
-    _lock: fs::File,
+    staging: Staging,
     replace: bool,
 }
 
-/// Characters drawn for the name of a staging directory.
-const DRAWN: usize = 8;
+/// Where it is written: `.NAME.partial` beside its place, one for each place, so that two processes cannot write one output. What a killed
+/// process left there goes when the next one begins.
+#[derive(Debug)]
+struct Staging {
+    directory: OwnDirectory,
+    /// Whether it has become the output.
+    moved: bool,
+}
 
-/// Age from which a staging directory that nobody holds counts as left behind: longer than it takes from making one to holding it.
-#[cfg(unix)]
-const LEFT_BEHIND: std::time::Duration = std::time::Duration::from_secs(10);
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.moved {
+            // What cannot be removed goes when the output is written the next time.
+            let _ = self.directory.remove();
+        }
+    }
+}
 
 impl OutputDirectory {
     /// Begins an output at `target`, whose parent directories are created.
     ///
     /// # Errors
-    /// The system's, and a target that exists while `replace` is false.
+    /// The system's, a target that exists while `replace` is false, and another process that writes it.
     pub fn create(target: &Path, replace: bool) -> Result<Self, FormatsError> {
         Self::check(target, replace)?;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        fs::create_dir_all(&parent).map_err(FormatsError::io(&parent))?;
-        let name =
-            target.file_name().map_or_else(|| "output".into(), |name| name.to_string_lossy().into_owned());
-        let prefix = format!(".{name}.partial-");
-        #[cfg(unix)]
-        sweep(&parent, &prefix);
-        let staging = tempfile::Builder::new()
-            .prefix(&prefix)
-            .rand_bytes(DRAWN)
-            .tempdir_in(&parent)
-            .map_err(FormatsError::io(&parent))?;
-        // Temporary directories are private; an output is as readable as any other.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let readable = fs::Permissions::from_mode(0o755);
-            fs::set_permissions(staging.path(), readable).map_err(FormatsError::io(staging.path()))?;
-        }
-        #[cfg(unix)]
-        let _lock = {
-            let directory = fs::File::open(staging.path()).map_err(FormatsError::io(staging.path()))?;
-            // A file system without locks is no reason to refuse the work: then nothing is swept either.
-            let _ = directory.try_lock();
-            directory
-        };
-        Ok(Self {
-            target: target.to_owned(),
-            parent,
-            staging,
-            #[cfg(unix)]
-            _lock,
-            replace,
-        })
+        let directory = OwnDirectory::claim(&hidden_beside(target, "partial"))?;
+        let staging = Staging { directory, moved: false };
+        staging.directory.clear()?;
+        settle_replaced(target)?;
+        Self::check(target, replace)?;
+        Ok(Self { target: target.to_owned(), parent, staging, replace })
     }
 
     /// Fails when an output at `target` would be refused. What is replaced is an output of ours or an empty directory, never an
@@ -100,76 +80,67 @@ impl OutputDirectory {
         stranger.map_or(Ok(()), |name| Err(not_ours(format!("it holds `{name}` and no `{RECORD}`"))))
     }
 
+    /// Ends what a process that was killed, or failed, while it put the output at `target` in its place left beside it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn settle(target: &Path) -> Result<(), FormatsError> {
+        settle_replaced(target)
+    }
+
     /// Where files are written until [`OutputDirectory::commit`].
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.staging.path()
+        self.staging.directory.path()
     }
 
     /// Puts the output in its place; an old one goes only after the new one stands there.
     ///
     /// # Errors
     /// The system's, and a target that somebody made meanwhile.
-    pub fn commit(self) -> Result<(), FormatsError> {
+    pub fn commit(mut self) -> Result<(), FormatsError> {
         Self::check(&self.target, self.replace)?;
-        sync_directory(self.staging.path())?;
-        let old = match fs::symlink_metadata(&self.target) {
-            Err(_) => None,
-            Ok(_) => {
-                let aside = tempfile::Builder::new()
-                    .prefix(".replaced-")
-                    .tempdir_in(&self.parent)
-                    .map_err(FormatsError::io(&self.parent))?;
-                fs::rename(&self.target, aside.path().join("old")).map_err(FormatsError::io(&self.target))?;
-                Some(aside)
-            }
-        };
-        let staged = self.staging.path().to_owned();
-        if let Err(source) = fs::rename(&staged, &self.target) {
-            if let Some(aside) = &old {
-                // Put the old one back; if that fails too, it stays aside and nothing is lost.
-                if fs::rename(aside.path().join("old"), &self.target).is_err() {
-                    let _ = old.map(TempDir::keep);
-                }
-            }
-            return Err(FormatsError::Io { path: self.target, source });
+        // Else a power cut could leave names without content in place of an earlier output.
+        files::sync_tree(self.path())?;
+        let aside = hidden_beside(&self.target, REPLACED);
+        let replaces = fs::symlink_metadata(&self.target).is_ok();
+        if replaces {
+            files::rename(&self.target, &aside)?;
         }
-        let _ = self.staging.keep();
-        sync_directory(&self.parent)
+        if let Err(error) = files::rename(self.path(), &self.target) {
+            if replaces {
+                // If that fails too, the next run does it, and nothing is lost.
+                let _ = files::rename(&aside, &self.target);
+            }
+            return Err(error);
+        }
+        self.staging.moved = true;
+        files::sync_directory(&self.parent)?;
+        settle_replaced(&self.target)
     }
 }
 
-/// Removes staging directories that killed processes left: nobody holds their locks. What cannot be removed does no harm.
-#[cfg(unix)]
-fn sweep(parent: &Path, prefix: &str) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(drawn) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
-        let Ok(found) = entry.metadata() else { continue };
-        // Only what was named and made as staging directories are: a pipe of that name would wait to be opened, a link lead elsewhere.
-        if drawn.len() != DRAWN || !drawn.bytes().all(|byte| byte.is_ascii_alphanumeric()) || !found.is_dir()
-        {
-            continue;
-        }
-        let old = found.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > LEFT_BEHIND));
-        let Ok(directory) = fs::File::open(entry.path()) else { continue };
-        if old && directory.try_lock().is_ok() {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+/// Ending of an old output's name from when it leaves its place until the new one stands there.
+const REPLACED: &str = "replaced";
+
+/// Ends what a process that was killed between the two renames of a replacement began: an old output without a new one returns to its place,
+/// one with a new one goes.
+fn settle_replaced(target: &Path) -> Result<(), FormatsError> {
+    let aside = hidden_beside(target, REPLACED);
+    if fs::symlink_metadata(&aside).is_err() {
+        return Ok(());
+    }
+    match fs::symlink_metadata(target) {
+        Err(_) => files::rename(&aside, target),
+        Ok(_) => fs::remove_dir_all(&aside).map_err(FormatsError::io(&aside)),
     }
 }
 
-/// Makes the entries of a directory durable, where the system can.
-fn sync_directory(path: &Path) -> Result<(), FormatsError> {
-    #[cfg(unix)]
-    {
-        fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(FormatsError::io(path))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        Ok(())
-    }
+/// `.NAME.ENDING` beside `target`.
+#[must_use]
+pub fn hidden_beside(target: &Path, ending: &str) -> PathBuf {
+    let name = target.file_name().map_or_else(|| "output".into(), |name| name.to_string_lossy().into_owned());
+    target.with_file_name(format!(".{name}.{ending}"))
 }
 
 #[cfg(test)]
@@ -204,32 +175,38 @@ mod tests {
     fn what_a_killed_process_left_goes_and_what_a_running_one_writes_stays() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
-        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
-        let age = |path: &Path| fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
-        let left = folder.path().join(".out.partial-AbCd0123");
-        let fresh = folder.path().join(".out.partial-fresh012");
-        let other = folder.path().join(".others.partial-AbCd0123");
-        let named = folder.path().join(".out.partial-of-mine");
-        for path in [&left, &fresh, &other, &named] {
-            fs::create_dir(path).unwrap();
-            fs::write(path.join("model.safetensors"), "half").unwrap();
-        }
+        let left = folder.path().join(".out.partial");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("model.safetensors"), "half").unwrap();
         let running = OutputDirectory::create(&target, false).unwrap();
-        for path in [left.as_path(), &other, &named, running.path()] {
-            age(path);
-        }
-        // Opening a pipe that nobody writes to would never end.
-        let pipe = folder.path().join(".out.partial-pipe0123");
-        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let second = OutputDirectory::create(&target, false).unwrap();
-        assert!(!left.exists());
-        assert!(
-            named.exists()
-                && fresh.exists()
-                && other.exists()
-                && running.path().exists()
-                && second.path().exists()
-        );
+        assert_eq!(names(running.path()), Vec::<String>::new());
+        fs::write(running.path().join("file"), "new").unwrap();
+        assert!(matches!(OutputDirectory::create(&target, false), Err(FormatsError::Busy { .. })));
+        assert!(running.path().join("file").exists());
+        // One beside it is another's business.
+        drop(OutputDirectory::create(&folder.path().join("outer"), false).unwrap());
+        running.commit().unwrap();
+        assert_eq!(names(folder.path()), ["out"]);
+        // The lock went with the directory that is the output now.
+        drop(OutputDirectory::create(&target, true).unwrap_err());
+        fs::write(target.join(RECORD), "{}").unwrap();
+        drop(OutputDirectory::create(&target, true).unwrap());
+        assert_eq!(names(folder.path()), ["out"]);
+    }
+
+    #[test]
+    fn an_old_output_survives_a_death_between_the_two_renames() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, aside) = (folder.path().join("out"), folder.path().join(".out.replaced"));
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join(RECORD), "old").unwrap();
+        fs::rename(&target, &aside).unwrap();
+        // Without --force the old one is still in the way.
+        assert!(matches!(OutputDirectory::create(&target, false), Err(FormatsError::Exists { .. })));
+        assert_eq!(fs::read_to_string(target.join(RECORD)).unwrap(), "old");
+        fs::create_dir(&aside).unwrap();
+        drop(OutputDirectory::create(&target, true).unwrap());
+        assert_eq!(names(folder.path()), ["out"]);
     }
 
     #[test]

@@ -17,4 +17,22 @@ pub mod rotation;
 #[cfg(test)]
 mod sample;
 
+/// The vector unit whose paths are taken here. Single rows come out the same on all of them; products of other back ends need not.
+#[must_use]
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use arch::x86_64::lanes::{Avx2, Avx512};
+        match (Avx512::detect(), Avx2::detect()) {
+            (Some(_), _) => "x86_64 with AVX-512",
+            (None, Some(_)) => "x86_64 with AVX2",
+            (None, None) => "x86_64",
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        std::env::consts::ARCH
+    }
+}
+
 pub use packed::{CodeLayout, PackedMatrix, PackedShape, PackedShapeError, reference_product};

@@ -117,6 +117,20 @@ impl OutputHessian {
         self.out_features
     }
 
+    /// The lower triangles of all blocks, row after row: what [`OutputHessian::from_triangles`] takes.
+    #[must_use]
+    pub fn triangles(&self) -> &[Vec<f32>] {
+        &self.blocks
+    }
+
+    /// One that was gathered before; none where the triangles are not those of so many rows.
+    #[must_use]
+    pub fn from_triangles(out_features: usize, triangles: Vec<Vec<f32>>) -> Option<Self> {
+        let lengths = blocks(out_features).map(|rows| rows.len() * (rows.len() + 1) / 2);
+        let fit = lengths.eq(triangles.iter().map(Vec::len));
+        fit.then_some(Self { out_features, blocks: triangles })
+    }
+
     /// Each block's outputs.
     pub fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         blocks(self.out_features)

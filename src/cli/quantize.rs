@@ -102,6 +102,9 @@ pub struct QuantizeArgs {
     /// Replace an existing output
     #[arg(long)]
     force: bool,
+    /// Begin anew, not from the journal of an earlier run
+    #[arg(long)]
+    fresh: bool,
     #[command(flatten)]
     common: RunArgs,
 }
@@ -176,6 +179,7 @@ impl QuantizeArgs {
             max_shard_size: self.max_shard_size,
             untie: self.untie,
             force: self.force,
+            fresh: self.fresh,
             command: std::env::args().collect(),
             strict: self.strict,
         })

@@ -23,6 +23,7 @@ mod planning;
 mod proof;
 mod quantizing;
 mod requirements;
+mod resume;
 mod run;
 mod saying;
 mod strict;

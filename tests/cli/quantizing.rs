@@ -65,27 +65,6 @@ fn the_solver_beats_rounding_to_nearest_at_three_bits() {
 }
 
 #[test]
-fn the_same_bytes_for_any_number_of_threads() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut expected: Option<Vec<(String, Vec<u8>)>> = None;
-    // The recipe that takes every path.
-    for threads in ["1", "2", "3"] {
-        let more = ["--recipe", "max", "--threads", threads, "--no-evaluate"];
-        let (output, _) = quantize(folder.path(), &demo(), &more);
-        let contents: Vec<_> = files(&output)
-            .into_iter()
-            // It states times.
-            .filter(|name| name != "report.html")
-            .map(|name| (name.clone(), fs::read(output.join(name)).unwrap()))
-            .collect();
-        match &expected {
-            None => expected = Some(contents),
-            Some(first) => assert!(*first == contents, "{threads} threads gave other bytes"),
-        }
-    }
-}
-
-#[test]
 fn shards_are_split_by_size_and_listed_in_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let (output, report) =

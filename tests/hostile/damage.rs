@@ -140,6 +140,7 @@ fn damaged_packed_tensors_are_read_or_refused() {
         survives("packed", among, &format!("sound/{among}/model.safetensors"), 40);
     }
     survives("record", "gptq", "sound/gptq/quantc.json", 60);
+    survives("journal", "", "files/journal/sound", 400);
 }
 
 #[test]

@@ -13,16 +13,20 @@ use calibration::tokenizer::TextTokenizer;
 use clap::Parser;
 use formats::gguf::GgufFile;
 use formats::imatrix::Imatrix;
+use formats::segment::Segment;
+use formats::solution::{ArrayPart, SolutionParts};
 use formats::target::{self, StoredFormat};
 use formats::{Checkpoint, FormatsError};
 use model::Model;
 use quantc::cli::{Cli, Command};
 use quantc::job::Overrides;
 use quantc::recipe::Recipe;
+use serde::Deserialize;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// Every reader: its name, and what the file is called that it reads.
-pub(crate) const READERS: [(&str, &str); 15] = [
+pub(crate) const READERS: [(&str, &str); 16] = [
     ("safetensors", "model.safetensors"),
     ("index", "model.safetensors.index.json"),
     ("config", "config.json"),
@@ -38,6 +42,7 @@ pub(crate) const READERS: [(&str, &str); 15] = [
     ("record", "quantc.json"),
     ("text", "text.jsonl"),
     ("model", "model.safetensors"),
+    ("journal", "layer-00000"),
 ];
 
 /// `tests/data/hostile`.
@@ -82,6 +87,7 @@ pub(crate) fn lay_out(reader: &str, variant: &str, bytes: &[u8], folder: &Path) 
     let path = folder.join(name);
     let whole = match reader {
         "packed" | "model" => overlaid(&fs::read(&path).expect("the sound model is there"), bytes),
+        "journal" => Some([bytes, Sha256::digest(bytes).as_slice()].concat()),
         _ => None,
     };
     fs::write(&path, whole.as_deref().unwrap_or(bytes)).expect("it can be written");
@@ -148,6 +154,7 @@ pub(crate) fn read(reader: &str, folder: &Path) -> Result<(), String> {
             found.problems.first().map_or(Ok(()), |problem| Err(problem.clone()))
         }
         "text" => text(&path),
+        "journal" => segment(&path),
         "model" => quantized(folder),
         other => unreachable!("{other}"),
     }
@@ -247,6 +254,24 @@ fn gguf(path: &Path) -> Result<(), String> {
         }
     }
     numbers(&checkpoint).map_err(told)
+}
+
+/// What parts of a journal's segment are said to be.
+#[derive(Deserialize)]
+struct Parts {
+    solutions: Vec<SolutionParts>,
+    arrays: Vec<ArrayPart>,
+}
+
+/// A file of a journal, under a checksum that is right.
+fn segment(path: &Path) -> Result<(), String> {
+    let segment = Segment::open(path).map_err(told)?.ok_or("there is no segment")?;
+    let parts: Parts = segment.head().map_err(told)?;
+    for solution in &parts.solutions {
+        let tensor = segment.solution(solution).map_err(told)?;
+        assert_eq!(tensor.dequantize().dim(), tensor.codes().dim());
+    }
+    parts.arrays.iter().try_for_each(|&array| segment.array(array).map(|_| ()).map_err(told))
 }
 
 /// A conversation and texts that are no prose.

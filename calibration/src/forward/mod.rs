@@ -45,11 +45,36 @@ pub struct WindowState {
     routed: Option<Routed>,
 }
 
+/// Matrices that may wait for later stages.
+pub(crate) const WAITING: usize = 5;
+
 impl WindowState {
     /// The state before a layer.
     #[must_use]
     pub fn new(hidden: Array2<f32>) -> Self {
         Self { hidden, latents: None, attended: None, inner: None, routed: None }
+    }
+
+    /// The state with this residual stream, `[tokens, hidden]`, and what [`WindowState::waiting`] gave.
+    pub(crate) fn from_parts(hidden: Array2<f32>, waiting: [Option<Array2<f32>>; WAITING]) -> Self {
+        let [attended, inner, query, key_value, shared_key] = waiting;
+        let latents = query.zip(key_value).zip(shared_key);
+        let latents =
+            latents.map(|((query, key_value), shared_key)| Latents { query, key_value, shared_key });
+        Self { hidden, latents, attended, inner, routed: None }
+    }
+
+    /// What waits beside the residual stream for later stages, `[tokens, features]` each; nothing of experts.
+    pub(crate) fn waiting(&self) -> [Option<ArrayView2<'_, f32>>; WAITING] {
+        let latents = self.latents.as_ref();
+        [
+            self.attended.as_ref(),
+            self.inner.as_ref(),
+            latents.map(|latents| &latents.query),
+            latents.map(|latents| &latents.key_value),
+            latents.map(|latents| &latents.shared_key),
+        ]
+        .map(|part| part.map(|part| part.view()))
     }
 
     /// The residual stream, `[tokens, hidden]`.

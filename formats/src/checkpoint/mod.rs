@@ -40,9 +40,25 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, (usize, header::Entry)>,
 }
 
-/// Lengths and times of a checkpoint's files.
+/// A checkpoint's files with their lengths and times.
 #[derive(Debug)]
-pub struct Stamp(Vec<Metadata>);
+pub struct Stamp(Vec<(PathBuf, File, Metadata)>);
+
+impl Stamp {
+    /// Fails where a file has another length, or was written to, since the stamp: what was read may then be of two versions of it.
+    ///
+    /// # Errors
+    /// The first file that changed, and the system's.
+    pub fn demand_unchanged(&self) -> Result<(), FormatsError> {
+        for (path, file, before) in &self.0 {
+            let now = file.metadata().map_err(FormatsError::io(path))?;
+            if now.len() != before.len() || now.modified().ok() != before.modified().ok() {
+                return Err(FormatsError::malformed(path, "changed while it was read"));
+            }
+        }
+        Ok(())
+    }
+}
 
 /// What is known about a tensor without reading it.
 #[derive(Clone, Copy, Debug)]
@@ -210,26 +226,17 @@ impl Checkpoint {
         self.files.iter().map(|(path, file)| Ok(file.metadata().map_err(FormatsError::io(path))?.len())).sum()
     }
 
-    /// What the files are like now, for [`Checkpoint::demand_unchanged`] when they were read.
+    /// What the files are like now.
     ///
     /// # Errors
     /// The system's.
     pub fn stamp(&self) -> Result<Stamp, FormatsError> {
-        let stamps = self.files.iter().map(|(path, file)| file.metadata().map_err(FormatsError::io(path)));
-        Ok(Stamp(stamps.collect::<Result<_, _>>()?))
-    }
-
-    /// Fails where a file has another length, or was written to, since `stamp`: what was read may then be of two versions of it.
-    ///
-    /// # Errors
-    /// The first file that changed, and the system's.
-    pub fn demand_unchanged(&self, stamp: &Stamp) -> Result<(), FormatsError> {
-        for (((path, _), before), now) in self.files.iter().zip(&stamp.0).zip(self.stamp()?.0) {
-            if now.len() != before.len() || now.modified().ok() != before.modified().ok() {
-                return Err(FormatsError::malformed(path, "changed while it was read"));
-            }
-        }
-        Ok(())
+        let stamp = |(path, file): &(PathBuf, File)| {
+            let fail = FormatsError::io(path);
+            let now = file.try_clone().and_then(|file| Ok((file.metadata()?, file)));
+            now.map(|(before, file)| (path.clone(), file, before)).map_err(fail)
+        };
+        self.files.iter().map(stamp).collect::<Result<_, _>>().map(Stamp)
     }
 
     /// Names of all tensors, sorted.

@@ -11,7 +11,7 @@
 //! Rounding to nearest is what is left, on the full range of each group or on the range that the settings search for, whichever is better.
 
 use ndarray::{Array2, ArrayView2};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Statistics, inner, product, single};
 use crate::settings::{Range, SolverSettings};
@@ -28,7 +28,7 @@ pub struct HeldOut {
 }
 
 /// Errors on the held-out windows, less what no solution changes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutLoss {
     /// Of the solution that stands.
     pub solved: f64,

@@ -14,7 +14,7 @@
 //! the model's.
 
 use ndarray::{Array2, Axis};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Statistics, inner, ordered, product, single};
 use crate::hessian::Factor;
@@ -22,7 +22,7 @@ use crate::order::Permutation;
 use crate::settings::SolverSettings;
 
 /// How much is made up for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Shares {
     /// Of the input's shortfall.
     pub alpha: f64,

@@ -858,9 +858,58 @@ def model():
                             ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]])
 
 
+def journal():
+    def segment(head, parts=(), count=None, lengths=None, head_length=None, magic=b"quantcj1"):
+        text = head if isinstance(head, bytes) else json.dumps(head).encode()
+        lengths = [len(part) for part in parts] if lengths is None else lengths
+        ending = b"".join(map(u64, lengths)) + u64(len(lengths) if count is None else count) + u64(len(text) if head_length is None else head_length)
+        # The checksum is added where the file is laid out: otherwise nothing behind it would ever be read.
+        return magic + b"".join(parts) + text + ending
+
+    p = lambda name, *args, **more: put("journal", name, segment(*args, **more))
+    scheme = {"bits": 4, "granularity": {"per_group": 16}, "symmetry": "symmetric", "scale_dtype": "f32"}
+    array = lambda part, rows, columns: {"part": part, "rows": rows, "columns": columns}
+    codes, scales = b"\x21" * 16, struct.pack("<2f", 0.5, 0.25)
+
+    def solution(**more):
+        return {"scheme": scheme, "codes": array(0, 2, 16), "scales": array(1, 2, 1), "zero_points": None, "minimums": None,
+                "scale_parts": None, "minimum_parts": None, **more}
+
+    head = lambda arrays=(), **more: {"solutions": [solution(**more)], "arrays": list(arrays)}
+    two = (codes, scales)
+    put("journal", "empty", b"")
+    p("sound", head([array(1, 1, 2)]), two)
+    p("other-magic", head(), two, magic=b"quantcj9")
+    p("head-not-json", b"{", two)
+    p("head-nested", b"[" * 5000, two)
+    p("head-longer-than-the-file", head(), two, head_length=2**64 - 1)
+    p("head-shorter", head(), two, head_length=3)
+    p("parts-without-end", head(), two, count=2**64 - 1)
+    p("parts-too-many", head(), two, count=3)
+    p("parts-overflow", head(), two, lengths=[2**63, 2**63])
+    p("parts-beyond-the-file", head(), two, lengths=[2**40, 8])
+    p("part-that-is-not-there", head(codes=array(9, 2, 16)), two)
+    p("part-negative", head(codes=array(-1, 2, 16)), two)
+    p("codes-of-endless-columns", head(codes=array(0, 2, 2**64 - 1)), two)
+    p("codes-of-endless-rows", head(codes=array(0, 2**64 - 1, 16)), two)
+    p("codes-too-short", head(codes=array(0, 3, 16)), two)
+    p("codes-without-rows", head(codes=array(0, 0, 2**63), scales=array(1, 0, 0)), (b"", b""))
+    p("scales-of-another-shape", head(scales=array(1, 1, 2)), two)
+    p("scales-of-half-numbers", head(scales=array(1, 2, 1)), (codes, b"\0" * 7))
+    p("scales-overflow", head(scales=array(1, 2**32, 2**32)), two)
+    p("scheme-of-nine-bits", head(scheme={**scheme, "bits": 9}), two)
+    p("scheme-of-other-groups", head(scheme={**scheme, "granularity": {"per_group": 5}}), two)
+    p("scheme-without-groups", head(scheme={**scheme, "granularity": {"per_group": 0}}), two)
+    p("zero-points-above-the-grid", head(scheme={**scheme, "symmetry": "asymmetric"}, zero_points=array(2, 2, 1)), (*two, b"\xff\xff"))
+    p("zero-points-of-another-shape", head(scheme={**scheme, "symmetry": "asymmetric"}, zero_points=array(2, 1, 1)), (*two, b"\1\1"))
+    p("parts-of-scales-of-another-shape", head(scale_parts=[array(1, 1, 2), array(1, 2, 1)]), two)
+    p("array-overflow", head([array(1, 2**63, 2)]), two)
+    p("array-of-nothing", head([array(1, 0, 2**63)]), two)
+
+
 def main():
     shutil.rmtree(HERE / "files", ignore_errors=True)
-    for make in [safetensors, index, config, quantization, packed, gguf, onnx, imatrix, tokenizer, recipe, record, lines, model]:
+    for make in [safetensors, index, config, quantization, packed, gguf, onnx, imatrix, tokenizer, recipe, record, lines, model, journal]:
         make()
     known = {}
     path = HERE / "index.tsv"
