@@ -3,6 +3,7 @@
 //! A stage is what runtimes fuse, so its linears get one width. Costs are exact: the bytes of the format's own layout, scales and zero points
 //! included. What a width does to the model is [`crate::sensitivity`]'s to say, the choice [`quantizer::allocate`]'s to make.
 
+use calibration::activations::History;
 use calibration::weights::WeightSource;
 use formats::container::TensorSpec;
 use formats::target::PlannedLinear;
@@ -14,6 +15,7 @@ use quantizer::scheme::{BitWidth, Scheme};
 use crate::error::Error;
 use crate::job::{Budget, QuantizeJob};
 use crate::journal::Journal;
+use crate::memory::Memory;
 use crate::plan::{Plan, Widths};
 use crate::progress::Progress;
 use crate::render::text::bytes;
@@ -173,15 +175,20 @@ impl Options {
         source: &dyn WeightSource,
         plan: &Plan,
         windows: &[Vec<u32>],
-        journal: Option<&mut Journal>,
+        mut journal: Option<(&mut Journal, Memory)>,
         progress: &dyn Progress,
     ) -> Result<(Widths, Allocation), Error> {
-        let known = journal.as_deref().map(Journal::damages).transpose()?.flatten();
+        let known = journal.as_ref().map(|(journal, _)| journal.damages()).transpose()?.flatten();
         let damages = match known {
             Some(damages) => damages,
             None => {
-                let damages = sensitivity::weigh(model, source, plan, &self.stages, windows, progress)?;
-                if let Some(journal) = journal {
+                let history = match &journal {
+                    None => History::new(None),
+                    Some((journal, memory)) => memory.history(journal)?,
+                };
+                let damages =
+                    sensitivity::weigh(model, source, plan, &self.stages, windows, history, progress)?;
+                if let Some((journal, _)) = &mut journal {
                     journal.keep_damages(&damages)?;
                 }
                 damages

@@ -12,6 +12,7 @@ use crate::corpora;
 use crate::error::Error;
 use crate::export::ExportFile;
 use crate::job::EvaluateJob;
+use crate::memory::Memory;
 use crate::progress::Progress;
 use crate::report::{EvaluateReport, EvaluationReport, Perplexity, QuantizedQuality, TextSummary};
 use crate::resources::Stopwatch;
@@ -30,6 +31,7 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     if let Some(reference) = &reference {
         demand_same_shape(&model, reference)?;
     }
+    let memory = Memory::demand_measuring(job.memory, &model.model, job.windows.context)?;
     let tokenizer = model.tokenizer()?;
     let questions = job.choices.as_deref();
     let questions =
@@ -42,7 +44,7 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
         export_logits(&model, source, &text.windows.tokens, file)?;
     }
     let models = Models { measured: &model, adapted: adapted.as_ref(), reference: reference.as_ref() };
-    let evaluation = measure(models, &text.windows.tokens, text.summary, progress)?;
+    let evaluation = measure(models, &text.windows.tokens, text.summary, memory, progress)?;
     let choices = questions.as_ref().map(|questions| choose(questions, models, progress)).transpose()?;
     let mut notes = text.notes;
     notes.extend(questions.as_ref().and_then(Questions::note));
@@ -88,6 +90,7 @@ pub(crate) fn measure(
     models: Models<'_>,
     windows: &[Vec<u32>],
     text: TextSummary,
+    memory: Memory,
     progress: &dyn Progress,
 ) -> Result<EvaluationReport, Error> {
     let Models { measured, adapted, reference } = models;
@@ -95,7 +98,9 @@ pub(crate) fn measure(
         demand_same_shape(measured, reference)?;
     }
     let streams = (1 + usize::from(reference.is_some())) * (1 + usize::from(adapted.is_some()));
-    progress.phase("measuring", streams * measured.model.layers.len());
+    let together = memory.measured_tokens();
+    let batches = evaluation::batches(windows, together).count();
+    progress.phase("measuring", streams * batches * measured.model.layers.len());
     let source = reference.map(|reference| reference as &dyn WeightSource);
     let mut step = || {
         progress.step("");
@@ -105,7 +110,7 @@ pub(crate) fn measure(
         &measured.model,
         model,
         source,
-        windows,
+        (windows, together),
         &mut step,
     ) {
         Err(CalibrationError::Interrupted) => Err(Error::Interrupted),

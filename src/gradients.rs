@@ -26,6 +26,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::journal::{Journal, KeptGradients};
+use crate::memory::Memory;
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 
@@ -95,13 +96,14 @@ pub(crate) fn gather(
     plans: &[&Plan],
     windows: &[Vec<u32>],
     precision: Precision,
-    journal: &mut Journal,
+    (journal, memory): (&mut Journal, Memory),
     progress: &dyn Progress,
 ) -> Result<KeptGradients, Error> {
     if let Some(kept) = journal.gradients()? {
         return Ok(kept);
     }
-    let Gathered { mut outputs, tokens } = gather_all(model, source, plans, windows, precision, progress)?;
+    let Gathered { mut outputs, tokens } =
+        gather_all(model, source, plans, windows, precision, (&*journal, memory), progress)?;
     let outputs = model.linears().filter_map(|linear| Some((linear, outputs.remove(&linear.id)?)));
     journal.keep_gradients(outputs, tokens.into_iter())?;
     journal.gradients()?.ok_or_else(|| Error::Internal("the journal lost the gradients".to_owned()))
@@ -114,6 +116,7 @@ fn gather_all(
     plans: &[&Plan],
     windows: &[Vec<u32>],
     precision: Precision,
+    (journal, memory): (&Journal, Memory),
     progress: &dyn Progress,
 ) -> Result<Gathered, Error> {
     let asked: BTreeMap<LinearId, &Linear> =
@@ -128,6 +131,7 @@ fn gather_all(
     let layers = model.layers.len();
     let of_window = layers * tokens * model.hyperparameters.hidden_size * size_of::<f32>();
     let batch = (STATES / of_window.max(1)).clamp(LEAST_BATCH.min(count), count);
+    let batch = memory.gradient_windows(batch);
     let batches = count.div_ceil(batch);
     let mut probe = Probe {
         model,
@@ -147,7 +151,7 @@ fn gather_all(
     };
     progress.phase("weighing outputs", 2 * layers * batches);
     for (number, windows) in probed.chunks(batch).enumerate() {
-        probe.run(windows, (number * batch) as u64)?;
+        probe.run(windows, (number * batch) as u64, memory.history(journal)?)?;
     }
     progress.finish();
     let finish = |(id, moment): (LinearId, OutputHessianAccumulator)| {
@@ -183,12 +187,11 @@ impl Probe<'_> {
         AtPrecision { source: self.source, precision: self.precision, pass }
     }
 
-    /// One batch of windows, the first of them the `first` of all.
-    fn run(&mut self, windows: &[&Vec<u32>], first: u64) -> Result<(), Error> {
+    /// One batch of windows, the first of them the `first` of all; `before` takes the residual streams before each layer.
+    fn run(&mut self, windows: &[&Vec<u32>], first: u64, mut before: History) -> Result<(), Error> {
         let embed =
             |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
-        let mut before = History::new(None);
         for layer in &self.model.layers {
             go_on(self.progress)?;
             before.push(states.iter().map(WindowState::hidden))?;

@@ -58,6 +58,8 @@ pub struct QuantizeJob {
     pub command: Vec<String>,
     /// Whether a linear that is not quantized as asked for (a smaller group, more damping, a fallback) ends the job, and nothing is written.
     pub strict: bool,
+    /// Bytes that the large pieces of the work may take together; none: as much as they take.
+    pub memory: Option<u64>,
 }
 
 /// One output of a job.
@@ -112,6 +114,7 @@ impl QuantizeJob {
             untie: false,
             force: false,
             fresh: false,
+            memory: None,
             command: Vec::new(),
             strict: false,
         })
@@ -152,6 +155,8 @@ pub struct EvaluateJob {
     pub windows: WindowRequest,
     /// Multiple-choice questions to answer as well (JSON lines).
     pub choices: Option<PathBuf>,
+    /// Bytes that the large pieces of the work may take together; none: as much as they take.
+    pub memory: Option<u64>,
     /// Where the model's logits go, if anywhere.
     pub export_logits: Option<PathBuf>,
 }

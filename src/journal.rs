@@ -14,7 +14,7 @@
 //!
 //! All but the states are segments ([`formats::segment`]), which are there as a whole or not at all; states are synced before the layer that
 //! vouches for them. Nothing else is kept: the outputs themselves are begun anew and filled from the journal, so that a process may die at
-//! any moment. Two processes cannot have one journal: it is locked as the staging directories are. It goes when the run is done.
+//! any moment. The same states are spilled here where memory does not hold them ([`calibration::activations`]). Two processes cannot have one journal: it is locked as the staging directories are. It goes when the run is done.
 
 mod fingerprint;
 mod layers;
@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use calibration::activations::Room;
 use formats::checkpoint::Stamp;
 use formats::files::{self, OwnDirectory};
 use formats::output::hidden_beside;
@@ -166,6 +167,11 @@ impl Journal {
     /// A file for one stream's states behind a layer.
     pub(crate) fn states(&self, layer: usize, stream: usize) -> Result<Arc<StateFile>, Error> {
         StateFile::create(&self.path(&states::name(layer, stream))).map(Arc::new)
+    }
+
+    /// Room for what memory does not hold; it is gone when the process is.
+    pub(crate) fn scratch(&self) -> Result<Arc<dyn Room>, Error> {
+        Ok(Arc::new(states::Scratch::create(self.directory.path())?))
     }
 
     /// Removes it: the run is done, as a mark says until all else is gone.

@@ -71,6 +71,7 @@ pub mod job;
 mod journal;
 pub mod listing;
 pub mod manuals;
+mod memory;
 mod outer;
 mod outputs;
 mod own_text;

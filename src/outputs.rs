@@ -22,6 +22,7 @@ use crate::evaluate::{Models, measure};
 use crate::export::ExportFile;
 use crate::job::{Budget, QuantizeJob};
 use crate::journal::{Journal, Placed};
+use crate::memory::Memory;
 use crate::pipeline::Outcome;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -213,15 +214,18 @@ impl FinishedOutput {
         &self,
         source: &StoredModel,
         text: &ReadText,
+        memory: Memory,
         progress: &dyn Progress,
     ) -> Result<EvaluationReport, Error> {
         let directory = self.place.join(DIRECTORY);
         let adapted = self.adapter.as_ref().map(|_| AdaptedModel::open(&self.written, &directory));
         let adapted = adapted.transpose()?;
         let models = Models { measured: &self.written, adapted: adapted.as_ref(), reference: Some(source) };
-        measure(models, &text.windows.tokens, text.summary.clone(), progress).map_err(|error| match error {
-            Error::Interrupted => Error::InterruptedMeasuring { path: self.place.clone() },
-            error => error,
+        measure(models, &text.windows.tokens, text.summary.clone(), memory, progress).map_err(|error| {
+            match error {
+                Error::Interrupted => Error::InterruptedMeasuring { path: self.place.clone() },
+                error => error,
+            }
         })
     }
 

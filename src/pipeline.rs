@@ -23,6 +23,7 @@ use crate::experts::{ExpertCoverage, LayerExperts};
 use crate::gradients::{self, LayerGradients};
 use crate::importance::{ImportanceGatherer, MeanSquares};
 use crate::journal::{Journal, LayerEntry, Restored};
+use crate::memory::Memory;
 use crate::outer;
 use crate::plan::{Plan, demand_as_asked};
 use crate::progress::{Progress, go_on};
@@ -78,7 +79,7 @@ pub(crate) fn quantize_layers(
     tracks: &mut [Track<'_>],
     inputs: Inputs<'_>,
     mut importance: Option<&mut ImportanceGatherer>,
-    journal: &mut Journal,
+    (journal, memory): (&mut Journal, Memory),
     progress: &dyn Progress,
 ) -> Result<Vec<Outcome>, Error> {
     let plans: Vec<&Plan> = tracks.iter().map(|track| track.plan).collect();
@@ -94,12 +95,13 @@ pub(crate) fn quantize_layers(
     let (mut gradients, mut streams) = (None, None);
     if let Inputs::Windows(windows, precision) = inputs {
         if !left.is_empty() {
-            gradients =
-                Some(gradients::gather(model, source, &plans, windows, precision, journal, progress)?);
+            let kept = (&mut *journal, memory);
+            gradients = Some(gradients::gather(model, source, &plans, windows, precision, kept, progress)?);
         }
         if !left.is_empty() || sees_head_input {
             let shown = importance.is_some();
-            streams = Some(Streams::start(model, source, &plans, windows, shown, precision, journal)?);
+            let kept = (&*journal, memory);
+            streams = Some(Streams::start(model, source, &plans, windows, shown, precision, kept)?);
         }
     }
     progress.phase("quantizing", left.len());
@@ -180,7 +182,7 @@ pub(crate) fn quantize_layers(
     for (number, (track, outcome)) in tracks.iter_mut().zip(&mut outcomes).enumerate() {
         if let Inputs::Windows(windows, _) = inputs {
             let waiting = &mut track.waiting;
-            let journal = (&mut *journal, number);
+            let journal = (&mut *journal, memory, number);
             outcome.learned =
                 scales::learn(model, source, windows, track.scale_passes, waiting, journal, progress)?;
         }

@@ -4,6 +4,7 @@ mod cost;
 mod fit;
 mod probe;
 
+use calibration::activations::History;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use crate::budget::Options;
 use crate::error::Error;
 use crate::hub;
 use crate::job::QuantizeJob;
+use crate::memory::Memory;
 use crate::plan::{Plan, Widths};
 use crate::progress::Progress;
 use crate::report::{Kept, ModelSummary, RuntimeRow, Size};
@@ -156,7 +158,7 @@ fn measured(source: &StoredModel, job: &QuantizeJob, progress: &dyn Progress) ->
     };
     let text = corpora::read(text, *request, &source.model, source.tokenizer()?.as_ref(), progress)?;
     let models = evaluate::Models { measured: source, adapted: None, reference: None };
-    let found = evaluate::measure(models, &text.windows.tokens, text.summary, progress)?;
+    let found = evaluate::measure(models, &text.windows.tokens, text.summary, Memory::default(), progress)?;
     found
         .original
         .map(|original| original.perplexity)
@@ -247,7 +249,8 @@ fn predict(
 ) -> Result<f64, Error> {
     let windows = calibration_windows(source, job, progress)?;
     let stages = Options::as_planned(plan);
-    let damages = sensitivity::weigh(&source.model, source, plan, &stages, &windows, progress)?;
+    let damages =
+        sensitivity::weigh(&source.model, source, plan, &stages, &windows, History::new(None), progress)?;
     Ok(damages.iter().flatten().sum())
 }
 

@@ -14,6 +14,7 @@ use crate::hub;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Budget, Calibration, QuantizeJob, Text};
 use crate::journal::{Fingerprint, Journal};
+use crate::memory::Memory;
 use crate::outputs::{FinishedOutput, OpenOutput};
 use crate::pipeline::{self, Inputs, Track};
 use crate::plan::{Plan, demand_as_asked, quantized_source};
@@ -80,6 +81,8 @@ fn quantize_from(
     demand_own_inputs(job)?;
     demand_space(job, &plans)?;
     plans.iter().flat_map(|plan| &plan.downgrades).for_each(|note| progress.warn(note));
+    let solved: Vec<&Plan> = groups(&plans).iter().map(|group| &plans[group[0]]).collect();
+    let memory = Memory::demand(job, &source.model, &solved)?;
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     // It must have what each of them asks for; the one that asks for most has all.
     let read = |path: &Path| {
@@ -109,8 +112,9 @@ fn quantize_from(
     let allocation = match options {
         None => None,
         Some(options) => {
+            let kept = Some((&mut *journal, memory));
             let (widths, allocation) =
-                options.choose(model, weights, &plans[0], &texts.windows, Some(&mut *journal), progress)?;
+                options.choose(model, weights, &plans[0], &texts.windows, kept, progress)?;
             let told = plans[0].downgrades.len();
             plans[0] = plans[0].clone().with_widths(&widths)?;
             plans[0].downgrades.iter().skip(told).for_each(|note| progress.warn(note));
@@ -142,8 +146,9 @@ fn quantize_from(
     let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
     let precision = precision::settle(&plans);
     let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows, precision), Inputs::MeanSquares);
+    let kept = (&mut *journal, memory);
     let outcomes =
-        pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), journal, progress)?;
+        pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), kept, progress)?;
     drop(tracks);
     drop(texts.windows);
     for outcome in &outcomes {
@@ -182,7 +187,7 @@ fn quantize_from(
 
     let mut evaluations = Vec::with_capacity(finished.len());
     for output in &finished {
-        let measured = texts.evaluation.as_ref().map(|text| output.measure(&source, text, progress));
+        let measured = texts.evaluation.as_ref().map(|text| output.measure(&source, text, memory, progress));
         evaluations.push(measured.transpose()?);
     }
     phases.end("measuring");

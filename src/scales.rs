@@ -31,14 +31,15 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::gradients::head;
 use crate::journal::Journal;
+use crate::memory::Memory;
 use crate::progress::{Progress, go_on};
 
 /// Windows that are learned from and judged on, spread evenly over the calibration text.
-const WINDOWS: usize = 128;
+pub(crate) const WINDOWS: usize = 128;
 /// Every so many windows one is held out.
 const HELD_OUT: usize = 4;
 /// Windows of a step.
-const BATCH: usize = 8;
+pub(crate) const BATCH: usize = 8;
 /// Largest share of itself that a scale moves in the first step.
 const RATE: f32 = 2e-3;
 /// Adam's decay of the mean gradient and of the mean square.
@@ -88,7 +89,7 @@ pub(crate) fn learn(
     windows: &[Vec<u32>],
     passes: usize,
     solved: &mut [Solved],
-    (journal, track): (&mut Journal, usize),
+    (journal, memory, track): (&mut Journal, Memory, usize),
     progress: &dyn Progress,
 ) -> Result<Option<LearnedScales>, Error> {
     let count = windows.len().min(WINDOWS);
@@ -138,7 +139,7 @@ pub(crate) fn learn(
     let batches = (0..passes).flat_map(|_| learned_from.chunks(BATCH));
     for (step, batch) in batches.enumerate().skip(taken) {
         go_on(progress)?;
-        let gradients = school.gradients(batch, solved)?;
+        let gradients = school.gradients(batch, solved, memory.history(journal)?)?;
         let rate = RATE * (steps - step) as f32 / steps as f32;
         for ((pupil, solved), gradient) in pupils.iter_mut().zip(solved.iter_mut()).zip(&gradients) {
             if let Some(gradient) = gradient {
@@ -344,9 +345,9 @@ impl School<'_> {
         &self,
         lessons: &[Lesson<'_>],
         solved: &[Solved],
+        mut before: History,
     ) -> Result<Vec<Option<Array2<f32>>>, Error> {
         let windows: Vec<_> = lessons.iter().map(|lesson| lesson.tokens).collect();
-        let mut before = History::new(None);
         let hidden = self.run(&windows, solved, Some(&mut before))?;
         let mut gradients: Vec<Array2<f32>> =
             self.judge(lessons, &hidden).into_iter().map(|(_, gradient)| gradient).collect();

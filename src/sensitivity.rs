@@ -29,19 +29,20 @@ use crate::statistics::StageStatistics;
 use crate::streams::Seen;
 
 /// Tokens that are looked at, but for the rest of a window.
-const MOST_TOKENS: usize = 8192;
+pub(crate) const MOST_TOKENS: usize = 8192;
 /// Every so many windows one is projected on, and the others are solved on.
 const PROJECTED: usize = 4;
 /// Rows of the head in one slice.
 const HEAD_ROWS: usize = 8192;
 
-/// The damage of each width of each of `stages`, nats of divergence a token.
+/// The damage of each width of each of `stages`, nats of divergence a token. `inputs` takes the residual stream before each layer, of each window.
 pub(crate) fn weigh(
     model: &Model,
     source: &dyn WeightSource,
     plan: &Plan,
     stages: &[StageOptions],
     windows: &[Vec<u32>],
+    mut inputs: History,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<f64>>, Error> {
     let windows = some_of(windows);
@@ -52,8 +53,6 @@ pub(crate) fn weigh(
 
     let embed = |tokens: &&Vec<u32>| forward.embed(source, tokens, 0).map_err(Error::from_source);
     let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
-    // The residual stream before each layer, of each window.
-    let mut inputs = History::new(None);
     for layer in layers {
         go_on(progress)?;
         inputs.push(states.iter().map(WindowState::hidden))?;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use calibration::CalibrationError;
-use calibration::activations::{Activations, Room, Space};
+use calibration::activations::{Activations, Room};
 use calibration::forward::Forward;
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
 use kernels::bf16::Precision;
@@ -15,6 +15,7 @@ use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::error::Error;
 use crate::journal::{Journal, StateFile, StreamSums};
+use crate::memory::Memory;
 use crate::plan::Plan;
 
 /// Where every window is.
@@ -53,24 +54,24 @@ impl<'m> Streams<'m> {
         windows: &[Vec<u32>],
         shown: bool,
         precision: Precision,
-        journal: &Journal,
+        (journal, memory): (&Journal, Memory),
     ) -> Result<Self, Error> {
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         let forward = Forward::new(model, lengths.iter().copied().max().unwrap_or(0));
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
         let count = plans.len() + usize::from(beside);
-        let space = Space::unbounded;
         let mut streams: Vec<Activations> = match journal.layers().checked_sub(1) {
             None => {
                 let embed = |window: usize| forward.embed(source, &windows[window], 0);
-                let start = |_| Activations::start(&lengths, space(), embed).map_err(from_room);
+                let start =
+                    |_| Activations::start(&lengths, memory.space(journal)?, embed).map_err(from_room);
                 (0..count).map(start).collect::<Result<_, Error>>()?
             }
             Some(layer) => {
                 let hidden = model.hyperparameters.hidden_size;
                 let restore = |file: StateFile| {
                     let room: Arc<dyn Room> = Arc::new(file);
-                    Activations::restore(&lengths, hidden, space(), &room).map_err(from_room)
+                    Activations::restore(&lengths, hidden, memory.space(journal)?, &room).map_err(from_room)
                 };
                 journal.states_behind(layer, count)?.into_iter().map(restore).collect::<Result<_, Error>>()?
             }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Kills without the variable.
-const KILLS: usize = 8;
+const KILLS: usize = 9;
 /// Kills of one run at most, so that it comes to an end.
 const MOST_OF_A_RUN: usize = 4;
 
@@ -21,7 +21,7 @@ struct Job {
 /// The job on a model that has experts; the others are on the demo's.
 const EXPERTS: &str = "mixture of experts";
 
-const JOBS: [Job; 8] = [
+const JOBS: [Job; 9] = [
     Job { name: "gptq", arguments: &["--to", "gptq"] },
     Job { name: "gguf", arguments: &["--to", "gguf:q4_k_m", "--recipe", "gptq"] },
     Job {
@@ -48,20 +48,41 @@ const JOBS: [Job; 8] = [
     },
     Job { name: EXPERTS, arguments: &["--group-size", "channel", "--calibration", "ids.jsonl"] },
     Job { name: "max, fewer sweeps", arguments: &["--recipe", "recipe.toml"] },
+    Job { name: "the same, states on disk", arguments: &["--recipe", "recipe.toml", LEAST] },
     Job {
         name: "chosen widths, measured",
         arguments: &["--to", "compressed-tensors", "--target-bits", "8", "--evaluate-samples", "4"],
     },
 ];
 
+/// Stands for the least memory that a job can be done in.
+const LEAST: &str = "--memory";
+
+/// As a refusal says.
+fn least_memory(folder: &Path, job: &Job) -> String {
+    let refused = Job { name: job.name, arguments: &job.arguments[..job.arguments.len() - 1] };
+    let ended = command(folder, &refused).args([LEAST, "1"]).output().expect("the program starts");
+    let message = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let number = message.split(" bytes), which").next().and_then(|text| text.rsplit('(').next());
+    number.unwrap_or_else(|| panic!("no least size in {message}")).to_owned()
+}
+
 /// Takes every path, none of them often.
 const EVERY_PATH: &str = "base = 'max'\nbits = 3\nown_text = 1\nscale_passes = 2\n[settings]\nrefits = 1\nsweeps = 1\ncoupled_sweeps = 1\n";
 
 fn start(folder: &Path, job: &Job) -> Child {
+    let mut command = command(folder, job);
+    if job.arguments.last() == Some(&LEAST) {
+        command.arg(least_memory(folder, job));
+    }
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts")
+}
+
+fn command(folder: &Path, job: &Job) -> Command {
     let model = if job.name == EXPERTS { "tests/data/hf_tiny/qwen3_moe" } else { "demo/model" };
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(model);
     let mut command = Command::new(env!("CARGO_BIN_EXE_quantc"));
-    command.current_dir(folder).arg("quantize").arg(model).args(["-o", "out"]).args(job.arguments);
+    command.current_dir(folder).arg("quantize").arg(model).args(["-o", "out"]);
     fs::write(folder.join("recipe.toml"), EVERY_PATH).expect("the folder can be written");
     // The tiny model has 64 tokens, and no tokenizer.
     let ids = |line: usize| (0..48).map(|i| (i * i * 7 + line * 13 + i * 3) % 64).collect::<Vec<usize>>();
@@ -71,7 +92,8 @@ fn start(folder: &Path, job: &Job) -> Child {
     if !job.arguments.contains(&"--evaluate-samples") {
         command.arg("--no-evaluate");
     }
-    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program starts")
+    command.args(job.arguments);
+    command
 }
 
 /// Runs to the end; one that was killed when all was done finds its own output.

@@ -30,7 +30,7 @@ use crate::weights::WeightSource;
 /// Tokens taken without drawing after an arbitrary first one.
 pub const LIKELIEST: usize = 4;
 /// Bytes that the keys and values of one batch may take.
-const CACHE_BYTES: usize = 2 << 30;
+pub const CACHE_BYTES: usize = 2 << 30;
 
 /// How sequences begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,12 @@ pub fn sample(
         })?;
     }
     Ok(writers.into_iter().map(|writer| writer.tokens).collect())
+}
+
+/// Bytes of weights that are kept between steps, for a model that is not read again for each.
+#[must_use]
+pub fn held_bytes(model: &Model) -> usize {
+    crate::held::bytes(model)
 }
 
 fn check(model: &Model, request: &Request) -> Result<(), CalibrationError> {

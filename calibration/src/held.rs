@@ -16,6 +16,13 @@ const HELD_BYTES: usize = 4 << 30;
 /// Numbers of a slice of the head that is read at a time where it is not kept.
 const HEAD_SLICE: usize = 1 << 22;
 
+/// Bytes of weights that are kept in memory: all, or none where they are too many.
+pub(crate) fn bytes(model: &Model) -> usize {
+    let linears: usize = model.linears().map(|linear| linear.out_features * linear.in_features).sum();
+    let all = linears.saturating_add(model.hyperparameters.vocabulary * model.hyperparameters.hidden_size);
+    Some(all.saturating_mul(4)).filter(|&bytes| bytes <= HELD_BYTES).unwrap_or(0)
+}
+
 /// The weights of a model that is run again and again.
 pub(crate) struct HeldWeights<'s> {
     pub(crate) source: &'s dyn WeightSource,
@@ -29,8 +36,7 @@ impl<'s> HeldWeights<'s> {
     pub(crate) fn open(model: &Model, source: &'s dyn WeightSource) -> Result<Self, CalibrationError> {
         let numbers = &model.hyperparameters;
         let (vocabulary, hidden) = (numbers.vocabulary, numbers.hidden_size);
-        let linears: usize = model.linears().map(|linear| linear.out_features * linear.in_features).sum();
-        let held = if 4 * (linears + vocabulary * hidden) <= HELD_BYTES {
+        let held = if bytes(model) > 0 {
             let whole = |layer: &Layer| {
                 let mut weights = source.layer(layer)?;
                 for expert in 0..layer.experts() {

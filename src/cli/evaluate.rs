@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::RunArgs;
-use super::values::{at_revision, window_request};
+use super::values::{at_revision, parse_size, window_request};
 use crate::error::Error;
 use crate::job::{EvaluateJob, Text, WindowRequest};
 
@@ -29,6 +29,9 @@ pub struct EvaluateArgs {
     /// demo/choices.jsonl
     #[arg(long, value_name = "FILE")]
     choices: Option<PathBuf>,
+    /// Memory for weights in work and hidden states, such as 8GB; windows that it does not hold are measured after others
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
     /// Write the model's logits (with the adapter, if one is given), f32 [windows, tokens, vocabulary], and the windows' lengths to this
     /// safetensors file
     #[arg(long, value_name = "FILE")]
@@ -74,6 +77,7 @@ impl EvaluateArgs {
             text,
             windows,
             choices: self.choices,
+            memory: self.memory,
             export_logits: self.export_logits,
         })
     }

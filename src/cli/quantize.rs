@@ -102,6 +102,9 @@ pub struct QuantizeArgs {
     /// Replace an existing output
     #[arg(long)]
     force: bool,
+    /// Memory for weights in work, Hessians, states, such as 8GB; other states go to disk
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
     /// Begin anew, not from the journal of an earlier run
     #[arg(long)]
     fresh: bool,
@@ -182,6 +185,7 @@ impl QuantizeArgs {
             fresh: self.fresh,
             command: std::env::args().collect(),
             strict: self.strict,
+            memory: self.memory,
         })
     }
 }

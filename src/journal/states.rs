@@ -1,4 +1,4 @@
-//! Hidden states in files: those behind a whole layer, which the next run may go on from.
+//! Hidden states in files: those behind a whole layer, which the next run may go on from, and those that memory has no room for.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -75,6 +75,34 @@ impl Room for StateFile {
             let problem = format!("states at {place} have SHA-256 {found}, expected {expected}");
             return Err(Error::from(FormatsError::Malformed { path: self.path.clone(), problem }).into());
         }
+        decode(&bytes, numbers);
+        Ok(())
+    }
+}
+
+/// A file without a name: the system takes it back when the process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    directory: PathBuf,
+    file: File,
+}
+
+impl Scratch {
+    pub(super) fn create(directory: &Path) -> Result<Self, Error> {
+        let file = tempfile::tempfile_in(directory).map_err(Error::io(directory))?;
+        Ok(Self { directory: directory.to_owned(), file })
+    }
+}
+
+impl Room for Scratch {
+    fn write(&self, place: u64, numbers: &[f32]) -> Result<(), SourceError> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Ok(write_at(&self.file, &bytes, 4 * place).map_err(Error::io(&self.directory))?)
+    }
+
+    fn read(&self, place: u64, numbers: &mut [f32]) -> Result<(), SourceError> {
+        let mut bytes = vec![0; 4 * numbers.len()];
+        read_at(&self.file, &mut bytes, 4 * place).map_err(Error::io(&self.directory))?;
         decode(&bytes, numbers);
         Ok(())
     }

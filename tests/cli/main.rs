@@ -16,6 +16,7 @@ mod imatrix;
 mod listing;
 mod manuals;
 mod measuring;
+mod memory;
 mod mistakes;
 mod outer;
 mod own_text;

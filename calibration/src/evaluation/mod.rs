@@ -62,8 +62,25 @@ pub struct Divergence {
     pub top1_agreement: f64,
 }
 
-/// Scores `measured` and, where given, its divergence from `reference` on `windows`. `step` is called after each layer of each model,
-/// `model.layers.len()` times for each; a break ends the work.
+/// Windows whose states are in memory together: as many as have `tokens` tokens, and one at least.
+pub fn batches(windows: &[Vec<u32>], tokens: usize) -> impl Iterator<Item = &[Vec<u32>]> {
+    let mut rest = windows;
+    std::iter::from_fn(move || {
+        let mut held = 0_usize;
+        let fits = |window: &&Vec<u32>| {
+            held = held.saturating_add(window.len());
+            held <= tokens
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let batch;
+        (batch, rest) = rest.split_at(count);
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// Scores `measured` and, where given, its divergence from `reference` on `windows`, of which so many tokens are in memory together; the
+/// figures do not depend on how many. `step` is called after each layer of each model,
+/// `model.layers.len()` times for each and each of [`batches`]; a break ends the work.
 ///
 /// # Errors
 /// A break, those of the weight sources, a forward pass that leaves the finite numbers, and windows of which none has two tokens.
@@ -71,16 +88,22 @@ pub fn evaluate(
     model: &Model,
     measured: &dyn WeightSource,
     reference: Option<&dyn WeightSource>,
-    windows: &[Vec<u32>],
+    (windows, tokens): (&[Vec<u32>], usize),
     step: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<Evaluation, CalibrationError> {
     if windows.iter().all(|window| window.len() < 2) {
         return Err(CalibrationError::NothingToScore);
     }
     let forward = Forward::new(model, windows.iter().map(Vec::len).max().unwrap_or(0));
-    let measured = Stream::run(&forward, measured, windows, step)?;
-    let reference = reference.map(|source| Stream::run(&forward, source, windows, step)).transpose()?;
-    let figures = score_windows(windows, &measured, reference.as_ref())?;
+    let mut figures = Vec::with_capacity(windows.len());
+    for batch in batches(windows, tokens) {
+        let first = figures.len();
+        let number = |error| in_batch(error, first);
+        let measured = Stream::run(&forward, measured, batch, step).map_err(number)?;
+        let reference = reference.map(|source| Stream::run(&forward, source, batch, step));
+        let reference = reference.transpose().map_err(number)?;
+        figures.extend(score_windows(batch, &measured, reference.as_ref()).map_err(number)?);
+    }
 
     let score_of =
         |nll: &dyn Fn(&WindowFigures) -> Vec<f64>| score(&figures.iter().map(nll).collect::<Vec<_>>());
@@ -118,6 +141,16 @@ pub fn visit_logits(
         see(stream.logits(&head, window, 0..tokens.len()).view());
     }
     Ok(())
+}
+
+/// Numbers the window that an error of a batch names among all, of which the batch's first is `first`.
+fn in_batch(error: CalibrationError, first: usize) -> CalibrationError {
+    match error {
+        CalibrationError::NotFinite { window, place } => {
+            CalibrationError::NotFinite { window: first + window, place }
+        }
+        other => other,
+    }
 }
 
 /// Figures of all windows, in order.

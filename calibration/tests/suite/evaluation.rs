@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::tiny::InMemory;
 use calibration::CalibrationError;
-use calibration::evaluation::{evaluate, visit_logits};
+use calibration::evaluation::{batches, evaluate, visit_logits};
 use ndarray::Array2;
 
 fn windows(count: u32, length: u32) -> Vec<Vec<u32>> {
@@ -27,7 +27,7 @@ fn perplexity_is_the_exponential_of_the_likelihood_and_a_model_is_itself() {
     })
     .unwrap();
     let mut steps = 0;
-    let found = evaluate(&source.model, &source, Some(&source), &windows, &mut || {
+    let found = evaluate(&source.model, &source, Some(&source), (&windows, usize::MAX), &mut || {
         steps += 1;
         ControlFlow::Continue(())
     })
@@ -75,7 +75,8 @@ fn divergence_meets_its_definition() {
             agreements += usize::from(likeliest(p) == likeliest(q));
         }
     }
-    let found = evaluate(&original.model, &quantized, Some(&original), &windows, &mut go_on).unwrap();
+    let found =
+        evaluate(&original.model, &quantized, Some(&original), (&windows, usize::MAX), &mut go_on).unwrap();
     let found = found.divergence.unwrap();
     let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
     assert!(mean > 1e-3, "the perturbation must be seen: {mean}");
@@ -90,17 +91,38 @@ fn divergence_meets_its_definition() {
 }
 
 #[test]
+fn no_bit_depends_on_how_many_windows_are_in_memory() {
+    let (original, quantized) = (InMemory::open("llama"), InMemory::perturbed("llama", 0.1));
+    let windows = windows(5, 33);
+    let score = |tokens| {
+        let mut steps = 0;
+        let mut step = || {
+            steps += 1;
+            ControlFlow::Continue(())
+        };
+        let found =
+            evaluate(&original.model, &quantized, Some(&original), (&windows, tokens), &mut step).unwrap();
+        assert_eq!(steps, 2 * original.model.layers.len() * batches(&windows, tokens).count());
+        found
+    };
+    let expected = score(usize::MAX);
+    for (tokens, count) in [(1, 5), (65, 5), (66, 3), (132, 2), (165, 1)] {
+        assert_eq!(batches(&windows, tokens).count(), count);
+        assert_eq!(score(tokens), expected);
+    }
+}
+
+#[test]
 fn no_bit_depends_on_the_number_of_threads() {
     let (original, quantized) = (InMemory::open("llama"), InMemory::perturbed("llama", 0.1));
     let windows = windows(5, 133);
     let score = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let found =
-            || {
-                evaluate(&original.model, &quantized, Some(&original), &windows, &mut || {
-                    ControlFlow::Continue(())
-                })
-            };
+        let found = || {
+            evaluate(&original.model, &quantized, Some(&original), (&windows, usize::MAX), &mut || {
+                ControlFlow::Continue(())
+            })
+        };
         pool.install(found).unwrap()
     };
     let expected = score(1);
@@ -118,13 +140,14 @@ fn a_weight_that_is_no_number_is_noticed_with_its_place() {
     ] {
         let mut source = InMemory::open("qwen2");
         source.set(tensor, 3, f32::NAN);
-        match evaluate(&source.model, &source, None, &windows(2, 20), &mut go_on) {
+        match evaluate(&source.model, &source, None, (&windows(2, 20), usize::MAX), &mut go_on) {
             Err(CalibrationError::NotFinite { window: 0, place: found }) => assert_eq!(found, place),
             other => panic!("{tensor}: {other:?}"),
         }
     }
     let source = InMemory::open("qwen2");
-    let error = evaluate(&source.model, &source, None, &[vec![3], vec![]], &mut go_on).unwrap_err();
+    let error =
+        evaluate(&source.model, &source, None, (&[vec![3], vec![]], usize::MAX), &mut go_on).unwrap_err();
     assert!(matches!(error, CalibrationError::NothingToScore), "{error}");
 }
 

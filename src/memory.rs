@@ -1,0 +1,328 @@
+//! `--memory`: what the large pieces of a run take together, and how much of the budget they leave to hidden states.
+//!
+//! A phase of the work needs some pieces whatever happens: a layer's weights, its Hessians, what a solver and a few windows in work take. The
+//! largest such sum is the least budget that a job can be done with, which is known, and refused, before any work. What a phase leaves of the budget
+//! holds hidden states; those beyond it are on disk ([`calibration::activations`]) or, where a model is only measured, come later. Where
+//! they are changes no bit.
+//!
+//! The sums are of arrays whose shapes are known; code, allocator and files' names are not in them.
+
+use std::sync::Arc;
+
+use calibration::activations::{History, Room, Space};
+use model::Model;
+use model::graph::StageInput;
+use model::linear::Linear;
+use quantizer::output::MOST_ROWS;
+
+use crate::error::Error;
+use crate::job::{Calibration, QuantizeJob};
+use crate::journal::Journal;
+use crate::plan::Plan;
+use crate::render::text::bytes;
+
+/// Bytes of a number.
+const F32: u64 = 4;
+const F64: u64 = 8;
+/// Tokens of a chunk that a Hessian is gathered in.
+const CHUNK: u64 = quantizer::accumulator::CHUNK_TOKENS as u64;
+
+/// A budget, and what of it is spoken for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    budget: Option<u64>,
+    /// What the layer loop takes beside the states, and a token's states in it.
+    solving: u64,
+    of_token: u64,
+    /// Whether all states stay in memory.
+    whole: bool,
+    /// What gradients take beside the windows, and a window of a batch.
+    gradients: u64,
+    of_window: u64,
+    /// What measuring takes beside the states, and a token's states in it.
+    measuring: u64,
+    of_measured: u64,
+}
+
+impl Memory {
+    /// What `job` takes, whose outputs have so many different solutions as there are `plans`.
+    pub(crate) fn demand(job: &QuantizeJob, model: &Model, plans: &[&Plan]) -> Result<Self, Error> {
+        let Some(budget) = job.memory else { return Ok(Self::default()) };
+        let shape = Shape::of(model, job.calibration_windows.context);
+        let windows =
+            (job.calibration_windows.samples as u64).saturating_mul(1 + job.recipe.own_text() as u64);
+        let beside = job.export_imatrix.is_some() || plans.iter().any(|plan| plan.propagates_errors());
+        let streams = plans.len() as u64 + u64::from(beside);
+        let mut found = Self {
+            budget: Some(budget),
+            solving: shape.solving(model, plans),
+            of_token: streams * F32 * (shape.hidden + shape.waiting),
+            gradients: shape.gradients(model, plans, windows),
+            of_window: shape.tokens * F32 * (4 * shape.hidden + shape.outputs),
+            ..Self::default()
+        };
+        let data = job.imatrix.is_none() && plans.iter().any(|plan| plan.needs_calibration());
+        // What is sent to experts stays in memory with its window.
+        found.whole = model.layers.iter().any(|layer| layer.experts() > 0);
+        if found.whole {
+            found.of_token += streams * F32 * shape.hidden;
+        }
+        let least = if found.whole { windows.saturating_mul(shape.tokens) } else { shape.tokens };
+        let mut phases = vec![("solving", found.solving + least.saturating_mul(found.of_token))];
+        if data {
+            phases.push(("weighing outputs", found.gradients + found.of_window));
+        }
+        if data && (job.recipe.own_text() > 0 || job.calibration == Calibration::Own) {
+            phases.push(("writing text", shape.writing(model, windows)));
+        }
+        if data && job.recipe.scale_passes() > 0 && job.adapter_rank.is_none() {
+            phases.push(("learning scales", shape.learning(model, plans, windows)));
+        }
+        if job.budget.is_some() {
+            phases.push(("weighing widths", shape.weighing(model)));
+        }
+        if let Some((_, request)) = &job.evaluation {
+            let measured = Self::measuring(budget, model, request.context);
+            (found.measuring, found.of_measured) = (measured.measuring, measured.of_measured);
+            let tokens = request.context.min(model.hyperparameters.context) as u64;
+            phases.push(("measuring", found.measuring + tokens * found.of_measured));
+        }
+        demand_least(budget, &phases)?;
+        Ok(found)
+    }
+
+    /// What measuring a model of this shape takes, beside a reference.
+    pub(crate) fn demand_measuring(
+        budget: Option<u64>,
+        model: &Model,
+        context: usize,
+    ) -> Result<Self, Error> {
+        let Some(budget) = budget else { return Ok(Self::default()) };
+        let found = Self::measuring(budget, model, context);
+        let tokens = context.min(model.hyperparameters.context) as u64;
+        demand_least(budget, &[("measuring", found.measuring + tokens * found.of_measured)])?;
+        Ok(found)
+    }
+
+    fn measuring(budget: u64, model: &Model, context: usize) -> Self {
+        let shape = Shape::of(model, context);
+        let (measuring, of_measured) = (shape.measuring(), 2 * F32 * (shape.hidden + shape.waiting) + 64);
+        Self { budget: Some(budget), measuring, of_measured, ..Self::default() }
+    }
+
+    /// Where the layer loop's states are.
+    pub(crate) fn space(&self, journal: &Journal) -> Result<Space, Error> {
+        let Some(budget) = self.budget else { return Ok(Space::unbounded()) };
+        let tokens = budget.saturating_sub(self.solving) / self.of_token.max(1);
+        if self.whole {
+            return Ok(Space { together: rayon::current_num_threads(), ..Space::unbounded() });
+        }
+        Ok(Space {
+            tokens_in_memory: usize::try_from(tokens).unwrap_or(usize::MAX),
+            together: rayon::current_num_threads(),
+            elsewhere: Some(journal.scratch()?),
+        })
+    }
+
+    /// Where residual streams wait for the pass backwards.
+    pub(crate) fn history(&self, journal: &Journal) -> Result<History, Error> {
+        let room: Option<Arc<dyn Room>> = self.budget.map(|_| journal.scratch()).transpose()?;
+        Ok(History::new(room))
+    }
+
+    /// Windows that gradients go back through together, at most `most`.
+    pub(crate) fn gradient_windows(&self, most: usize) -> usize {
+        let Some(budget) = self.budget else { return most };
+        let windows = budget.saturating_sub(self.gradients) / self.of_window.max(1);
+        usize::try_from(windows).unwrap_or(usize::MAX).clamp(1, most.max(1))
+    }
+
+    /// Tokens that are measured together.
+    pub(crate) fn measured_tokens(&self) -> usize {
+        let Some(budget) = self.budget else { return usize::MAX };
+        let tokens = budget.saturating_sub(self.measuring) / self.of_measured.max(1);
+        usize::try_from(tokens).unwrap_or(usize::MAX)
+    }
+}
+
+fn demand_least(budget: u64, phases: &[(&str, u64)]) -> Result<(), Error> {
+    match phases.iter().max_by_key(|(_, least)| least) {
+        Some((phase, least)) if *least > budget => {
+            let problem = format!(
+                "{} is too little for this job, expected {} or more ({least} bytes), which {phase} takes in any case",
+                bytes(budget),
+                bytes(*least)
+            );
+            Err(Error::Argument { flag: "--memory", problem })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sizes that all phases share.
+struct Shape {
+    hidden: u64,
+    vocabulary: u64,
+    /// Tokens of a window.
+    tokens: u64,
+    /// The weights of the largest layer.
+    layer: u64,
+    /// What waits for later stages, of one token: the inputs of those that do not read the residual stream.
+    waiting: u64,
+    /// The widest input of a stage, and the outputs of all linears of a layer.
+    widest_input: u64,
+    outputs: u64,
+    /// Windows in work.
+    threads: u64,
+}
+
+impl Shape {
+    fn of(model: &Model, context: usize) -> Self {
+        let numbers = &model.hyperparameters;
+        let most = |of: &dyn Fn(&model::Layer) -> u64| model.layers.iter().map(of).max().unwrap_or(0);
+        let linears = |layer: &model::Layer| -> Vec<Linear> {
+            // One expert at a time.
+            let held = |linear: &&Linear| linear.id.part.expert().is_none_or(|expert| expert == 0);
+            layer.stages.iter().flat_map(|stage| &stage.linears).filter(held).cloned().collect()
+        };
+        Self {
+            hidden: numbers.hidden_size as u64,
+            vocabulary: numbers.vocabulary as u64,
+            tokens: context.min(numbers.context) as u64,
+            layer: most(&|layer| linears(layer).iter().map(weights).sum::<u64>() * F32),
+            waiting: most(&|layer| layer.stages.iter().map(waiting).sum()),
+            widest_input: most(&|layer| {
+                linears(layer).iter().map(|linear| linear.in_features as u64).max().unwrap_or(0)
+            }),
+            outputs: most(&|layer| linears(layer).iter().map(|linear| linear.out_features as u64).sum()),
+            threads: rayon::current_num_threads() as u64,
+        }
+    }
+
+    /// One window on its way through a layer.
+    fn pass(&self) -> u64 {
+        self.tokens * F32 * (4 * self.hidden + 2 * self.waiting.max(self.widest_input) + self.outputs)
+    }
+
+    /// A layer of each track and the original's, the Hessians of a stage, what a solver takes, windows in work.
+    fn solving(&self, model: &Model, plans: &[&Plan]) -> u64 {
+        let stages = model.layers.iter().flat_map(|layer| &layer.stages);
+        let of_stage = |stage: &model::Stage| {
+            let (mut kept, mut gathered) = (0, 0);
+            for plan in plans {
+                let (keeps, gathers) = statistics(plan, stage);
+                kept += keeps;
+                gathered = gathered.max(gathers);
+            }
+            let solver = stage.linears.iter().map(|linear| 6 * F32 * weights(linear)).max().unwrap_or(0);
+            kept + gathered.max(solver)
+        };
+        let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).max().unwrap_or(0);
+        self.layer * (plans.len() as u64 + 1)
+            + stages.map(of_stage).max().unwrap_or(0)
+            + moments
+            + self.threads * self.pass()
+    }
+
+    /// The head, a layer, what is gathered of all of them, windows in work.
+    fn gradients(&self, model: &Model, plans: &[&Plan], windows: u64) -> u64 {
+        let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).sum();
+        let mut weighed: Vec<_> = plans.iter().flat_map(|plan| plan.weighs_tokens(model)).collect();
+        weighed.sort_unstable();
+        weighed.dedup();
+        let roots = weighed.len() as u64 * windows * self.tokens * F32;
+        self.vocabulary * self.hidden * F32 + self.layer + moments + roots + self.threads * 2 * self.pass()
+    }
+
+    /// Keys and values of a batch, the weights that are held for it.
+    fn writing(&self, model: &Model, windows: u64) -> u64 {
+        let numbers = &model.hyperparameters;
+        let cache = 2 * F32 * (numbers.key_value_heads * numbers.head_dim) as u64;
+        let cache = cache * self.tokens * model.layers.len() as u64;
+        let batch = (windows * cache).min(cache.max(calibration::generation::CACHE_BYTES as u64));
+        batch + calibration::generation::held_bytes(model) as u64 + self.layer
+    }
+
+    /// The head, a layer, its gradients for each window of a step, all codes and scales with Adam's means, the original's last states.
+    fn learning(&self, model: &Model, plans: &[&Plan], windows: u64) -> u64 {
+        let all: u64 = model.linears().map(weights).sum();
+        let step = crate::scales::BATCH as u64;
+        let lessons = windows.min(crate::scales::WINDOWS as u64);
+        let states = lessons * self.tokens * self.hidden * F32 + step * 4 * self.tokens * self.hidden * F32;
+        // Of every 16 weights one scale at most; rounded and not, first and second mean, gradient, as they were.
+        let scales = all / 16 * 6 * F32;
+        self.vocabulary * self.hidden * F32
+            + self.layer * (1 + step)
+            + plans.len() as u64 * all
+            + scales
+            + states
+            + self.threads * 2 * self.pass()
+    }
+
+    /// Inputs and gradients of some windows, a layer, the Hessians of a stage.
+    fn weighing(&self, model: &Model) -> u64 {
+        let tokens = (crate::sensitivity::MOST_TOKENS as u64 + self.tokens).max(2 * self.tokens);
+        let widest = model.linears().map(|linear| linear.in_features as u64).max().unwrap_or(0);
+        let solver = model.linears().map(|linear| 6 * F32 * weights(linear)).max().unwrap_or(0);
+        self.vocabulary * self.hidden * F32
+            + 2 * self.layer
+            + widest * widest * (2 * F64 + 3 * F32)
+            + solver
+            + tokens * F32 * (3 * self.hidden + self.widest_input)
+            + tokens.div_ceil(4) * F32 * (self.outputs + 4 * self.widest_input)
+            + self.threads * 2 * self.pass()
+    }
+
+    /// A layer, slices of two heads, windows in work.
+    fn measuring(&self) -> u64 {
+        2 * self.layer + self.threads * (self.pass() + 2 * F32 * 64 * self.vocabulary) + (64 << 20)
+    }
+}
+
+/// What a track keeps of a stage's Hessians, and takes while it gathers and factors them.
+fn statistics(plan: &Plan, stage: &model::Stage) -> (u64, u64) {
+    let solved: Vec<&Linear> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
+    let Some(first) = solved.first() else { return (0, 0) };
+    let (n, m) = (first.in_features as u64, first.out_features as u64);
+    let settings: Vec<_> = solved.iter().map(|linear| &plan.treatment(linear).settings).collect();
+    let input = if settings.iter().any(|settings| settings.alpha > 0.0) { n } else { 0 };
+    let wide = stage.writes_residual && settings.iter().any(|settings| settings.beta > 0.0);
+    let residual = if wide { m } else { 0 };
+    // A moment, and those across, `[rows, n]` together.
+    let rows = n + input + residual;
+    let parts = if settings.iter().any(|s| s.guard || s.propagates()) { 2 } else { 1 };
+    let mut different: Vec<_> = Vec::new();
+    for settings in settings {
+        if !different.contains(&settings) {
+            different.push(settings);
+        }
+    }
+    let kept = different.len() as u64 * F32 * n * (2 * n + rows) + F32 * n * rows;
+    let chunks = CHUNK * F32 * (n + 2 * input + residual + n);
+    let gathering = parts * (n * rows * (F64 + F32) + chunks);
+    let factoring = parts * n * rows * F64 + 3 * F64 * n * n;
+    (kept, gathering.max(factoring))
+}
+
+/// Second moments of the outputs of a layer's linears that are solved with them.
+fn moments(layer: &model::Layer, plans: &[&Plan]) -> u64 {
+    let linears = layer.stages.iter().flat_map(|stage| &stage.linears);
+    let coupled =
+        linears.filter(|linear| plans.iter().any(|plan| plan.couples_rows().any(|l| l.id == linear.id)));
+    let of_linear = |linear: &Linear| {
+        let most = (MOST_ROWS as u64).min(linear.out_features as u64);
+        F32 * linear.out_features as u64 * (most + 1) / 2
+    };
+    coupled.map(of_linear).sum()
+}
+
+fn waiting(stage: &model::Stage) -> u64 {
+    let made =
+        !matches!(stage.input, StageInput::AttentionInput | StageInput::MlpInput | StageInput::SharedInput);
+    let held = stage.part().expert().is_none_or(|expert| expert == 0);
+    stage.linears.first().filter(|_| made && held).map_or(0, |linear| linear.in_features as u64)
+}
+
+fn weights(linear: &Linear) -> u64 {
+    linear.out_features as u64 * linear.in_features as u64
+}
