@@ -64,6 +64,7 @@ pub mod experts;
 pub mod export;
 pub mod generate;
 mod gradients;
+mod grids;
 pub mod hub;
 mod importance;
 pub mod inspect;

@@ -21,6 +21,7 @@ use crate::adapted::AdapterWriter;
 use crate::error::Error;
 use crate::experts::{ExpertCoverage, LayerExperts};
 use crate::gradients::{self, LayerGradients};
+use crate::grids;
 use crate::importance::{ImportanceGatherer, MeanSquares};
 use crate::journal::{Journal, LayerEntry, Restored};
 use crate::memory::Memory;
@@ -125,6 +126,9 @@ pub(crate) fn quantize_layers(
             if let (Some(streams), Some(importance)) = (&streams, &mut importance) {
                 importance.gather(streams, layer, place, original)?;
             }
+            let grids = tracks.iter().zip(&quantized);
+            let grids = grids.map(|(track, weights)| grids::of_stage(track.plan, stage, weights));
+            let grids = grids.collect::<Result<Vec<_>, Error>>()?;
             let mut all_seen = Vec::with_capacity(tracks.len());
             for (number, track) in tracks.iter().enumerate() {
                 go_on(progress)?;
@@ -135,7 +139,7 @@ pub(crate) fn quantize_layers(
                         let (sent, coverage) = sent.unzip();
                         outcomes[number].cover(coverage);
                         let place = Place { layer, stage: place, track: number };
-                        observe(track.plan, place, original, streams, &gradients, sent)?
+                        observe(track.plan, &grids[number], place, original, streams, &gradients, sent)?
                     }
                     (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
                     (None, Inputs::Windows(..)) => {
@@ -148,11 +152,11 @@ pub(crate) fn quantize_layers(
             }
             for (number, (track, seen)) in tracks.iter_mut().zip(all_seen).enumerate() {
                 let weights = &mut quantized[number];
-                for linear in &stage.linears {
+                for &(linear, scheme) in &grids[number] {
                     go_on(progress)?;
                     let output = gradients.output_hessian(linear);
                     let (outcome, entry) = (&mut outcomes[number], (&mut entry, number));
-                    track.quantize(linear, weights, &seen, output, outcome, entry, progress)?;
+                    track.quantize((linear, scheme), weights, &seen, output, outcome, entry, progress)?;
                 }
                 if let Some(streams) = streams.as_mut().filter(|_| !last) {
                     streams.advance_quantized(number, layer, place, weights, journal)?;
@@ -241,7 +245,7 @@ impl<'t> Track<'t> {
     #[expect(clippy::too_many_arguments, reason = "what is known of a linear, and where all of it goes")]
     fn quantize(
         &mut self,
-        linear: &Linear,
+        (linear, scheme): (&Linear, Scheme),
         weights: &mut LayerWeights,
         seen: &StageStatistics,
         output: Option<&OutputHessian>,
@@ -249,7 +253,6 @@ impl<'t> Track<'t> {
         (entry, number): (&mut LayerEntry, usize),
         progress: &dyn Progress,
     ) -> Result<(), Error> {
-        let Some(scheme) = self.plan.scheme(linear) else { return Ok(()) };
         let solution = solve(self.plan, linear, scheme, weights, seen, output)?;
         let left = match &mut self.adapters {
             None => None,
@@ -336,6 +339,7 @@ struct Place<'p> {
 /// What the solvers of a stage need to know about its input.
 fn observe(
     plan: &Plan,
+    grids: &[(&Linear, Scheme)],
     Place { layer, stage: place, track }: Place<'_>,
     weights: &LayerWeights,
     streams: &Streams<'_>,
@@ -343,12 +347,10 @@ fn observe(
     sent: Option<Sent>,
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
-    let solved: Vec<_> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
-    let settings: Vec<_> = solved.iter().map(|&linear| (linear, plan.treatment(linear))).collect();
-    let unsolved = solved.iter().filter_map(|linear| {
-        let scheme = plan.scheme(linear)?;
-        Some(dense(weights, linear).map(|weight| Unsolved { weight, scheme }))
-    });
+    let settings: Vec<_> = grids.iter().map(|&(linear, _)| (linear, plan.treatment(linear))).collect();
+    let unsolved = grids
+        .iter()
+        .map(|&(linear, scheme)| dense(weights, linear).map(|weight| Unsolved { weight, scheme }));
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
     let (windows, precision) = (streams.windows(), streams.precision());
     StageStatistics::gather(stage, &settings, &unsolved, windows, sent, precision, |see| {

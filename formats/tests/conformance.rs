@@ -11,8 +11,9 @@ use model::Model;
 use model::linear::{Linear, LinearId, Part, Role};
 use ndarray::Array2;
 use quantizer::levels::Levels;
+use quantizer::nested;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
-use quantizer::tensor::{Offsets, QuantizedTensor};
+use quantizer::tensor::{Offsets, QuantizedTensor, ScaleParts};
 use serde_json::{Value, json};
 
 fn linear(layer: usize, role: Role, shape: (usize, usize)) -> Linear {
@@ -55,7 +56,8 @@ fn scheme(
     let asked = Scheme { bits, levels: Levels::Uniform, granularity, symmetry, scale_dtype };
     // Formats of one table have no other grid.
     let own = format.grid(&linear(0, Role::Down, (32, 32)), 4, asked);
-    if own.levels == Levels::Uniform && !format.fixes_grid() { asked } else { own }
+    // An exponent that is settled late is some number.
+    if own.levels == Levels::Uniform && !format.fixes_grid() { asked } else { own.sharing(0.3) }
 }
 
 fn planned(linear: &Linear, scheme: Scheme) -> PlannedLinear {
@@ -84,9 +86,29 @@ fn solution(linear: &Linear, scheme: Scheme) -> QuantizedTensor {
         let magnitude = 2.0_f32.powi((random() % 20) as i32 - 15) * (1.0 + random() as f32 / u32::MAX as f32);
         scheme.scale_dtype.round(if random() % 4 == 0 { -magnitude } else { magnitude })
     });
+    if scheme.scale_dtype == ScaleDtype::Nested {
+        return nested_solution(scheme, codes, &mut random);
+    }
     let zeros = (scheme.symmetry == Symmetry::Asymmetric)
         .then(|| Array2::from_shape_simple_fn(grid, || random() as u8 & most));
     QuantizedTensor::new(scheme, codes, scales, zeros).unwrap()
+}
+
+/// A solution whose scales are any numbers of the table, with a coarse number for each 256 of them and an offset above all.
+fn nested_solution(scheme: Scheme, codes: Array2<u8>, random: &mut dyn FnMut() -> u32) -> QuantizedTensor {
+    let (rows, groups) = scheme.granularity.scale_shape(codes.nrows(), codes.ncols());
+    let coarse: Vec<f32> =
+        (0..(rows * groups).div_ceil(256)).map(|_| 1e-3 + random() as f32 / u32::MAX as f32).collect();
+    let coarse = Array2::from_shape_fn((rows, groups + 1), |(row, group)| {
+        if group == groups { 1.2345 } else { coarse[(row * groups + group) / 256] }
+    });
+    let fine = Array2::from_shape_simple_fn((rows, groups), || nested::TABLE[random() as usize % 256]);
+    let scale = |(row, group): (usize, usize)| {
+        nested::scale(fine[[row, group]], coarse[[row, group]], coarse[[row, groups]])
+    };
+    let scales = Array2::from_shape_fn((rows, groups), scale);
+    let tensor = QuantizedTensor::new(scheme, codes, scales, None).unwrap();
+    tensor.in_parts(ScaleParts { coarse, fine }, None).unwrap()
 }
 
 /// Writes a checkpoint with config.json; the driver's part in small.
@@ -137,9 +159,10 @@ fn claimed(format: &dyn TargetFormat, scheme: Scheme, shape: (usize, usize)) -> 
             [2, 3, 4, 8].contains(&bits) && whole_words(shape.0) && whole_words(shape.1)
         }
         "awq" => bits == 4 && shape.0.is_multiple_of(8),
-        "compressed-tensors:mxfp4" => shape.1.is_multiple_of(32),
+        "compressed-tensors:mxfp4" | "mlx:mxfp4" | "mlx:mxfp8" => shape.1.is_multiple_of(32),
+        "compressed-tensors:nvfp4" | "mlx:nvfp4" => shape.1.is_multiple_of(16),
         id if id.starts_with("compressed-tensors") => true,
-        "nf4" | "fp4" => {
+        "nf4" | "fp4" | "nf4:double" | "fp4:double" => {
             let Granularity::PerGroup(size) = scheme.granularity else { return false };
             lowered(size.get(), shape.1).is_some_and(|size| size >= 32 && size.is_power_of_two())
         }
@@ -167,7 +190,7 @@ fn lowered(asked: usize, width: usize) -> Option<usize> {
 fn what_a_format_claims_comes_back_exactly_and_the_rest_is_refused_with_a_reason() {
     let granularities =
         [group(16), group(48), group(64), group(1024), Granularity::PerChannel, Granularity::PerTensor];
-    let mut written = 0;
+    let (mut written, mut seen) = (0, std::collections::HashSet::new());
     for format in checkpoints() {
         for shape in [(64, 192), (32, 1024), (33, 96), (40, 80), (1, 16), (3, 7)] {
             for bits in 2..=8 {
@@ -175,6 +198,10 @@ fn what_a_format_claims_comes_back_exactly_and_the_rest_is_refused_with_a_reason
                     for symmetry in [Symmetry::Symmetric, Symmetry::Asymmetric] {
                         let runtime = if number % 2 == 0 { Dtype::F16 } else { Dtype::Bf16 };
                         let scheme = scheme(format, bits, granularity, symmetry, runtime);
+                        // Formats of one grid make the same of all.
+                        if !seen.insert((format.id(), shape, scheme)) {
+                            continue;
+                        }
                         written += usize::from(holds_or_refuses(format, shape, scheme));
                     }
                 }
@@ -420,7 +447,9 @@ fn linears_left_in_16_bit_and_linears_of_another_width_are_told_to_every_reader(
 #[test]
 fn linears_that_runtimes_fuse_are_quantized_alike_or_refused() {
     // Transformers runs bitsandbytes' linears one by one.
-    for format in checkpoints().filter(|format| !["nf4", "fp4"].contains(&format.id())) {
+    for format in
+        checkpoints().filter(|format| !["nf4", "fp4"].contains(&format.id().trim_end_matches(":double")))
+    {
         for change in [None, (!format.mixed_widths().is_empty()).then(|| BitWidth::new(8).unwrap())] {
             let mut plan = small_model(format, 4, group(64));
             plan[1].scheme = change.and_then(|bits| plan[1].scheme.map(|scheme| Scheme { bits, ..scheme }));
@@ -438,7 +467,11 @@ fn a_single_changed_bit_is_seen() {
             // 37 outputs and 48 inputs of 3 or 4 bits leave bits unused at the end of a stream, where the format allows it.
             let shape = if format.id() == "compressed-tensors" { (37, 48) } else { (32, 32) };
             let linear = linear(0, Role::Output, shape);
-            let columns = if format.id() == "mlx" { 32 } else { 16 };
+            let columns = if ["mlx", "nf4", "fp4"].contains(&format.id().trim_end_matches(":double")) {
+                32
+            } else {
+                16
+            };
             let scheme = scheme(format, bits, group(columns), symmetry, Dtype::F16);
             if format.settle(&mut [planned(&linear, scheme)]).is_err() {
                 continue;
@@ -457,12 +490,14 @@ fn a_single_changed_bit_is_seen() {
                 file.seek(SeekFrom::Start(place as u64)).unwrap();
                 file.write_all(&[byte]).unwrap();
             };
-            for bit in 8 * data..8 * bytes.len() {
+            // Of a table of 256 numbers some.
+            let step = if format.id().ends_with(":double") { 11 } else { 1 };
+            for bit in (8 * data..8 * bytes.len()).step_by(step) {
                 put(bit / 8, bytes[bit / 8] ^ 1 << (bit % 8));
                 match stored.decode(&linear, scheme, &checkpoint) {
                     Err(error) => assert!(error.to_string().contains("o_proj"), "{error}"),
                     Ok(decoded) => {
-                        let same = decoded == solution && !is_sign_of_zero(format, bytes[bit / 8], bit % 8);
+                        let same = decoded == solution && !changes_no_value(format, &bytes, bit);
                         assert!(!same, "{} bit {bit}", format.id());
                     }
                 }
@@ -472,12 +507,20 @@ fn a_single_changed_bit_is_seen() {
     }
 }
 
-/// Whether that bit is the sign of a float that is zero, which changes no value.
-fn is_sign_of_zero(format: &dyn TargetFormat, byte: u8, bit: usize) -> bool {
-    match (format.id(), bit) {
-        ("compressed-tensors:fp8" | "compressed-tensors:w8a8-fp8", 7) => byte & 0x7F == 0,
-        ("compressed-tensors:mxfp4", 7) => byte & 0x70 == 0,
-        ("compressed-tensors:mxfp4", 3) => byte & 0x07 == 0,
+/// Whether that bit is the sign of a float that is zero, or of a digit of an offset that rounds to the same number.
+fn changes_no_value(format: &dyn TargetFormat, bytes: &[u8], bit: usize) -> bool {
+    let (byte, id) = (bytes[bit / 8], format.id());
+    if id.ends_with(":double") {
+        let key = b"\"nested_offset\": ";
+        let digits = bytes.windows(key.len()).position(|part| part == key).unwrap() + key.len();
+        if (digits..digits + 26).contains(&(bit / 8)) && byte.is_ascii_digit() {
+            return true;
+        }
+    }
+    match (id.trim_end_matches(":double").rsplit(':').next().unwrap(), bit % 8) {
+        ("fp8" | "w8a8-fp8" | "mxfp8", 7) => byte & 0x7F == 0,
+        ("mxfp4" | "nvfp4" | "fp4", 7) => byte & 0x70 == 0,
+        ("mxfp4" | "nvfp4" | "fp4", 3) => byte & 0x07 == 0,
         _ => false,
     }
 }
@@ -560,13 +603,34 @@ fn files_meet_the_words_of_the_reference_implementations() {
     assert_eq!(data[3].bytes, 0xAFD9_8510_u32.to_le_bytes());
 }
 
+/// Codes of 0, 0.5, 1, 1.5, 2, 3, 4, 6, their negatives from -0.5 on, and 0, twice.
+const MLX_VALUES: [u8; 16] = [7, 8, 9, 10, 11, 12, 13, 14, 6, 5, 4, 3, 2, 1, 0, 7];
+const MLX_WORDS: [u8; 8] = [0x10, 0x32, 0x54, 0x76, 0xA9, 0xCB, 0xED, 0x0F];
+
+#[test]
+fn four_bit_floats_on_two_levels_are_told_what_they_share() {
+    let format = find("compressed-tensors:nvfp4");
+    let scheme = scheme(format, 4, group(16), Symmetry::Symmetric, Dtype::Bf16);
+    // The largest weight, 0.3, has a scale of 0.05: 204.8 times 2^-12.
+    assert_eq!(scheme.scale_dtype, ScaleDtype::SharedE4m3 { exponent: -12 });
+    let codes = Array2::from_shape_fn((1, 32), |(_, column)| (column % 15) as u8);
+    let scales = ndarray::array![[208.0 / 4096.0, 1.0 / 4096.0]];
+    let tensor = QuantizedTensor::new(scheme, codes, scales, None).unwrap();
+    let data = format.encode(&linear(0, Role::Up, (1, 32)), &tensor);
+    assert_eq!(data[1].bytes, [0x75, 0x38]);
+    assert_eq!(
+        (data[2].name.rsplit('.').next(), &data[2].bytes[..]),
+        (Some("weight_global_scale"), &4096.0_f32.to_le_bytes()[..])
+    );
+}
+
 #[test]
 fn numbers_have_the_bits_that_their_standards_say() {
     // Codes, a scale, the bytes of both.
     type Case = (&'static str, &'static [u8], f32, &'static [u8], &'static [u8]);
     let shape = (1, 32);
     // Two's complement; the bits of E4M3, from 448 down to its negative; pairs of E2M1 on a scale of 2^-3.
-    let cases: [Case; 3] = [
+    let cases: [Case; 6] = [
         ("compressed-tensors:w8a8-int8", &[0, 127, 128, 255], 0.5, &[0x80, 0xFF, 0x00, 0x7F], &[0x00, 0x3F]),
         (
             "compressed-tensors:fp8",
@@ -576,12 +640,17 @@ fn numbers_have_the_bits_that_their_standards_say() {
             &[0x00, 0x40],
         ),
         ("compressed-tensors:mxfp4", &[0, 14, 7, 8, 6, 9], 0.125, &[0x7F, 0x10, 0x29], &[124]),
+        // The values that mlx 0.32.4 was given: 0 to 6, -0.5 to -6, 0.
+        ("mlx:mxfp4", &MLX_VALUES, 1.0, &MLX_WORDS, &[127]),
+        ("mlx:nvfp4", &MLX_VALUES, 1.0, &MLX_WORDS, &[0x38, 0x38]),
+        ("mlx:mxfp8", &[126, 174, 182, 206], 0.015625, &[0x00, 0x30, 0x38, 0x50], &[0x79]),
     ];
     for (id, codes, scale, numbers, scales) in cases {
         let format = find(id);
         let scheme = scheme(format, 8, Granularity::PerChannel, Symmetry::Symmetric, Dtype::Bf16);
         let codes = Array2::from_shape_fn(shape, |(_, column)| codes[column % codes.len()]);
-        let tensor = QuantizedTensor::new(scheme, codes, Array2::from_elem((1, 1), scale), None).unwrap();
+        let of_groups = Array2::from_elem(scheme.granularity.scale_shape(1, 32), scale);
+        let tensor = QuantizedTensor::new(scheme, codes, of_groups, None).unwrap();
         let data = format.encode(&linear(0, Role::Up, shape), &tensor);
         assert_eq!(&data[0].bytes[..numbers.len()], numbers, "{id}");
         assert_eq!(data[1].bytes, scales, "{id}");

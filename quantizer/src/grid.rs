@@ -9,10 +9,10 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, Zip};
 
 use crate::levels::Levels;
+use crate::nested::Nested;
 use crate::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use crate::storage::{Coarse, Parts, Storage, StoredRow, coarse_numbers};
 use crate::tensor::{Offsets, QuantizedTensor, ScaleParts, TensorError};
-use crate::two_level::MOST_E4M3;
 
 /// Scales and zero points of every row and group of one matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,14 +89,14 @@ impl Grid {
             minimum_parts: parts().filter(|_| has_minimums),
         };
         let mut grid = Self { scheme, in_features, planes };
-        let most = scales.iter().fold(0.0_f32, |most, scale| most.max(scale.abs()));
-        let shared = ScaleDtype::F32.round(most / MOST_E4M3);
+        let nested = (scheme.scale_dtype == ScaleDtype::Nested).then(|| Nested::of(scales.view()));
         let storage = grid.storage();
         for (row, scales) in scales.rows().into_iter().enumerate() {
             let scales = scales.to_vec();
             let minimums: Vec<f32> =
                 scales.iter().zip(zero_points.row(row)).map(|(scale, zero)| -scale * zero).collect();
-            let stored = storage.row(&scales, &minimums, weights, Coarse::Free { shared });
+            let given = nested.as_ref().map_or_else(Vec::new, |nested| nested.of_row(row, scales.len()));
+            let stored = storage.row(&scales, &minimums, weights, Coarse::Free(&given));
             grid.set_row(row, &stored);
         }
         grid

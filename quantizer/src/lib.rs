@@ -43,6 +43,7 @@ pub mod guard;
 pub mod hessian;
 pub mod levels;
 pub mod loss;
+pub mod nested;
 pub mod order;
 pub mod output;
 pub mod prepared;

@@ -153,12 +153,22 @@ pub enum ScaleDtype {
         /// The largest integer.
         most: i16,
     },
-    /// A positive eight-bit float (four exponent bits) for each group, times one number in single precision for the matrix.
+    /// A positive eight-bit float with four exponent bits.
     E4m3,
+    /// The same times `2^exponent`, which a matrix shares with those that runtimes fuse with it ([`Scheme::sharing`]).
+    SharedE4m3 {
+        /// From -100 to 100.
+        exponent: i8,
+    },
+    /// Eight bits that point into a table of bitsandbytes: its number times one in single precision for each [`NESTED_GROUPS`] groups, counted
+    /// row after row, plus one for the matrix. Positive.
+    Nested,
 }
 
 /// Columns that share the number by which integers are multiplied.
 pub const SUPER_COLUMNS: usize = 256;
+/// Groups that share the number by which nested scales are multiplied.
+pub const NESTED_GROUPS: usize = 256;
 
 impl ScaleDtype {
     /// The nearest value of the set that is finite and, in half precision, not subnormal (runtimes flush those).
@@ -170,18 +180,32 @@ impl ScaleDtype {
         let (least, most) = match self {
             Self::F16 => (HALF_LEAST, HALF_MOST),
             Self::F16AndBf16 => (HALF_LEAST, HALF_AND_BF16_MOST),
-            Self::Bf16 | Self::F32 | Self::E8m0 | Self::Integers { .. } | Self::E4m3 => {
-                (f32::MIN_POSITIVE, BF16_MOST)
-            }
+            _ => (f32::MIN_POSITIVE, BF16_MOST),
         };
         let magnitude = if scale.is_nan() { least } else { scale.abs().clamp(least, most) };
         let rounded = match self {
             Self::F16 => half::f16::from_f32(magnitude).to_f32(),
             Self::Bf16 | Self::F16AndBf16 => half::bf16::from_f32(magnitude).to_f32(),
-            Self::F32 | Self::Integers { .. } | Self::E4m3 => magnitude,
+            Self::F32 | Self::Integers { .. } | Self::Nested => magnitude,
+            Self::E4m3 => nearest_e4m3(magnitude),
+            Self::SharedE4m3 { .. } => {
+                let unit = self.unit();
+                nearest_e4m3(magnitude / unit) * unit
+            }
             Self::E8m0 => magnitude.log2().round().clamp(-126.0, 127.0).exp2(),
         };
         if scale.is_sign_negative() && self.has_signs() { -rounded } else { rounded }
+    }
+
+    /// `2^exponent` where scales share an exponent, 1 elsewhere.
+    #[must_use]
+    pub fn unit(self) -> f32 {
+        match self {
+            Self::SharedE4m3 { exponent } => {
+                f32::from_bits(((127 + i32::from(exponent)).max(1) as u32) << 23)
+            }
+            _ => 1.0,
+        }
     }
 
     /// Whether a scale may be negative.
@@ -189,15 +213,15 @@ impl ScaleDtype {
     pub fn has_signs(self) -> bool {
         match self {
             Self::F16 | Self::Bf16 | Self::F16AndBf16 | Self::F32 => true,
-            Self::E8m0 | Self::E4m3 => false,
+            Self::E8m0 | Self::E4m3 | Self::SharedE4m3 { .. } | Self::Nested => false,
             Self::Integers { least, .. } => least < 0,
         }
     }
 
-    /// Whether a scale is the product of two stored numbers.
+    /// Whether a scale is made of several stored numbers, products and sums.
     #[must_use]
     pub fn is_product(self) -> bool {
-        matches!(self, Self::Integers { .. } | Self::E4m3)
+        matches!(self, Self::Integers { .. } | Self::Nested)
     }
 
     /// The value nearest to `minimum` that a minimum of such scales can have.
@@ -227,6 +251,24 @@ const HALF_MOST: f32 = 65504.0;
 const HALF_AND_BF16_MOST: f32 = 65280.0;
 /// The largest finite bfloat16.
 const BF16_MOST: f32 = 3.389_531_4e38;
+/// The largest eight-bit float.
+const MOST_E4M3: f32 = 448.0;
+/// Of a shared power of two, so that no scale is subnormal.
+const MOST_EXPONENT: i32 = 100;
+
+/// The positive eight-bit float nearest to `x`, ties to even.
+fn nearest_e4m3(x: f32) -> f32 {
+    const LEAST_NORMAL: f32 = 0.015_625;
+    const SUBNORMAL_STEP: f32 = 0.001_953_125;
+    /// Bits of the mantissa that a float of single precision has more.
+    const DROPPED: u32 = 20;
+    if x < LEAST_NORMAL {
+        return (x / SUBNORMAL_STEP).round_ties_even().max(1.0) * SUBNORMAL_STEP;
+    }
+    let bits = x.min(MOST_E4M3).to_bits();
+    let half = (1 << (DROPPED - 1)) - 1 + (bits >> DROPPED & 1);
+    f32::from_bits((bits + half) >> DROPPED << DROPPED).min(MOST_E4M3)
+}
 
 /// The grid that a matrix is quantized to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -253,6 +295,30 @@ impl Scheme {
     #[must_use]
     pub fn max_code(&self) -> u8 {
         self.kernel_levels().max_code()
+    }
+
+    /// The scheme of weights whose largest magnitude is `most`: an exponent that matrices share is settled, with room for scales that a solver
+    /// makes up to twice as large; any other scheme stays as it is.
+    #[must_use]
+    pub fn sharing(self, most: f32) -> Self {
+        let ScaleDtype::SharedE4m3 { .. } = self.scale_dtype else { return self };
+        let (low, high) = self.kernel_levels().ends();
+        let largest = most / high.max(-low) / (0.5 * MOST_E4M3);
+        // The least power of two above it.
+        let above = i32::from(largest.to_bits() << 9 != 0) + (largest.to_bits() >> 23) as i32 - 127;
+        let exponent = above.clamp(-MOST_EXPONENT, MOST_EXPONENT) as i8;
+        Self { scale_dtype: ScaleDtype::SharedE4m3 { exponent }, ..self }
+    }
+
+    /// The scheme before [`Scheme::sharing`]: grids that differ in their exponents alone are the same here.
+    #[must_use]
+    pub fn unsettled(self) -> Self {
+        match self.scale_dtype {
+            ScaleDtype::SharedE4m3 { .. } => {
+                Self { scale_dtype: ScaleDtype::SharedE4m3 { exponent: 0 }, ..self }
+            }
+            _ => self,
+        }
     }
 
     /// The zero point of a symmetric grid, in the levels' unit.
@@ -302,6 +368,40 @@ mod tests {
         }
         assert!(ScaleDtype::F16.round(1e9).is_finite());
         assert_eq!(ScaleDtype::F16AndBf16.round(f32::INFINITY), 65280.0);
+    }
+
+    #[test]
+    fn eight_bit_floats_are_the_nearest_there_are() {
+        for (x, expected) in [(0.0, 0.001_953_125), (1.06, 1.0), (1.07, 1.125), (500.0, 448.0), (17.0, 16.0)]
+        {
+            assert_eq!(nearest_e4m3(x), expected, "{x}");
+        }
+        let table = Levels::E4m3.table().unwrap();
+        for pair in table[table.len() / 2 + 1..].windows(2) {
+            let middle = 0.5 * (pair[0] + pair[1]);
+            for (x, expected) in [(pair[0], pair[0]), (middle * 0.999, pair[0]), (middle * 1.001, pair[1])] {
+                assert_eq!(nearest_e4m3(x), expected, "{x}");
+            }
+        }
+        assert_eq!(nearest_e4m3(f32::INFINITY), 448.0);
+    }
+
+    #[test]
+    fn a_shared_exponent_leaves_room_above_and_little_unused() {
+        let scheme = Scheme {
+            bits: BitWidth(4),
+            levels: Levels::E2m1,
+            granularity: Granularity::PerGroup(GroupSize(16)),
+            symmetry: Symmetry::Symmetric,
+            scale_dtype: ScaleDtype::SharedE4m3 { exponent: 0 },
+        };
+        for most in [1e-4, 0.3, 1.0, 77.0] {
+            let largest = most / 6.0 / scheme.sharing(most).scale_dtype.unit();
+            assert!(largest <= 224.0 && largest > 112.0, "{most} {largest}");
+        }
+        assert_eq!(scheme.sharing(0.0).scale_dtype, ScaleDtype::SharedE4m3 { exponent: -100 });
+        let plain = Scheme { scale_dtype: ScaleDtype::F16, ..scheme };
+        assert_eq!(plain.sharing(1.0), plain);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! From ideal scales and minimums to those that a scheme can store, a row at a time.
 
+use crate::nested;
 use crate::scheme::{SUPER_COLUMNS, ScaleDtype, Scheme, Symmetry};
-use crate::two_level::{Integers, nearest_e4m3};
+use crate::two_level::Integers;
 
 /// What is stored of one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,7 +11,7 @@ pub(crate) struct StoredRow {
     pub(crate) scales: Vec<f32>,
     /// `[groups]`, where the scheme has them.
     pub(crate) minimums: Option<Vec<f32>>,
-    /// What scales are products of, ...
+    /// What scales are made of, ...
     pub(crate) scale_parts: Option<Parts>,
     /// ... and minimums, before the sign.
     pub(crate) minimum_parts: Option<Parts>,
@@ -26,8 +27,8 @@ pub(crate) struct Parts {
 /// Where the coarse parts of products come from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Coarse<'a> {
-    /// They are chosen too; a number that the whole matrix shares is given.
-    Free { shared: f32 },
+    /// They are chosen too, but for those that depend on other rows, which are given.
+    Free(&'a [f32]),
     /// They stay as this row has them.
     As(&'a StoredRow),
 }
@@ -40,11 +41,11 @@ pub(crate) struct Storage {
     together: usize,
 }
 
-/// Coarse numbers of a row.
+/// Coarse numbers of a row; of nested scales one for each group, and the offset.
 pub(crate) fn coarse_numbers(scheme: Scheme, in_features: usize) -> usize {
     match scheme.scale_dtype {
         ScaleDtype::Integers { .. } => in_features.div_ceil(SUPER_COLUMNS),
-        _ => 1,
+        _ => in_features / scheme.granularity.columns_per_scale(in_features).max(1) + 1,
     }
 }
 
@@ -85,20 +86,23 @@ impl Storage {
         };
         let before = match coarse {
             Coarse::As(row) => Some(row),
-            Coarse::Free { .. } => None,
+            Coarse::Free(_) => None,
         };
         if let Some(integers) = self.scale_integers() {
             let kept = before.and_then(|row| row.scale_parts.as_ref());
             let parts = self.products(integers, &row.scales, weights, kept);
             row.scale_parts = Some(parts);
-        } else if dtype == ScaleDtype::E4m3 {
-            let shared = match (coarse, before.and_then(|row| row.scale_parts.as_ref())) {
-                (_, Some(parts)) => parts.coarse[0],
-                (Coarse::Free { shared }, None) => shared,
-                (Coarse::As(_), None) => 1.0,
+        } else if dtype == ScaleDtype::Nested {
+            let coarse = match coarse {
+                Coarse::Free(given) => given.to_vec(),
+                Coarse::As(row) => {
+                    row.scale_parts.as_ref().map(|parts| parts.coarse.clone()).unwrap_or_default()
+                }
             };
-            let fine = row.scales.iter().map(|scale| nearest_e4m3(scale / shared)).collect();
-            row.scale_parts = Some(Parts { coarse: vec![shared], fine });
+            let offset = coarse.last().copied().unwrap_or_default();
+            let ideal = row.scales.iter().zip(&coarse);
+            let fine = ideal.map(|(&scale, &coarse)| nested::nearest(scale, coarse, offset)).collect();
+            row.scale_parts = Some(Parts { coarse, fine });
         }
         if let (Some(integers), Some(minimums)) = (self.minimum_integers(), &row.minimums) {
             let depths: Vec<f32> = minimums.iter().map(|minimum| (-minimum).max(0.0)).collect();
@@ -113,7 +117,12 @@ impl Storage {
     pub(crate) fn multiply(self, row: &mut StoredRow) {
         let groups = row.scales.len();
         let product = |parts: &Parts, group: usize| parts.coarse[self.coarse_of(group)] * parts.fine[group];
-        if let Some(parts) = &row.scale_parts {
+        if let Some(Parts { coarse, fine }) =
+            row.scale_parts.as_ref().filter(|_| self.scheme.scale_dtype == ScaleDtype::Nested)
+        {
+            let scale = |group: usize| nested::scale(fine[group], coarse[group], coarse[groups]);
+            row.scales = (0..groups).map(scale).collect();
+        } else if let Some(parts) = &row.scale_parts {
             row.scales = (0..groups).map(|group| product(parts, group)).collect();
         }
         if let Some(parts) = &row.minimum_parts {
@@ -123,7 +132,7 @@ impl Storage {
 
     /// The coarse number of a group.
     pub(crate) fn coarse_of(self, group: usize) -> usize {
-        if self.scale_integers().is_some() { group / self.together } else { 0 }
+        group / self.together
     }
 
     fn products(self, integers: Integers, ideal: &[f32], weights: &[f64], kept: Option<&Parts>) -> Parts {

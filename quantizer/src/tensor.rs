@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 
+use crate::nested;
 use crate::scheme::{Granularity, SUPER_COLUMNS, ScaleDtype, Scheme, Symmetry};
 
 /// Codes and the grid they lie on, unpacked and in natural column order.
@@ -31,10 +32,10 @@ pub enum Offsets {
     Minimums(Array2<f32>),
 }
 
-/// Numbers whose products scales are, or minimums before their sign.
+/// Numbers whose products scales are, or minimums before their sign; of nested scales there is something to be added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScaleParts {
-    /// `[out_features, numbers for each row]`; one for a whole matrix is repeated for each row.
+    /// `[out_features, numbers for each row]`; of nested scales one for each group and the matrix's offset.
     pub coarse: Array2<f32>,
     /// `[out_features, groups]`.
     pub fine: Array2<f32>,
@@ -42,8 +43,12 @@ pub struct ScaleParts {
 
 impl ScaleParts {
     /// The products, `[out_features, groups]`.
-    fn products(&self, groups_together: usize) -> Array2<f32> {
+    fn products(&self, dtype: ScaleDtype, groups_together: usize) -> Array2<f32> {
         Array2::from_shape_fn(self.fine.dim(), |(row, group)| {
+            if dtype == ScaleDtype::Nested {
+                let offset = self.coarse[[row, self.fine.ncols()]];
+                return nested::scale(self.fine[[row, group]], self.coarse[[row, group]], offset);
+            }
             let last = self.coarse.ncols() - 1;
             self.coarse[[row, (group / groups_together).min(last)]] * self.fine[[row, group]]
         })
@@ -129,7 +134,10 @@ impl QuantizedTensor {
         let mismatch = |found| TensorError::Shape { what: "matrices to be stacked", expected: (1, 0), found };
         let first = parts.first().ok_or_else(|| mismatch((0, 0)))?;
         let alike = |part: &Self| part.scheme == first.scheme && part.in_features() == first.in_features();
-        if first.scheme.granularity == Granularity::PerTensor {
+        // Nor does what the whole of each shares fit the whole of all.
+        if first.scheme.granularity == Granularity::PerTensor
+            || first.scheme.scale_dtype == ScaleDtype::Nested
+        {
             return Err(mismatch(first.codes.dim()));
         }
         if let Some(other) = parts.iter().find(|part| !alike(part)) {
@@ -180,7 +188,7 @@ impl QuantizedTensor {
             ScaleDtype::Integers { .. } => {
                 ((SUPER_COLUMNS / columns.max(1)).max(1), self.in_features().div_ceil(SUPER_COLUMNS))
             }
-            _ => (1, 1),
+            _ => (1, self.scales.ncols() + 1),
         };
         let check = |what, parts: &ScaleParts, products: &Array2<f32>, sign: f32| {
             let coarse = (products.nrows(), numbers);
@@ -189,7 +197,7 @@ impl QuantizedTensor {
                     return Err(TensorError::Shape { what, expected, found });
                 }
             }
-            let found = parts.products(together);
+            let found = parts.products(self.scheme.scale_dtype, together);
             match found.iter().zip(products).find(|(found, expected)| sign * **found != **expected) {
                 None => Ok(()),
                 Some((_, &found)) => Err(TensorError::ScaleNotRepresentable { found }),

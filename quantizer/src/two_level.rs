@@ -10,7 +10,6 @@
 //! over the `d` that put the largest scale on one of the outermost integers, each followed by the best `d` for the integers that it gives
 //! (llama.cpp tries the outermost integer alone). Integers are never 0, so that a scale can be divided by; those of minimums may be.
 
-use crate::levels::e4m3_magnitude;
 use crate::scheme::ScaleDtype;
 
 /// A coarse number and the fine ones of its groups.
@@ -88,23 +87,6 @@ impl Integers {
 /// Outermost integers that the largest scale is tried on, from either end.
 const OUTERMOST: i16 = 8;
 
-/// The positive eight-bit float nearest to `x`.
-pub(crate) fn nearest_e4m3(x: f32) -> f32 {
-    let patterns = 1..0x7f_u8;
-    let above = patterns.clone().find(|&pattern| e4m3_magnitude(pattern) >= x);
-    match above {
-        None => e4m3_magnitude(patterns.end - 1),
-        Some(1) => e4m3_magnitude(1),
-        Some(pattern) => {
-            let (low, high) = (e4m3_magnitude(pattern - 1), e4m3_magnitude(pattern));
-            if x - low <= high - x { low } else { high }
-        }
-    }
-}
-
-/// The largest eight-bit float.
-pub(crate) const MOST_E4M3: f32 = 448.0;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,13 +124,5 @@ mod tests {
     fn nothing_at_all_can_still_be_divided_by() {
         let found = SIX_BITS.fit(&[0.0; 8], &[1.0; 8]);
         assert!(found.coarse > 0.0 && found.fine.iter().all(|&k| k >= 1.0));
-    }
-
-    #[test]
-    fn floats_round_to_their_nearest() {
-        for (x, expected) in [(0.0, 0.001_953_125), (1.06, 1.0), (1.07, 1.125), (500.0, 448.0), (17.0, 16.0)]
-        {
-            assert_eq!(nearest_e4m3(x), expected, "{x}");
-        }
     }
 }

@@ -2,9 +2,10 @@
 
 mod support;
 
-use ndarray::{Array2, Axis, concatenate};
+use ndarray::{Array2, Axis, concatenate, s};
 use quantizer::guard::{self, Statistics, Unsolved};
 use quantizer::levels::Levels;
+use quantizer::nested;
 use quantizer::order::Order;
 use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::settings::{BUILT_IN, Range};
@@ -134,7 +135,7 @@ fn products_are_of_the_numbers_that_are_stored() {
             ScaleDtype::Integers { least, most } => {
                 k == k.trunc() && k != 0.0 && (f32::from(least)..=f32::from(most)).contains(&k)
             }
-            _ => Levels::E4m3.table().unwrap().contains(&k) && k > 0.0,
+            _ => nested::TABLE.contains(&k),
         };
         assert!(parts.fine.iter().all(|&k| stored(k)), "{scheme:?}");
         assert_eq!(tensor.minimum_parts().is_some(), scheme.symmetry == Symmetry::Minimum, "{scheme:?}");
@@ -143,7 +144,11 @@ fn products_are_of_the_numbers_that_are_stored() {
             assert_eq!(parts.coarse.dim(), (16, 2));
             assert!(parts.coarse.iter().all(|&coarse| ScaleDtype::F16.holds(coarse)), "{scheme:?}");
         } else {
-            assert!(parts.coarse.iter().all(|&coarse| coarse == parts.coarse[[0, 0]]), "{scheme:?}");
+            // 16 rows of 16 groups are 256; the last number is what is added.
+            assert_eq!(parts.coarse.dim(), (16, 17));
+            let first = parts.coarse[[0, 0]];
+            assert!(parts.coarse.slice(s![.., ..16]).iter().all(|&coarse| coarse == first), "{scheme:?}");
+            assert!(parts.coarse.column(16).iter().all(|&offset| offset == parts.coarse[[0, 16]]));
         }
         // Without its parts, or with others', it is another tensor.
         let mut other = parts.clone();

@@ -8,6 +8,7 @@ use formats::model_writer::Contents;
 use formats::target::{DESCRIPTIONS, PlannedLinear, TargetFormat};
 use model::linear::Linear;
 use quantizer::express::express;
+use quantizer::scheme::Scheme;
 use serde_json::Value;
 
 use super::beside::Beside;
@@ -44,7 +45,8 @@ impl<'s> Conversion<'s> {
         let runtime = source.dtype()?;
         let grids = grids(source, format)?;
         let forms = forms(&grids, format, runtime, source.model.layers.len())?;
-        let (form, inexact) = closest(source, forms, progress)?;
+        let (mut form, inexact) = closest(source, forms, progress)?;
+        share_exponents(source, &mut form.linears)?;
         let packed = |name: &str| {
             let mut linears = form.linears.iter().filter(|planned| planned.scheme.is_some());
             linears.any(|planned| planned.linear.weight_name() == name)
@@ -146,6 +148,31 @@ impl<'s> Conversion<'s> {
         }
         Err(Error::NotTheSame { path: self.beside.model().to_owned(), format: self.format.id(), differences })
     }
+}
+
+/// Settles exponents that linears share which runtimes fuse: the source's, where all of its scales are such products, or else what the largest
+/// value asks for.
+fn share_exponents(source: &StoredModel, linears: &mut [PlannedLinear]) -> Result<(), Error> {
+    for stage in linears.chunk_by_mut(|first, second| first.fused_group == second.fused_group) {
+        let open = |scheme: Scheme| scheme.sharing(1.0) != scheme;
+        if !stage.iter().any(|planned| planned.scheme.is_some_and(open)) {
+            continue;
+        }
+        let mut own: Option<Scheme> = None;
+        let (mut exact, mut most) = (true, 0.0_f32);
+        for planned in stage.iter() {
+            let Some(scheme) = planned.scheme else { continue };
+            let tensor = source.decode(&planned.linear)?;
+            let from = tensor.scheme();
+            let found = if from.unsettled() == scheme { from } else { scheme };
+            exact &= *own.get_or_insert(found) == found && express(&tensor, found).is_ok();
+            most = tensor.dequantize().iter().fold(most, |most, value| most.max(value.abs()));
+        }
+        for scheme in stage.iter_mut().filter_map(|planned| planned.scheme.as_mut()) {
+            *scheme = own.filter(|_| exact).unwrap_or_else(|| scheme.sharing(most));
+        }
+    }
+    Ok(())
 }
 
 /// Every linear with the grid that the source has it on.

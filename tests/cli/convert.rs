@@ -102,6 +102,11 @@ fn every_format_goes_where_its_values_can_be_had() {
         ("gguf:q5_0", &[], "mlx"),
         ("compressed-tensors", &["--bits", "5", "--group-size", "64"], "gptq"),
         ("nf4", &["--group-size", "64"], "gguf:f32"),
+        ("nf4:double", &["--group-size", "64"], "nf4"),
+        ("mlx:mxfp4", &[], "compressed-tensors:mxfp4"),
+        ("mlx:nvfp4", &[], "compressed-tensors:nvfp4"),
+        ("compressed-tensors:nvfp4", &[], "compressed-tensors:nvfp4"),
+        ("compressed-tensors:int8", &[], "gptq"),
         ("gguf:q4_k_m", &[], "gguf:f32"),
     ] {
         let place = tempfile::tempdir().unwrap();

@@ -164,8 +164,8 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
     ]
     results.no(f"{case.name}: other tensors unchanged", sorted(changed))
     parts = re.compile(
-        r"\.(qweight|qzeros|scales|biases|g_idx|weight|weight_(packed|scale|shape|zero_point|codes|scales|zero_points)"
-        r"|weight\.(absmax|quant_map|quant_state\.bitsandbytes__(nf4|fp4)))$"
+        r"\.(qweight|qzeros|scales|biases|g_idx|weight|weight_(packed|scale|global_scale|shape|zero_point|codes|scales|zero_points)"
+        r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__(nf4|fp4)))$"
     )
     # A graph has tables of the rotation where other formats have a formula.
     made = {"cos_cache", "sin_cache"} if case.to == ONNX else set()
@@ -197,7 +197,7 @@ def check_files(results: Results, case: Case, source: Path, out: Path, linears: 
         results.at_most(f"{case.name}: steps from weight to decoded weight", worst, 0.5001)
     else:
         least = min([case.bits, *case.outer.values()])
-        results.at_most(f"{case.name}: weight error", worst, FLOAT_ERROR if "fp8" in case.to else WEIGHT_ERROR[least])
+        results.at_most(f"{case.name}: weight error", worst, FLOAT_ERROR if case.to.endswith("fp8") else WEIGHT_ERROR[least])
 
 
 def dtype_of(out: Path) -> str:
@@ -211,7 +211,7 @@ def check_compressed_tensors(results: Results, case: Case, out: Path, ours, wind
     name = f"{case.name}: transformers f32"
     with results.part(name):
         # It decompresses four-bit floats into bfloat16 whatever the model's type, unless at load.
-        at_load = asymmetric or "mxfp4" in case.to
+        at_load = asymmetric or case.to.endswith(("mxfp4", "nvfp4"))
         model = runtimes.transformers(out, "float32", dequantize=at_load)
         theirs = runtimes.logits(model, windows)
         # Decompressing everything at load rounds the weights to the scales' type.

@@ -142,8 +142,17 @@ def awq(tensors: dict, config: dict, module: str) -> Linear:
 
 
 def mlx(tensors: dict, config: dict, module: str) -> Linear:
-    """One MLX affine linear, `weight = scale * code + bias`."""
-    bits = config.get(module, config)["bits"]
+    """One MLX linear, `weight = scale * code + bias`, or in modes with floats `scale * number`."""
+    arguments = config.get(module, config)
+    bits, mode = arguments["bits"], arguments["mode"]
+    if mode != "affine":
+        packed, stored_scales = tensors[f"{module}.weight"][1].view(np.uint8), tensors[f"{module}.scales"][1]
+        codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=2).reshape(packed.shape[0], -1)
+        exponents = (2.0 ** (stored_scales.astype(np.float64) - 127)).astype(np.float32)
+        scales = floats(8, 4)[stored_scales] if mode == "nvfp4" else exponents
+        group_of = np.arange(codes.shape[1]) // arguments["group_size"]
+        table = floats(8, 4) if bits == 8 else floats(4, 2)
+        return Linear(codes.astype(np.int64), scales, np.full(scales.shape, 1 << (bits - 1)), group_of, bits, table=table)
     scales, biases = (as_f32(tensors[f"{module}.{part}"]) for part in ("scales", "biases"))
     words = tensors[f"{module}.weight"][1]
     in_features = words.shape[1] * 32 // bits
@@ -170,7 +179,11 @@ def bitsandbytes(tensors: dict, config: dict, module: str) -> Linear:
     state = json.loads(tensors[f"{module}.weight.quant_state.bitsandbytes__{kind}"][1].tobytes())
     packed, table = tensors[f"{module}.weight"][1].reshape(-1), tensors[f"{module}.weight.quant_map"][1]
     codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(state["shape"]).astype(np.int64)
-    scales = as_f32(tensors[f"{module}.weight.absmax"]).reshape(state["shape"][0], -1)
+    scales = tensors[f"{module}.weight.absmax"][1]
+    if config["bnb_4bit_use_double_quant"]:
+        coarse = np.repeat(tensors[f"{module}.weight.nested_absmax"][1], state["nested_blocksize"])[: len(scales)]
+        scales = tensors[f"{module}.weight.nested_quant_map"][1][scales] * coarse + np.float32(state["nested_offset"])
+    scales = scales.reshape(state["shape"][0], -1)
     group_of = np.arange(codes.shape[1]) // state["blocksize"]
     return Linear(codes, scales, np.full(scales.shape, 8), group_of, 4, table=table)
 
@@ -188,10 +201,12 @@ def compressed_numbers(tensors: dict, form: str, module: str) -> Linear:
     """One linear whose codes are numbers: integers or floats a byte, or pairs of four-bit floats with exponents for scales."""
     stored_scales = tensors[f"{module}.weight_scale"]
     bits, table = 8, None
-    if form == "mxfp4-pack-quantized":
+    if form in ("mxfp4-pack-quantized", "nvfp4-pack-quantized"):
         packed = tensors[f"{module}.weight_packed"][1]
         codes = np.stack([packed & 15, packed >> 4], axis=2).reshape(packed.shape[0], -1).astype(np.int64)
         scales = (2.0 ** (stored_scales[1].astype(np.float64) - 127)).astype(np.float32)
+        if form == "nvfp4-pack-quantized":
+            scales = floats(8, 4)[stored_scales[1]] / tensors[f"{module}.weight_global_scale"][1][0]
         bits, table = 4, floats(4, 2)
     else:
         codes, scales = tensors[f"{module}.weight"][1].astype(np.int64), as_f32(stored_scales)

@@ -124,7 +124,8 @@ def mlx_weight(model, name: str) -> np.ndarray:
     module = model
     for part in name.split("."):
         module = module[int(part)] if part.isdigit() else getattr(module, part)
-    dense = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
+    biases = module.get("biases")
+    dense = mx.dequantize(module.weight, module.scales, biases, module.group_size, module.bits, mode=module.mode, dtype=mx.float32)
     return np.array(dense.astype(mx.float32))
 
 

@@ -11,7 +11,7 @@
 //!
 //! Blocks divide rows here, so that they are our groups. Scales may be negative, which turns a table around. Where scales are quantized again
 //! (`bnb_4bit_use_double_quant`), `absmax` is U8 and points into the table `P.weight.nested_quant_map` F32 `[256]`, whose numbers are
-//! multiplied by `P.weight.nested_absmax` F32 `[ceil(N*K/S/256)]` and added to the state's `nested_offset`: read, not written.
+//! multiplied by `P.weight.nested_absmax` F32 `[ceil(N*K/S/256)]` and added to the state's `nested_offset` (`quantizer/src/nested.rs`).
 
 mod int8;
 mod stored;
@@ -20,8 +20,9 @@ use std::path::Path;
 
 use model::linear::{Linear, LinearClass};
 use quantizer::levels::Levels;
-use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
-use quantizer::tensor::QuantizedTensor;
+use quantizer::nested;
+use quantizer::scheme::{BitWidth, Granularity, NESTED_GROUPS, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::{QuantizedTensor, ScaleParts};
 use serde_json::{Value, json};
 
 pub(super) use int8::open as open_int8;
@@ -39,20 +40,43 @@ use crate::model_writer::{Contents, ModelWriter};
 #[derive(Debug)]
 pub(super) struct BitsAndBytes {
     id: &'static str,
+    /// What the library calls the table.
+    kind: &'static str,
     summary: &'static str,
     levels: Levels,
+    /// Whether scales are quantized again.
+    double: bool,
 }
 
 pub(super) static NF4: BitsAndBytes = BitsAndBytes {
     id: "nf4",
+    kind: "nf4",
     summary: "4 bit on quantiles of a normal distribution, for bitsandbytes (transformers, PEFT)",
     levels: Levels::Nf4,
+    double: false,
+};
+pub(super) static NF4_DOUBLE: BitsAndBytes = BitsAndBytes {
+    id: "nf4:double",
+    summary: "NF4 with scales of 8 bit (double quantization), for bitsandbytes (transformers, PEFT)",
+    double: true,
+    ..NF4
 };
 pub(super) static FP4: BitsAndBytes = BitsAndBytes {
     id: "fp4",
+    kind: "fp4",
     summary: "4-bit floats for bitsandbytes (transformers, PEFT)",
     levels: Levels::Fp4,
+    double: false,
 };
+pub(super) static FP4_DOUBLE: BitsAndBytes = BitsAndBytes {
+    id: "fp4:double",
+    summary: "4-bit floats with scales of 8 bit (double quantization), for bitsandbytes (transformers, PEFT)",
+    double: true,
+    ..FP4
+};
+
+/// Those that are known.
+static ALL: [&BitsAndBytes; 4] = [&NF4, &NF4_DOUBLE, &FP4, &FP4_DOUBLE];
 
 /// The type of the values in the state of a tensor: what they are multiplied in is the runtime's choice.
 const VALUES: &str = "float32";
@@ -96,18 +120,25 @@ impl BitsAndBytes {
         }
     }
 
-    fn state(&self, linear: &Linear, block: usize) -> Vec<u8> {
-        let shape = [linear.out_features, linear.in_features];
-        // As Python writes it.
+    /// JSON as Python writes it. An offset, which is known late, takes the same place whatever it is.
+    fn state(&self, linear: &Linear, block: usize, offset: f32) -> Vec<u8> {
+        let nested = if self.double {
+            let offset = format!("{:e}", f64::from(offset));
+            format!(
+                ", \"nested_blocksize\": {NESTED_GROUPS}, \"nested_dtype\": \"float32\", \"nested_offset\": {offset:<26}"
+            )
+        } else {
+            String::new()
+        };
         format!(
-            "{{\"quant_type\": \"{}\", \"blocksize\": {block}, \"dtype\": \"{VALUES}\", \"shape\": [{}, {}]}}",
-            self.id, shape[0], shape[1]
+            "{{\"quant_type\": \"{}\", \"blocksize\": {block}, \"dtype\": \"{VALUES}\", \"shape\": [{}, {}]{nested}}}",
+            self.kind, linear.out_features, linear.in_features
         )
         .into_bytes()
     }
 
     fn state_name(&self) -> String {
-        format!("weight.quant_state.{METHOD}__{}", self.id)
+        format!("weight.quant_state.{METHOD}__{}", self.kind)
     }
 }
 
@@ -124,7 +155,7 @@ impl TargetFormat for BitsAndBytes {
     }
 
     fn scale_dtype(&self, _runtime: Dtype) -> ScaleDtype {
-        ScaleDtype::F32
+        if self.double { ScaleDtype::Nested } else { ScaleDtype::F32 }
     }
 
     fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
@@ -144,7 +175,7 @@ impl TargetFormat for BitsAndBytes {
                     remedy,
                 })
             };
-            if scheme.levels != self.levels || scheme.scale_dtype != ScaleDtype::F32 {
+            if scheme.levels != self.levels || scheme.scale_dtype != self.scale_dtype(Dtype::F32) {
                 return refuse("its grid is another than the format's".to_owned(), "choose another format");
             }
             let Granularity::PerGroup(size) = scheme.granularity else {
@@ -171,12 +202,18 @@ impl TargetFormat for BitsAndBytes {
             dtype,
             shape,
         };
-        vec![
+        let blocks = weights / block;
+        let mut specs = vec![
             spec("weight", Dtype::U8, vec![weights / 2, 1]),
-            spec("weight.absmax", Dtype::F32, vec![weights / block]),
+            spec("weight.absmax", if self.double { Dtype::U8 } else { Dtype::F32 }, vec![blocks]),
             spec("weight.quant_map", Dtype::F32, vec![16]),
-            spec(&self.state_name(), Dtype::U8, vec![self.state(linear, block).len()]),
-        ]
+            spec(&self.state_name(), Dtype::U8, vec![self.state(linear, block, 1.0).len()]),
+        ];
+        if self.double {
+            specs.push(spec("weight.nested_absmax", Dtype::F32, vec![blocks.div_ceil(NESTED_GROUPS)]));
+            specs.push(spec("weight.nested_quant_map", Dtype::F32, vec![nested::TABLE.len()]));
+        }
+        specs
     }
 
     fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
@@ -186,12 +223,20 @@ impl TargetFormat for BitsAndBytes {
         let codes: Vec<u8> = tensor.codes().iter().map(|&code| self.theirs(code)).collect();
         let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
         let block = tensor.scheme().granularity.columns_per_scale(linear.in_features);
-        vec![
+        let nested = tensor.scale_parts().filter(|_| self.double).map(NestedScales::of);
+        let offset = nested.as_ref().map_or(0.0, |nested| nested.offset);
+        let mut tensors = vec![
             data("weight", codes.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).unwrap_or(&0)).collect()),
             data("weight.absmax", floats(&scales)),
             data("weight.quant_map", floats(&self.table())),
-            data(&self.state_name(), self.state(linear, block)),
-        ]
+            data(&self.state_name(), self.state(linear, block, offset)),
+        ];
+        if let Some(nested) = nested {
+            tensors[1].bytes = nested.codes;
+            tensors.push(data("weight.nested_absmax", floats(&nested.coarse)));
+            tensors.push(data("weight.nested_quant_map", floats(&nested::TABLE)));
+        }
+        tensors
     }
 
     fn begin(
@@ -209,7 +254,8 @@ impl TargetFormat for BitsAndBytes {
     fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
         let ours = config.get("quant_method")? == METHOD
             && config.get("load_in_8bit") != Some(&Value::Bool(true))
-            && config.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4") == self.id;
+            && config.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4") == self.kind
+            && (config.get("bnb_4bit_use_double_quant") == Some(&Value::Bool(true))) == self.double;
         ours.then(|| Ok(Box::new(stored::Stored::read(self, config)?) as Box<dyn StoredFormat>))
     }
 }
@@ -225,10 +271,32 @@ impl Described for BitsAndBytes {
         let kept: Vec<&str> = kept.chain(routers.iter().map(String::as_str)).collect();
         json!({
             "quant_method": METHOD, "load_in_4bit": true, "load_in_8bit": false,
-            "bnb_4bit_quant_type": self.id, "bnb_4bit_use_double_quant": false,
+            "bnb_4bit_quant_type": self.kind, "bnb_4bit_use_double_quant": self.double,
             "bnb_4bit_compute_dtype": VALUES, "bnb_4bit_quant_storage": "uint8",
             "llm_int8_skip_modules": kept, "llm_int8_threshold": 6.0, "llm_int8_has_fp16_weight": false,
             "llm_int8_enable_fp32_cpu_offload": false
         })
+    }
+}
+
+/// What is stored of scales that are quantized again.
+struct NestedScales {
+    /// The table's index of each scale.
+    codes: Vec<u8>,
+    /// One number for each [`NESTED_GROUPS`] of them.
+    coarse: Vec<f32>,
+    offset: f32,
+}
+
+impl NestedScales {
+    fn of(parts: &ScaleParts) -> Self {
+        let (rows, groups) = parts.fine.dim();
+        let place = |fine: &f32| nested::TABLE.partition_point(|number| number < fine) as u8;
+        let firsts = (0..rows * groups).step_by(NESTED_GROUPS);
+        Self {
+            codes: parts.fine.iter().map(place).collect(),
+            coarse: firsts.map(|flat| parts.coarse[[flat / groups, flat % groups]]).collect(),
+            offset: parts.coarse[[0, groups]],
+        }
     }
 }

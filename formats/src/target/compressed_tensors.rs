@@ -19,16 +19,17 @@ mod stored;
 use std::path::Path;
 
 use model::linear::{Linear, LinearClass, Role};
-use quantizer::scheme::{ScaleDtype, Scheme, Symmetry};
+use quantizer::levels::Levels;
+use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
-pub(super) use numbers::{FP8, MXFP4, W8A8_FP8, W8A8_INT8};
+pub(super) use numbers::{FP8, MXFP4, NVFP4, W8A8_FP8, W8A8_INT8};
 
 use super::safetensors::{self, Described};
 use super::{
-    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_whole_codes,
-    lower_groups_by_stage,
+    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_own_grid,
+    demand_whole_codes, lower_groups_by_stage,
 };
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
@@ -40,9 +41,25 @@ const ID: &str = "compressed-tensors";
 /// Its name in a configuration.
 const FORMAT: &str = "pack-quantized";
 
-/// The format.
+/// The format, of any grid or of one.
 #[derive(Debug)]
-pub(super) struct CompressedTensors;
+pub(super) struct CompressedTensors {
+    id: &'static str,
+    summary: &'static str,
+    /// Whether it is 8 bit with a scale for each row, and nothing else.
+    fixed: bool,
+}
+
+pub(super) static PLAIN: CompressedTensors = CompressedTensors {
+    id: ID,
+    summary: "2 to 8 bit (pack-quantized) for vLLM and transformers; group sizes may differ by linear",
+    fixed: false,
+};
+pub(super) static INT8: CompressedTensors = CompressedTensors {
+    id: "compressed-tensors:int8",
+    summary: "8-bit integers (pack-quantized), whole rows",
+    fixed: true,
+};
 
 static LOADERS: [LoaderRule; 4] = [
     LoaderRule {
@@ -88,16 +105,30 @@ static LOADERS: [LoaderRule; 4] = [
 
 impl TargetFormat for CompressedTensors {
     fn id(&self) -> &'static str {
-        ID
+        self.id
     }
 
     fn summary(&self) -> &'static str {
-        "2 to 8 bit (pack-quantized) for vLLM and transformers; group sizes may differ by linear"
+        self.summary
     }
 
     fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
         // Exact in half as well, so that one solution serves formats that store half.
         if runtime == Dtype::Bf16 { ScaleDtype::F16AndBf16 } else { ScaleDtype::F16 }
+    }
+
+    fn fixes_grid(&self) -> bool {
+        self.fixed
+    }
+
+    fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
+        let bits = BitWidth::new(8).unwrap_or(asked.bits);
+        let (granularity, symmetry) = (Granularity::PerChannel, Symmetry::Symmetric);
+        if self.fixed {
+            Scheme { bits, levels: Levels::Uniform, granularity, symmetry, ..asked }
+        } else {
+            asked
+        }
     }
 
     fn outer_grid(&self, linear: &Linear, _tied: bool, asked: Scheme) -> Result<Scheme, &'static str> {
@@ -108,9 +139,12 @@ impl TargetFormat for CompressedTensors {
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
-        demand_whole_codes(ID, plan)?;
-        demand_fused_alike(ID, plan)?;
-        lower_groups_by_stage(ID, plan)
+        demand_whole_codes(self.id, plan)?;
+        demand_fused_alike(self.id, plan)?;
+        if self.fixed {
+            demand_own_grid(self.id, plan, is_whole_rows_of_8_bit, None)?;
+        }
+        lower_groups_by_stage(self.id, plan)
     }
 
     fn loaders(&self) -> &'static [LoaderRule] {
@@ -118,7 +152,7 @@ impl TargetFormat for CompressedTensors {
     }
 
     fn mixed_widths(&self) -> &'static [u8] {
-        &[2, 3, 4, 5, 6, 7, 8]
+        if self.fixed { &[] } else { &[2, 3, 4, 5, 6, 7, 8] }
     }
 
     fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
@@ -173,8 +207,13 @@ impl TargetFormat for CompressedTensors {
     }
 
     fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        (config.get("quant_method")? == ID)
-            .then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
+        if config.get("quant_method")? != ID {
+            return None;
+        }
+        let stored = stored::Stored::read(config).map(|stored| Box::new(stored) as Box<dyn StoredFormat>);
+        // Only the plain one reads what is not its own: all of the library's formats.
+        let own = !self.fixed || stored.as_ref().is_ok_and(|stored| stored.id() == self.id);
+        own.then_some(stored)
     }
 }
 
@@ -188,11 +227,19 @@ impl Described for CompressedTensors {
     }
 }
 
+/// Whether a grid is [`INT8`]'s.
+fn is_whole_rows_of_8_bit(scheme: Scheme) -> bool {
+    scheme.bits.get() == 8
+        && scheme.levels == Levels::Uniform
+        && scheme.granularity == Granularity::PerChannel
+        && scheme.symmetry == Symmetry::Symmetric
+}
+
 fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {
     match scale_dtype {
         ScaleDtype::F16 => Dtype::F16,
         ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 => Dtype::Bf16,
         // What is no single number is refused before it gets here.
-        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::Integers { .. } | ScaleDtype::E4m3 => Dtype::F32,
+        _ => Dtype::F32,
     }
 }

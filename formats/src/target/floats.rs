@@ -50,6 +50,23 @@ pub(super) fn nibbles(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect()
 }
 
+/// The same bytes of patterns of four bits.
+pub(super) fn pairs(patterns: &[u8]) -> Vec<u8> {
+    patterns.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 4).collect()
+}
+
+/// The byte of a power of two: its exponent is its bits.
+pub(super) fn exponent(scale: f32) -> u8 {
+    (scale.to_bits() >> 23) as u8
+}
+
+/// The bits of a positive number that is an eight-bit float; of any other, of the next below.
+pub(super) fn e4m3_pattern(number: f32) -> u8 {
+    let table = Levels::E4m3.table().unwrap_or_default();
+    let code = table.partition_point(|&level| level <= number).saturating_sub(1);
+    pattern(Levels::E4m3, code as u8)
+}
+
 /// `2^(exponent - 127)`; the least is taken for zero, as it is no normal number.
 pub(super) fn power_of_two(exponent: u8) -> f32 {
     f32::from_bits(u32::from(exponent) << 23)
@@ -219,7 +236,9 @@ mod tests {
             assert_eq!(missing, none, "{levels:?}");
         }
         assert_eq!((e4m3(0x38), e4m3(0xC8), e4m3(0x7F)), (Some(1.0), Some(-4.0), None));
-        assert_eq!(power_of_two(126), 0.5);
+        assert_eq!((power_of_two(126), exponent(0.5)), (0.5, 126));
+        assert!((1..0x7F).all(|bits| e4m3(bits).map(e4m3_pattern) == Some(bits)));
+        assert_eq!(pairs(&nibbles(&[0x1F, 0x80])), [0x1F, 0x80]);
     }
 
     #[test]

@@ -13,7 +13,9 @@
 //! Zero points that are no powers of two would have to be rounded as they are multiplied into the bias, so that what is read would not be
 //! what was solved: an asymmetric grid is one of minimums here. Nothing in a file says which of both it is; it is read as one of minimums,
 //! which holds symmetric solutions too. `quantization` of config.json is what mlx-lm reads; `quantization_config` repeats it for other tools.
+//! Codes that are floats have modes of their own (`mlx/modes.rs`).
 
+mod modes;
 mod stored;
 
 use std::path::Path;
@@ -24,9 +26,10 @@ use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
+use super::floats;
 use super::safetensors::{self, Described};
 use super::{
-    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
+    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_own_grid,
     lower_groups_by_stage, most_common,
 };
 use crate::checkpoint::Dtype;
@@ -34,39 +37,93 @@ use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
 use crate::packing::{pack_rows, to_bytes, words_for};
+use modes::Mode;
 
 const ID: &str = "mlx";
 const WIDTHS: [u8; 6] = [2, 3, 4, 5, 6, 8];
 const GROUP_SIZES: [usize; 3] = [32, 64, 128];
 
-/// The format.
+/// The format, of whole numbers or of floats.
 #[derive(Debug)]
-pub(super) struct Mlx;
+pub(super) struct Mlx {
+    id: &'static str,
+    summary: &'static str,
+    /// None: affine.
+    mode: Option<&'static Mode>,
+    loaders: &'static [LoaderRule],
+}
 
-static LOADERS: [LoaderRule; 1] = [LoaderRule {
-    runtime: "mlx-lm 0.32",
-    symmetric_bits: &WIDTHS,
-    asymmetric_bits: &WIDTHS,
-    group_sizes: &GROUP_SIZES,
-    experts: Experts::Stacked,
-    ..LoaderRule::ANY
-}];
+pub(super) static AFFINE: Mlx = Mlx {
+    id: ID,
+    summary: "2, 3, 4, 5, 6, 8 bit (affine) for mlx-lm",
+    mode: None,
+    loaders: &[LoaderRule { asymmetric_bits: &WIDTHS, group_sizes: &GROUP_SIZES, ..Mlx::loader(&WIDTHS) }],
+};
+pub(super) static MXFP4: Mlx = Mlx {
+    id: "mlx:mxfp4",
+    summary: "4-bit floats in groups of 32 for mlx-lm, scales powers of two",
+    mode: Some(&modes::MXFP4),
+    loaders: &[Mlx::loader(&[4])],
+};
+pub(super) static MXFP8: Mlx = Mlx {
+    id: "mlx:mxfp8",
+    summary: "8-bit floats in groups of 32 for mlx-lm, scales powers of two",
+    mode: Some(&modes::MXFP8),
+    loaders: &[Mlx::loader(&[8])],
+};
+pub(super) static NVFP4: Mlx = Mlx {
+    id: "mlx:nvfp4",
+    summary: "4-bit floats in groups of 16 for mlx-lm, scales 8-bit floats",
+    mode: Some(&modes::NVFP4),
+    loaders: &[Mlx::loader(&[4])],
+};
+
+/// Those that are known.
+static ALL: [&Mlx; 4] = [&AFFINE, &MXFP4, &MXFP8, &NVFP4];
+
+impl Mlx {
+    const fn loader(bits: &'static [u8]) -> LoaderRule {
+        LoaderRule {
+            runtime: "mlx-lm 0.32",
+            symmetric_bits: bits,
+            experts: Experts::Stacked,
+            ..LoaderRule::ANY
+        }
+    }
+
+    /// The one whose linears are on this grid.
+    fn of(scheme: Scheme) -> &'static Self {
+        let mode = Mode::of(scheme).map(|mode| mode.name);
+        ALL.into_iter().find(|known| known.mode.map(|mode| mode.name) == mode).unwrap_or(&AFFINE)
+    }
+}
 
 impl TargetFormat for Mlx {
     fn id(&self) -> &'static str {
-        ID
+        self.id
     }
 
     fn summary(&self) -> &'static str {
-        "2, 3, 4, 5, 6, 8 bit (affine) for mlx-lm"
+        self.summary
     }
 
     fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
-        // Exact in half as well, so that one solution serves formats that store half.
-        if runtime == Dtype::Bf16 { ScaleDtype::F16AndBf16 } else { ScaleDtype::F16 }
+        match self.mode {
+            Some(mode) => mode.scales,
+            // Exact in half as well, so that one solution serves formats that store half.
+            None if runtime == Dtype::Bf16 => ScaleDtype::F16AndBf16,
+            None => ScaleDtype::F16,
+        }
+    }
+
+    fn fixes_grid(&self) -> bool {
+        self.mode.is_some()
     }
 
     fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
+        if let Some(mode) = self.mode {
+            return mode.scheme(mode.scales).unwrap_or(asked);
+        }
         // The value of code 0 is what it has for a zero point.
         let symmetry =
             if asked.symmetry == Symmetry::Asymmetric { Symmetry::Minimum } else { asked.symmetry };
@@ -74,12 +131,19 @@ impl TargetFormat for Mlx {
     }
 
     fn outer_grid(&self, linear: &Linear, _tied: bool, asked: Scheme) -> Result<Scheme, &'static str> {
-        Ok(self.grid(linear, 0, asked))
+        match self.mode {
+            Some(_) => Err("its runtime has one mode for all of a model"),
+            None => Ok(self.grid(linear, 0, asked)),
+        }
     }
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
-        demand_fused_alike(ID, plan)?;
+        demand_fused_alike(self.id, plan)?;
         let mut notes: Vec<String> = keep_split(plan).into_iter().collect();
+        if let Some(mode) = self.mode {
+            demand_own_grid(self.id, plan, |scheme| mode.holds(scheme), Some(mode.columns))?;
+            return Ok(notes);
+        }
         notes.extend(lower_groups_by_stage(ID, plan)?);
         for planned in plan.iter() {
             let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
@@ -124,11 +188,11 @@ impl TargetFormat for Mlx {
     }
 
     fn loaders(&self) -> &'static [LoaderRule] {
-        &LOADERS
+        self.loaders
     }
 
     fn mixed_widths(&self) -> &'static [u8] {
-        &WIDTHS
+        if self.mode.is_some() { &[] } else { &WIDTHS }
     }
 
     fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
@@ -139,9 +203,13 @@ impl TargetFormat for Mlx {
             dtype,
             shape,
         };
+        let codes = spec("weight", Dtype::U32, vec![outputs, words_for(inputs, scheme.bits.get())]);
+        if Mode::of(scheme).is_some() {
+            return vec![codes, spec("scales", Dtype::U8, vec![outputs, groups])];
+        }
         let scales = stored_scale(scheme.scale_dtype);
         vec![
-            spec("weight", Dtype::U32, vec![outputs, words_for(inputs, scheme.bits.get())]),
+            codes,
             spec("scales", scales, vec![outputs, groups]),
             spec("biases", scales, vec![outputs, groups]),
         ]
@@ -151,6 +219,13 @@ impl TargetFormat for Mlx {
         let scheme = tensor.scheme();
         let data = |suffix: &str, bytes| TensorData { name: format!("{}.{suffix}", linear.name), bytes };
         let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
+        if let Some(mode) = Mode::of(scheme) {
+            let patterns: Vec<u8> =
+                tensor.codes().iter().map(|&code| floats::pattern(scheme.levels, code)).collect();
+            let codes = if mode.bits == 4 { floats::pairs(&patterns) } else { patterns };
+            let byte = if mode.scales == ScaleDtype::E8m0 { floats::exponent } else { floats::e4m3_pattern };
+            return vec![data("weight", codes), data("scales", scales.into_iter().map(byte).collect())];
+        }
         let biases: Vec<f32> = match tensor.minimums() {
             Some(minimums) => minimums.iter().copied().collect(),
             None => scales.iter().map(|scale| bias(*scale, scheme.bits)).collect(),
@@ -187,7 +262,11 @@ impl TargetFormat for Mlx {
 
     fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
         // It has no name: these two keys and no method are how mlx-lm tells it.
-        let ours = config.get("quant_method").is_none() && config.get("group_size").is_some();
+        if config.get("quant_method").is_some() || config.get("group_size").is_none() {
+            return None;
+        }
+        let named = config.get("mode").and_then(Value::as_str).and_then(Mode::named);
+        let ours = named.map(|mode| mode.name) == self.mode.map(|mode| mode.name);
         ours.then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
     }
 }
@@ -217,7 +296,8 @@ impl Described for Mlx {
                 Granularity::PerGroup(size) => size.get(),
                 Granularity::PerChannel | Granularity::PerTensor => 0,
             };
-            json!({"group_size": columns, "bits": scheme.bits.get(), "mode": "affine"})
+            let mode = Mode::of(scheme).map_or("affine", |mode| mode.name);
+            json!({"group_size": columns, "bits": scheme.bits.get(), "mode": mode})
         };
         let mut config = base.map_or_else(|| json!({}), arguments);
         for router in routers {
@@ -282,7 +362,7 @@ fn stored_scale(scale_dtype: ScaleDtype) -> Dtype {
         ScaleDtype::F16 => Dtype::F16,
         ScaleDtype::Bf16 | ScaleDtype::F16AndBf16 => Dtype::Bf16,
         // What is no single number is refused before it gets here.
-        ScaleDtype::F32 | ScaleDtype::E8m0 | ScaleDtype::Integers { .. } | ScaleDtype::E4m3 => Dtype::F32,
+        _ => Dtype::F32,
     }
 }
 

@@ -50,15 +50,22 @@ pub static ALL: &[&dyn TargetFormat] = &[
     &gptq::GPTQ,
     &gptq_v2::GPTQ_V2,
     &awq::Awq,
-    &compressed_tensors::CompressedTensors,
+    &compressed_tensors::PLAIN,
+    &compressed_tensors::INT8,
     &compressed_tensors::W8A8_INT8,
     &compressed_tensors::W8A8_FP8,
     &compressed_tensors::FP8,
     &compressed_tensors::MXFP4,
-    &mlx::Mlx,
+    &compressed_tensors::NVFP4,
+    &mlx::AFFINE,
+    &mlx::MXFP4,
+    &mlx::MXFP8,
+    &mlx::NVFP4,
     &onnx::Onnx,
     &bitsandbytes::NF4,
+    &bitsandbytes::NF4_DOUBLE,
     &bitsandbytes::FP4,
+    &bitsandbytes::FP4_DOUBLE,
     &gguf::TYPES[0],
     &gguf::TYPES[1],
     &gguf::TYPES[2],
@@ -303,6 +310,29 @@ fn demand_whole_codes(format: &'static str, plan: &[PlannedLinear]) -> Result<()
             remedy: "choose a format that has such grids",
         }),
     }
+}
+
+/// For formats of one grid, whose groups have so many columns where not whole rows share a scale.
+fn demand_own_grid(
+    format: &'static str,
+    plan: &[PlannedLinear],
+    holds: impl Fn(Scheme) -> bool,
+    columns: Option<usize>,
+) -> Result<(), FormatsError> {
+    for planned in plan {
+        let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
+        let refuse = |problem: String, remedy| {
+            Err(FormatsError::Unsupported { format, linear: linear.name.clone(), problem, remedy })
+        };
+        if !holds(scheme) {
+            return refuse("its grid is another than the format's".to_owned(), "choose another format");
+        }
+        if let Some(columns) = columns.filter(|&columns| !linear.in_features.is_multiple_of(columns)) {
+            let problem = format!("{columns} does not divide its {} input features", linear.in_features);
+            return refuse(problem, "leave it in 16 bit with --exclude, or choose another format");
+        }
+    }
+    Ok(())
 }
 
 /// The scheme of most linears; of two that are as common the one that comes first.

@@ -3,14 +3,14 @@
 use kernels::PackedMatrix;
 use model::linear::Linear;
 use ndarray::Array2;
-use quantizer::levels::Levels;
-use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
-use quantizer::tensor::QuantizedTensor;
+use quantizer::nested;
+use quantizer::scheme::{BitWidth, Granularity, GroupSize, NESTED_GROUPS, ScaleDtype, Scheme, Symmetry};
+use quantizer::tensor::{QuantizedTensor, ScaleParts};
 use serde_json::{Value, json};
 
 use super::super::packed_parts::StoredLinear;
 use super::super::{StoredFormat, TargetFormat};
-use super::{BitsAndBytes, FP4, NF4};
+use super::{ALL, BitsAndBytes};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 
@@ -41,7 +41,9 @@ impl Stored {
             let problem = "`quantization_config` does neither `load_in_4bit` nor `load_in_8bit`";
             return Err(FormatsError::malformed("config.json".as_ref(), problem));
         }
-        let format = if format.levels == Levels::Nf4 { &NF4 } else { &FP4 };
+        let format = ALL.into_iter().find(|known| known.id == format.id);
+        let format =
+            format.ok_or_else(|| FormatsError::malformed("config.json".as_ref(), "names no table"))?;
         Ok(Self { format, kept: kept(config) })
     }
 
@@ -59,9 +61,19 @@ impl Stored {
             let problem = format!("is of shape {:?}, expected [{outputs}, {inputs}]", state.get("shape"));
             return Err(stored.fail(&suffix, problem));
         }
-        if state.get("quant_type").and_then(Value::as_str) != Some(self.format.id) {
-            return Err(stored.fail(&suffix, format!("is not of {} codes", self.format.id)));
+        if state.get("quant_type").and_then(Value::as_str) != Some(self.format.kind) {
+            return Err(stored.fail(&suffix, format!("is not of {} codes", self.format.kind)));
         }
+        let known = |key: &str, types: &[&str]| {
+            let found = state.get(key).and_then(Value::as_str);
+            match found.is_some_and(|found| types.contains(&found)) {
+                true => Ok(()),
+                false => {
+                    Err(stored.fail(&suffix, format!("has the `{key}` {found:?}, expected one of {types:?}")))
+                }
+            }
+        };
+        known("dtype", &["float32", "float16", "bfloat16"])?;
         let size = |key: &str| {
             let size = state.get(key).and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
             size.filter(|size| size.is_power_of_two())
@@ -70,6 +82,7 @@ impl Stored {
         let nested = match state.get("nested_blocksize") {
             None => None,
             Some(_) => {
+                known("nested_dtype", &["float32"])?;
                 let offset = state.get("nested_offset").and_then(Value::as_f64).map(|offset| offset as f32);
                 let offset = offset.filter(|offset| offset.is_finite());
                 let missing = || stored.fail(&suffix, "has no `nested_offset`");
@@ -79,17 +92,43 @@ impl Stored {
         Ok(State { block: size("blocksize")?, nested })
     }
 
-    /// The scale of each block.
-    fn scales(stored: &StoredLinear<'_>, state: &State) -> Result<Vec<f32>, FormatsError> {
+    /// The scale of each block, and what it was made of.
+    fn scales(stored: &StoredLinear<'_>, state: &State) -> Result<(Vec<f32>, Option<Nested>), FormatsError> {
         const CODES: &str = "weight.absmax";
         let blocks = (stored.linear.out_features * stored.linear.in_features).div_ceil(state.block);
         let vector = |suffix: &str, length| stored.checkpoint.read_vector(&stored.name(suffix), length);
-        let Some((size, offset)) = state.nested else { return Ok(vector(CODES, blocks)?.to_vec()) };
+        let Some((size, offset)) = state.nested else { return Ok((vector(CODES, blocks)?.to_vec(), None)) };
         let codes = stored.checkpoint.read_as(&stored.name(CODES), Dtype::U8, &[blocks])?;
         let table = vector("weight.nested_quant_map", 256)?;
         let coarse = vector("weight.nested_absmax", blocks.div_ceil(size))?;
-        let scale = |(place, code): (usize, u8)| table[usize::from(code)] * coarse[place / size] + offset;
-        Ok(codes.into_iter().enumerate().map(scale).collect())
+        let fine: Vec<f32> = codes.into_iter().map(|code| table[usize::from(code)]).collect();
+        let coarse: Vec<f32> = (0..blocks).map(|place| coarse[place / size]).collect();
+        let scales = fine.iter().zip(&coarse).map(|(&fine, &coarse)| nested::scale(fine, coarse, offset));
+        let scales: Vec<f32> = scales.collect();
+        // As we would make them.
+        let ours = size == NESTED_GROUPS
+            && table.iter().zip(nested::TABLE.iter()).all(|(found, ours)| found.to_bits() == ours.to_bits())
+            && scales.iter().all(|&scale| scale >= f32::MIN_POSITIVE);
+        Ok((scales, ours.then_some(Nested { fine, coarse, offset })))
+    }
+}
+
+/// What scales of blocks were made of.
+struct Nested {
+    fine: Vec<f32>,
+    coarse: Vec<f32>,
+    offset: f32,
+}
+
+impl Nested {
+    /// For rows of so many blocks.
+    fn parts(self, (rows, groups): (usize, usize)) -> Option<ScaleParts> {
+        let fine = Array2::from_shape_vec((rows, groups), self.fine).ok()?;
+        let coarse = |(row, group): (usize, usize)| match group {
+            last if last == groups => self.offset,
+            group => self.coarse[row * groups + group],
+        };
+        Some(ScaleParts { coarse: Array2::from_shape_fn((rows, groups + 1), coarse), fine })
     }
 }
 
@@ -132,7 +171,11 @@ impl StoredFormat for Stored {
         let (outputs, inputs) = (linear.out_features, linear.in_features);
         let weights = outputs * inputs;
         let table = checkpoint.read_vector(&stored.name("weight.quant_map"), 16)?;
-        if table.as_slice() != Some(&self.format.table()[..]) {
+        // Of two codes of zero the library's second is minus zero.
+        let same = |(code, (found, ours)): (usize, (&f32, f32))| {
+            found.to_bits() == ours.to_bits() || (code == 8 && ours == 0.0 && *found == 0.0)
+        };
+        if !table.iter().zip(self.format.table()).enumerate().all(same) {
             return Err(stored.fail("weight.quant_map", format!("is not the table of {}", self.format.id)));
         }
         let packed = checkpoint.read_as(&stored.name("weight"), Dtype::U8, &[weights.div_ceil(2), 1])?;
@@ -144,13 +187,20 @@ impl StoredFormat for Stored {
         let alignment = 1 << inputs.trailing_zeros().min(GROUP_BITS);
         let size =
             GroupSize::new(state.block.min(alignment)).map_err(|e| stored.fail("weight", e.to_string()))?;
-        let scales = Self::scales(&stored, &state)?;
+        let (scales, nested) = Self::scales(&stored, &state)?;
         let scales = Array2::from_shape_fn((outputs, inputs / size.get()), |(row, group)| {
             scales[(row * inputs + group * size.get()) / state.block]
         });
-        let scheme = Scheme { granularity: Granularity::PerGroup(size), ..scheme };
-        QuantizedTensor::new(scheme, codes, scales, None)
-            .map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
+        let nested = nested.filter(|_| size.get() == state.block);
+        let parts = nested.and_then(|nested| nested.parts(scales.dim()));
+        let scale_dtype = if parts.is_some() { ScaleDtype::Nested } else { ScaleDtype::F32 };
+        let scheme = Scheme { granularity: Granularity::PerGroup(size), scale_dtype, ..scheme };
+        let tensor = QuantizedTensor::new(scheme, codes, scales, None);
+        let tensor = match parts {
+            None => tensor,
+            Some(parts) => tensor.and_then(|tensor| tensor.in_parts(parts, None)),
+        };
+        tensor.map_err(|e| stored.fail("weight", format!("is no solution: {e}")))
     }
 
     fn packed(

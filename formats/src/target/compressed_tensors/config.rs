@@ -18,6 +18,8 @@ pub(super) fn describe(
     let mut schemes: Vec<(Scheme, Vec<&str>)> = Vec::new();
     for planned in plan {
         let Some(scheme) = planned.scheme else { continue };
+        // Each matrix says its own exponent.
+        let scheme = scheme.unsettled();
         match schemes.iter_mut().find(|(known, _)| *known == scheme) {
             Some((_, names)) => names.push(&planned.linear.name),
             None => schemes.push((scheme, vec![&planned.linear.name])),
@@ -29,7 +31,7 @@ pub(super) fn describe(
         .enumerate()
         .map(|(number, (scheme, names))| {
             // What vLLM calls a head is no `Linear` there.
-            let heads = plan.iter().filter(|planned| planned.linear.id.role == Role::Head && planned.scheme == Some(*scheme));
+            let heads = plan.iter().filter(|planned| planned.linear.id.role == Role::Head && planned.scheme.map(Scheme::unsettled) == Some(*scheme));
             let heads = heads.map(|planned| planned.linear.name.as_str());
             let alone: Vec<&str> = std::iter::once("Linear").chain(heads).collect();
             let targets = if several { json!(names) } else { json!(alone) };
@@ -53,7 +55,9 @@ pub(super) fn describe(
 
 /// `QuantizationArgs` of the library, which refuses keys that it does not know.
 fn weights(scheme: Scheme) -> Value {
+    let shared = matches!(scheme.scale_dtype, ScaleDtype::SharedE4m3 { .. });
     let (strategy, group_size) = match scheme.granularity {
+        Granularity::PerGroup(size) if shared => ("tensor_group", json!(size.get())),
         Granularity::PerGroup(size) => ("group", json!(size.get())),
         Granularity::PerChannel | Granularity::PerTensor => ("channel", Value::Null),
     };
@@ -62,9 +66,14 @@ fn weights(scheme: Scheme) -> Value {
         "strategy": strategy, "group_size": group_size, "dynamic": false, "actorder": null, "block_structure": null,
         "observer": "minmax", "observer_kwargs": {}
     });
-    if scheme.scale_dtype == ScaleDtype::E8m0 {
-        weights["scale_dtype"] = json!("torch.uint8");
-        weights["zp_dtype"] = json!("torch.uint8");
+    let scales = match scheme.scale_dtype {
+        ScaleDtype::E8m0 => Some("torch.uint8"),
+        ScaleDtype::SharedE4m3 { .. } => Some("torch.float8_e4m3fn"),
+        _ => None,
+    };
+    if let Some(scales) = scales {
+        weights["scale_dtype"] = json!(scales);
+        weights["zp_dtype"] = json!(scales);
     }
     weights
 }

@@ -1,4 +1,5 @@
-//! Formats of the library whose codes are numbers themselves: `int-quantized`, `float-quantized` and `mxfp4-pack-quantized`.
+//! Formats of the library whose codes are numbers themselves: `int-quantized`, `float-quantized`, `mxfp4-pack-quantized` and
+//! `nvfp4-pack-quantized`.
 //!
 //! For a linear `P` with `K` input features and `N` output features:
 //!
@@ -8,6 +9,8 @@
 //! | `P.weight_scale` | the model's | `[N, 1]` | |
 //! | or `P.weight_packed` | U8 | `[N, K/2]` | pairs of four-bit floats, the first in the low nibble |
 //! | `P.weight_scale` | U8 | `[N, K/32]` | `e` of the scale `2^(e-127)` |
+//! | or `P.weight_scale` | `F8_E4M3` | `[N, K/16]` | a scale, to be divided by ... |
+//! | `P.weight_global_scale` | F32 | `[1]` | ... this, a power of two here, so that the quotient is exact; the same for all linears of a stage |
 //!
 //! Inputs of the forms with `w8a8` in their name are rounded to eight bits by the runtime, token by token. Floats have a sign, which zero has
 //! too; ours has none.
@@ -22,8 +25,10 @@ use serde_json::Value;
 
 use super::super::floats::{self, F8};
 use super::super::safetensors::{self, Described};
-use super::super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike};
-use super::{CompressedTensors, config, stored_scale};
+use super::super::{
+    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_own_grid,
+};
+use super::{PLAIN, config, stored_scale};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -37,9 +42,21 @@ pub(in super::super) struct Numbers {
     /// Its name in a configuration.
     format: &'static str,
     pub(super) levels: Levels,
+    scales: Scales,
     /// Whether the runtime rounds inputs.
     rounds_inputs: bool,
     loaders: &'static [LoaderRule],
+}
+
+/// Which weights share a scale, and as what it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scales {
+    /// One number for each row.
+    Rows,
+    /// A power of two for each group of 32.
+    Exponents,
+    /// An eight-bit float for each group of 16, and a number for the matrix.
+    TwoLevel,
 }
 
 pub(in super::super) static W8A8_INT8: Numbers = Numbers {
@@ -47,6 +64,7 @@ pub(in super::super) static W8A8_INT8: Numbers = Numbers {
     summary: "8-bit integers, whole rows; the runtime rounds inputs to 8 bit as well",
     format: "int-quantized",
     levels: Levels::Uniform,
+    scales: Scales::Rows,
     rounds_inputs: true,
     loaders: &[
         Numbers::vllm(8, 16, "NVIDIA GPUs from Turing on; by its declared rules, not run by us"),
@@ -58,6 +76,7 @@ pub(in super::super) static W8A8_FP8: Numbers = Numbers {
     summary: "8-bit floats, whole rows; the runtime rounds inputs to 8 bit as well",
     format: "float-quantized",
     levels: Levels::E4m3,
+    scales: Scales::Rows,
     rounds_inputs: true,
     loaders: &[
         Numbers::vllm(8, 16, "NVIDIA GPUs from Ada on; by its declared rules, not run by us"),
@@ -69,6 +88,7 @@ pub(in super::super) static FP8: Numbers = Numbers {
     summary: "8-bit floats, whole rows",
     format: "float-quantized",
     levels: Levels::E4m3,
+    scales: Scales::Rows,
     rounds_inputs: false,
     loaders: &[
         Numbers::vllm(8, 64, "marlin kernel; by its declared rules, not run by us"),
@@ -80,21 +100,27 @@ pub(in super::super) static MXFP4: Numbers = Numbers {
     summary: "4-bit floats in groups of 32, scales powers of two",
     format: "mxfp4-pack-quantized",
     levels: Levels::E2m1,
+    scales: Scales::Exponents,
     rounds_inputs: false,
-    loaders: &[
-        Numbers::vllm(4, 64, "marlin kernel; by its declared rules, not run by us"),
-        Numbers::transformers(
-            4,
-            "models in other than bfloat16 with CompressedTensorsConfig(dequantize=True)",
-        ),
-    ],
+    loaders: FOUR_BITS,
+};
+pub(in super::super) static NVFP4: Numbers = Numbers {
+    id: "compressed-tensors:nvfp4",
+    summary: "4-bit floats in groups of 16, scales 8-bit floats",
+    format: "nvfp4-pack-quantized",
+    levels: Levels::E2m1,
+    scales: Scales::TwoLevel,
+    rounds_inputs: false,
+    loaders: FOUR_BITS,
 };
 
-/// Those that are known.
-static ALL: [&Numbers; 4] = [&W8A8_INT8, &W8A8_FP8, &FP8, &MXFP4];
+const FOUR_BITS: &[LoaderRule] = &[
+    Numbers::vllm(4, 64, "marlin kernel; by its declared rules, not run by us"),
+    Numbers::transformers(4, "models in other than bfloat16 with CompressedTensorsConfig(dequantize=True)"),
+];
 
-/// Columns that share a scale where not the whole row does.
-const GROUP: usize = 32;
+/// Those that are known.
+static ALL: [&Numbers; 5] = [&W8A8_INT8, &W8A8_FP8, &FP8, &MXFP4, &NVFP4];
 
 impl Numbers {
     const fn vllm(bits: u8, multiple: usize, remark: &'static str) -> LoaderRule {
@@ -131,17 +157,28 @@ impl Numbers {
         self.levels == Levels::E2m1
     }
 
-    fn granularity(&self) -> Granularity {
-        match GroupSize::new(GROUP) {
-            Ok(size) if self.is_packed() => Granularity::PerGroup(size),
-            _ => Granularity::PerChannel,
+    fn bits(&self) -> u8 {
+        if self.is_packed() { 4 } else { 8 }
+    }
+
+    /// Columns that share a scale where not the whole row does.
+    fn columns(&self) -> Option<usize> {
+        match self.scales {
+            Scales::Rows => None,
+            Scales::Exponents => Some(32),
+            Scales::TwoLevel => Some(16),
         }
+    }
+
+    fn granularity(&self) -> Granularity {
+        let size = self.columns().and_then(|columns| GroupSize::new(columns).ok());
+        size.map_or(Granularity::PerChannel, Granularity::PerGroup)
     }
 
     /// Whether a grid is the format's own.
     pub(super) fn holds(&self, scheme: Scheme) -> bool {
         scheme.levels == self.levels
-            && scheme.bits.get() == if self.is_packed() { 4 } else { 8 }
+            && scheme.bits.get() == self.bits()
             && scheme.granularity == self.granularity()
             && scheme.symmetry == Symmetry::Symmetric
     }
@@ -165,12 +202,16 @@ impl TargetFormat for Numbers {
     }
 
     fn scale_dtype(&self, runtime: Dtype) -> ScaleDtype {
-        if self.is_packed() { ScaleDtype::E8m0 } else { CompressedTensors.scale_dtype(runtime) }
+        match self.scales {
+            Scales::Rows => PLAIN.scale_dtype(runtime),
+            Scales::Exponents => ScaleDtype::E8m0,
+            Scales::TwoLevel => ScaleDtype::SharedE4m3 { exponent: 0 },
+        }
     }
 
     fn grid(&self, _linear: &Linear, _layers: usize, asked: Scheme) -> Scheme {
         Scheme {
-            bits: BitWidth::new(if self.is_packed() { 4 } else { 8 }).unwrap_or(asked.bits),
+            bits: BitWidth::new(self.bits()).unwrap_or(asked.bits),
             levels: self.levels,
             granularity: self.granularity(),
             symmetry: Symmetry::Symmetric,
@@ -184,20 +225,7 @@ impl TargetFormat for Numbers {
 
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
         demand_fused_alike(self.id, plan)?;
-        for planned in plan.iter() {
-            let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
-            let refuse = |problem: String, remedy| {
-                let linear = linear.name.clone();
-                Err(FormatsError::Unsupported { format: self.id, linear, problem, remedy })
-            };
-            if !self.holds(scheme) {
-                return refuse("its grid is another than the format's".to_owned(), "choose another format");
-            }
-            if self.is_packed() && !linear.in_features.is_multiple_of(GROUP) {
-                let problem = format!("{GROUP} does not divide its {} input features", linear.in_features);
-                return refuse(problem, "leave it in 16 bit with --exclude, or choose another format");
-            }
-        }
+        demand_own_grid(self.id, plan, |scheme| self.holds(scheme), self.columns())?;
         let rounded = "runtimes round inputs to 8 bit as well; `evaluate` computes with inputs as they are";
         Ok(if self.rounds_inputs { vec![rounded.to_owned()] } else { Vec::new() })
     }
@@ -209,17 +237,24 @@ impl TargetFormat for Numbers {
     fn layout(&self, linear: &Linear, scheme: Scheme) -> Vec<TensorSpec> {
         let (inputs, outputs) = (linear.in_features, linear.out_features);
         let groups = inputs / scheme.granularity.columns_per_scale(inputs).max(1);
-        let spec = |suffix: &str, dtype, columns| TensorSpec {
+        let spec = |suffix: &str, dtype, shape: &[usize]| TensorSpec {
             name: format!("{}.{suffix}", linear.name),
             dtype,
-            shape: vec![outputs, columns],
+            shape: shape.to_vec(),
         };
         let (suffix, dtype) = self.codes_spec();
-        let (columns, scale) = match self.is_packed() {
-            true => (inputs / 2, Dtype::U8),
-            false => (inputs, stored_scale(scheme.scale_dtype)),
+        let columns = if self.is_packed() { inputs / 2 } else { inputs };
+        let scale = match self.scales {
+            Scales::Rows => stored_scale(scheme.scale_dtype),
+            Scales::Exponents => Dtype::U8,
+            Scales::TwoLevel => F8,
         };
-        vec![spec(suffix, dtype, columns), spec("weight_scale", scale, groups)]
+        let mut specs =
+            vec![spec(suffix, dtype, &[outputs, columns]), spec("weight_scale", scale, &[outputs, groups])];
+        if self.scales == Scales::TwoLevel {
+            specs.push(spec("weight_global_scale", Dtype::F32, &[1]));
+        }
+        specs
     }
 
     fn encode(&self, linear: &Linear, tensor: &QuantizedTensor) -> Vec<TensorData> {
@@ -227,15 +262,19 @@ impl TargetFormat for Numbers {
         let patterns: Vec<u8> =
             tensor.codes().iter().map(|&code| floats::pattern(self.levels, code)).collect();
         let scales: Vec<f32> = tensor.scales_by_row().iter().copied().collect();
-        let (codes, scales) = if self.is_packed() {
-            // A power of two: its exponent is its bits.
-            let exponents = scales.iter().map(|scale| (scale.to_bits() >> 23) as u8).collect();
-            (patterns.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect(), exponents)
-        } else {
-            let scales = stored_scale(tensor.scheme().scale_dtype).encode(&scales);
-            (patterns, scales.expect("scales are floating-point"))
+        let codes = if self.is_packed() { floats::pairs(&patterns) } else { patterns };
+        let dtype = tensor.scheme().scale_dtype;
+        let unit = dtype.unit();
+        let stored = match self.scales {
+            Scales::Rows => stored_scale(dtype).encode(&scales).expect("scales are floating-point"),
+            Scales::Exponents => scales.iter().map(|&scale| floats::exponent(scale)).collect(),
+            Scales::TwoLevel => scales.iter().map(|scale| floats::e4m3_pattern(scale / unit)).collect(),
         };
-        vec![data(self.codes_spec().0, codes), data("weight_scale", scales)]
+        let mut tensors = vec![data(self.codes_spec().0, codes), data("weight_scale", stored)];
+        if self.scales == Scales::TwoLevel {
+            tensors.push(data("weight_global_scale", (1.0 / unit).to_le_bytes().to_vec()));
+        }
+        tensors
     }
 
     fn begin(

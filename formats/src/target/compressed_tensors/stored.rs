@@ -4,7 +4,7 @@ use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
 use ndarray::Array2;
 use quantizer::levels::Levels;
-use quantizer::scheme::{Scheme, Symmetry};
+use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
@@ -17,6 +17,8 @@ use super::numbers::Numbers;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 use crate::packing::{pack_rows, unpack_rows};
+
+const SCALE: &str = "weight_scale";
 
 /// A checkpoint of one of the formats.
 #[derive(Debug)]
@@ -108,8 +110,15 @@ impl Stored {
         // A form of ours, if everything in it is.
         let numbers = Numbers::named(format, first)
             .filter(|numbers| alike && groups.iter().all(|group| numbers.holds(group.grid.scheme)));
+        let whole_rows = format == FORMAT
+            && first.is_null()
+            && alike
+            && !groups.is_empty()
+            && groups.iter().all(|group| super::is_whole_rows_of_8_bit(group.grid.scheme));
+        let words = if whole_rows { &super::INT8 } else { &super::PLAIN };
+        let id = numbers.map_or(words.id(), TargetFormat::id);
         Ok(Self {
-            id: numbers.map_or(super::ID, TargetFormat::id),
+            id,
             groups,
             ignore: Target::read_all(config.get("ignore")).map_err(&bad)?,
             rounds_inputs: inputs.any(|inputs| !inputs.is_null()),
@@ -177,8 +186,19 @@ impl Stored {
         codes.ok_or_else(|| stored.fail(suffix, format!("holds numbers of more than {} bits", bits.get())))
     }
 
+    /// Scales as the configuration arranges them.
+    fn row_scales(stored: &StoredLinear<'_>) -> Result<(Granularity, Array2<f32>), FormatsError> {
+        let (outputs, inputs) = (stored.linear.out_features, stored.linear.in_features);
+        let (found, scales) = stored.arranged(SCALE, stored.any_scales(SCALE, e4m3)?, None)?;
+        let said = stored.scheme.granularity;
+        // One row has one scale, whatever it is called.
+        if scales.dim() != said.scale_shape(outputs, inputs) {
+            return Err(stored.fail(SCALE, format!("has scales {found:?}, the configuration says {said:?}")));
+        }
+        Ok((said, scales))
+    }
+
     fn numbers(stored: &StoredLinear<'_>, group: &Group) -> Result<QuantizedTensor, FormatsError> {
-        const SCALE: &str = "weight_scale";
         let scheme = stored.scheme;
         let (outputs, inputs) = (stored.linear.out_features, stored.linear.in_features);
         let codes = if scheme.levels == Levels::Uniform {
@@ -189,16 +209,10 @@ impl Stored {
         } else {
             stored.float_codes("weight", F8, scheme.levels)?
         };
-        let mut found = stored.arranged(SCALE, stored.any_scales(SCALE, e4m3)?, group.grid.tile)?;
-        if group.grid.tile.is_none() {
-            // One row has one scale, whatever it is called.
-            if found.1.dim() != scheme.granularity.scale_shape(outputs, inputs) {
-                let problem =
-                    format!("has scales {:?}, the configuration says {:?}", found.0, scheme.granularity);
-                return Err(stored.fail(SCALE, problem));
-            }
-            found.0 = scheme.granularity;
-        }
+        let found = match group.grid.tile {
+            Some(_) => stored.arranged(SCALE, stored.any_scales(SCALE, e4m3)?, group.grid.tile)?,
+            None => Self::row_scales(stored)?,
+        };
         if scheme.symmetry != Symmetry::Asymmetric {
             return stored.with_scales(SCALE, codes, found);
         }
@@ -233,9 +247,16 @@ impl Stored {
         if divisor == 0.0 {
             return Err(stored.fail("weight_global_scale", "is zero, and scales are divided by it"));
         }
-        let (granularity, fine) =
-            stored.arranged("weight_scale", stored.any_scales("weight_scale", e4m3)?, None)?;
-        stored.with_scales("weight_scale", codes, (granularity, fine.mapv(|scale| scale / divisor)))
+        let (granularity, fine) = Self::row_scales(stored)?;
+        let scales = (granularity, fine.mapv(|scale| scale / divisor));
+        // A power of two is what we write, and what all of its products can be told from.
+        let shared = shared_exponent(divisor).filter(|_| fine.iter().all(|&scale| scale >= 0.0));
+        let scale_dtype = match (shared, stored.scheme.scale_dtype) {
+            (Some(exponent), ScaleDtype::F32) => ScaleDtype::SharedE4m3 { exponent },
+            (_, asked) => asked,
+        };
+        let scheme = Scheme { scale_dtype, ..stored.scheme };
+        StoredLinear { scheme, ..*stored }.with_scales("weight_scale", codes, scales)
     }
 
     /// Numbers of equal steps as packed integers, which the kernels multiply with.
@@ -249,6 +270,13 @@ impl Stored {
             scales: scales.as_standard_layout().into_owned(),
         }
     }
+}
+
+/// The exponent of the power of two that divides by this number; none where it is no power of two.
+fn shared_exponent(divisor: f32) -> Option<i8> {
+    let exponent = 127 - i32::try_from(divisor.to_bits() >> 23).ok()?;
+    let exponent = i8::try_from(exponent).ok().filter(|exponent| (-100..=100).contains(exponent))?;
+    (ScaleDtype::SharedE4m3 { exponent }.unit() * divisor == 1.0).then_some(exponent)
 }
 
 impl StoredFormat for Stored {

@@ -14,18 +14,13 @@ use serde_json::Value;
 use super::super::floats::{e4m3, nibbles, power_of_two};
 use super::super::packed_parts::{PackedParts, StoredLinear};
 use super::super::{StoredFormat, TargetFormat};
-use super::{ID, Mlx, WIDTHS, bias, module, stack};
+use super::modes::Mode;
+use super::{Mlx, WIDTHS, bias, module, stack};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 use crate::packing::{from_bytes, unpack_rows, words_for};
 use crate::stacks::Stacks;
 
-/// Modes besides `affine`: levels, and columns that share a scale.
-const MODES: [(&str, Levels, usize); 3] =
-    [("mxfp4", Levels::E2m1, 32), ("nvfp4", Levels::E2m1, 16), ("mxfp8", Levels::E4m3, 32)];
-
-/// Columns that share a scale where scales are eight-bit floats themselves.
-const TWO_LEVEL: usize = 16;
 /// The largest float of four bits times the largest of eight.
 const MOST_PRODUCT: f32 = 6.0 * 448.0;
 
@@ -58,7 +53,7 @@ impl Stored {
 
     /// Codes that are floats, with scales of eight bits.
     fn floats(stored: &StoredLinear<'_>) -> Result<QuantizedTensor, FormatsError> {
-        let (columns, groups) = stored.groups()?;
+        let (_, groups) = stored.groups()?;
         let (inputs, outputs) = (stored.linear.in_features, stored.linear.out_features);
         let levels = stored.scheme.levels;
         let bytes = inputs * usize::from(stored.scheme.bits.get()) / 8;
@@ -67,7 +62,7 @@ impl Stored {
         let patterns = if levels == Levels::E2m1 { nibbles(&bytes) } else { bytes };
         let codes = stored.coded("weight", &patterns, levels)?;
         let scales = stored.checkpoint.read_as(&stored.name("scales"), Dtype::U8, &[outputs, groups])?;
-        let two_level = columns == TWO_LEVEL;
+        let two_level = Mode::of(stored.scheme).is_some_and(|mode| mode.scales != ScaleDtype::E8m0);
         let scale = |bits: u8| if two_level { e4m3(bits) } else { Some(power_of_two(bits)) };
         let scales: Option<Vec<f32>> = scales.into_iter().map(scale).collect();
         let scales = scales.ok_or_else(|| stored.fail("scales", "holds what is no number"))?;
@@ -116,7 +111,7 @@ impl Parts {
 
 impl StoredFormat for Stored {
     fn id(&self) -> &'static str {
-        ID
+        Mlx::of(self.base).id()
     }
 
     fn scheme(&self, linear: &Linear) -> Option<Scheme> {
@@ -137,10 +132,7 @@ impl StoredFormat for Stored {
     }
 
     fn tensors(&self, linear: &Linear, scheme: Scheme) -> Vec<String> {
-        if scheme.levels != Levels::Uniform {
-            return ["weight", "scales"].iter().map(|part| format!("{}.{part}", linear.name)).collect();
-        }
-        Mlx.layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
+        Mlx::of(scheme).layout(linear, scheme).into_iter().map(|spec| spec.name).collect()
     }
 
     fn decode(
@@ -222,26 +214,19 @@ fn scheme(config: &Value) -> Result<Scheme, String> {
     let floats = match get("mode").filter(|mode| **mode != "affine") {
         None => None,
         Some(mode) => {
-            let known = MODES.iter().find(|(name, ..)| mode == name);
+            let known = mode.as_str().and_then(Mode::named);
             Some(known.ok_or_else(|| format!("has the mode {mode}, which is not read"))?)
         }
     };
-    if let Some(&(name, levels, columns)) = floats {
-        let bits = levels.bits().and_then(|bits| BitWidth::new(bits).ok()).ok_or("has no width")?;
-        let found = [("bits", u64::from(bits.get())), ("group_size", columns as u64)];
+    if let Some(mode) = floats {
+        let name = mode.name;
+        let found = [("bits", u64::from(mode.bits)), ("group_size", mode.columns as u64)];
         if let Some((key, only)) =
             found.into_iter().find(|(key, only)| get(key).is_some_and(|value| *value != *only))
         {
             return Err(format!("has the mode `{name}` with a `{key}` that is not {only}"));
         }
-        let granularity = Granularity::PerGroup(GroupSize::new(columns).map_err(|e| e.to_string())?);
-        return Ok(Scheme {
-            bits,
-            levels,
-            granularity,
-            symmetry: Symmetry::Symmetric,
-            scale_dtype: ScaleDtype::F32,
-        });
+        return mode.scheme(ScaleDtype::F32).ok_or_else(|| format!("has the mode `{name}` without a grid"));
     }
     let width = |bits: &Value| {
         let bits = u8::try_from(bits.as_u64()?).ok().filter(|bits| WIDTHS.contains(bits))?;

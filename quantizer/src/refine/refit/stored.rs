@@ -48,7 +48,7 @@ pub(super) fn closest(quadratic: &Quadratic, ideal: &[f64], row: usize, grid: &G
     }
     let mut options = vec![storage.row(&scales, &minimums, &weights, Coarse::As(&before))];
     if storage.scale_integers().is_some() {
-        options.push(storage.row(&scales, &minimums, &weights, Coarse::Free { shared: 1.0 }));
+        options.push(storage.row(&scales, &minimums, &weights, Coarse::Free(&[])));
     }
     let judged = options.into_iter().map(|stored| {
         let gain = quadratic.gain(&unknowns.change(&before, &stored));
