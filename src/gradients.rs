@@ -32,7 +32,7 @@ use crate::progress::{Progress, go_on};
 
 /// Windows that are probed, spread evenly over the calibration text, where only output Hessians are asked for: those are small and heavily
 /// damped. Where tokens are weighed, all are.
-const WINDOWS: usize = 32;
+pub(crate) const PROBED: usize = 32;
 /// Bytes of hidden states that a batch of windows may hold, unless fewer than [`LEAST_BATCH`] windows fit.
 const STATES: usize = 256 << 20;
 /// Windows of a batch at least: each batch reads all layers twice.
@@ -125,7 +125,7 @@ fn gather_all(
     if (asked.is_empty() && weighed.is_empty()) || windows.is_empty() {
         return Ok(Gathered::default());
     }
-    let count = if weighed.is_empty() { windows.len().min(WINDOWS) } else { windows.len() };
+    let count = if weighed.is_empty() { windows.len().min(PROBED) } else { windows.len() };
     let probed: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
     let tokens = probed.iter().map(|window| window.len()).max().unwrap_or(0);
     let layers = model.layers.len();

@@ -98,6 +98,7 @@ mod streams;
 mod texts;
 mod transformed;
 pub mod verify;
+mod work;
 
 pub use compare::compare;
 pub use convert::convert;

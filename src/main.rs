@@ -90,7 +90,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
             set_threads(arguments.threads)?;
             let mut job = arguments.job()?;
             job.model = model_directory(&job.model, terminal)?;
-            quantc::generate::generate(&job, &mut Speaker::new(arguments.prompt)?)
+            quantc::generate::generate(&job, &mut Speaker::new(arguments.prompt, listening(terminal)?)?)
         }
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;

@@ -105,6 +105,10 @@ pub(crate) fn quantize_layers(
             streams = Some(Streams::start(model, source, &plans, windows, shown, precision, kept)?);
         }
     }
+    let tokens = match inputs {
+        Inputs::Windows(windows, _) => windows.iter().map(Vec::len).sum(),
+        Inputs::MeanSquares(_) => 0,
+    };
     progress.phase("quantizing", left.len());
     for layer in left {
         let mut entry = journal.begin_layer(layer, tracks.len())?;
@@ -113,7 +117,7 @@ pub(crate) fn quantize_layers(
         let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
         let mut experts: Vec<LayerExperts> = tracks.iter().map(|_| LayerExperts::default()).collect();
         for (place, stage) in layer.stages.iter().enumerate() {
-            progress.at(&place_of(layer, stage));
+            progress.at(&place_of(layer, stage, tokens));
             // One expert is in memory at a time.
             for weights in &mut quantized {
                 weights.fetch(layer, stage.part(), source).map_err(Error::from_source)?;
@@ -322,10 +326,12 @@ impl<'t> Track<'t> {
     }
 }
 
-/// What people call a stage.
-fn place_of(layer: &Layer, stage: &Stage) -> String {
+/// What people call a stage, and how many tokens it is solved on.
+fn place_of(layer: &Layer, stage: &Stage, tokens: usize) -> String {
     let names = stage.linears.iter().map(|linear| linear.name.rsplit('.').next().unwrap_or(&linear.name));
-    format!("layer {}, {}", layer.index, names.collect::<Vec<_>>().join(" "))
+    let names = names.collect::<Vec<_>>().join(" ");
+    let tokens = if tokens > 0 { format!(", {tokens} tokens") } else { String::new() };
+    format!("layer {}, {names}{tokens}", layer.index)
 }
 
 /// A stage of a layer in one track.

@@ -20,6 +20,8 @@ pub trait Progress: Sync {
     fn step(&self, detail: &str);
     /// The phase is over.
     fn finish(&self);
+    /// What phases are to come, in their order; one that does not may be left out, others may come between.
+    fn expect(&self, _phases: &[Work]) {}
     /// What is worked on now, within a step.
     fn at(&self, _place: &str) {}
     /// Something that the user should know even if all goes well.
@@ -30,6 +32,15 @@ pub trait Progress: Sync {
     fn interrupted(&self) -> bool {
         false
     }
+}
+
+/// A phase to come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    /// Its name.
+    pub phase: String,
+    /// How much it is, in the unit of the others.
+    pub work: f64,
 }
 
 /// Fails when the work is to end early.
@@ -89,6 +100,50 @@ pub struct Terminal {
     verbosity: Verbosity,
     format: LogFormat,
     phase: Mutex<Option<Phase>>,
+    run: Mutex<Run>,
+}
+
+/// The phases of a run, and how fast those that are over went.
+#[derive(Debug, Default)]
+struct Run {
+    phases: Vec<Work>,
+    /// How many of them are over, or never came.
+    over: usize,
+    /// Whether the next one is on.
+    on: bool,
+    /// Work that is done, and what it took.
+    done: f64,
+    seconds: f64,
+}
+
+/// The share of a run that must be done before something is said of the rest.
+const TELLING: f64 = 0.02;
+
+impl Run {
+    fn begin(&mut self, phase: &str) {
+        let next = self.phases[self.over..].iter().position(|work| work.phase == phase);
+        self.on = next.is_some();
+        self.over += next.unwrap_or(0);
+    }
+
+    fn end(&mut self, seconds: f64) {
+        if std::mem::take(&mut self.on) {
+            self.done += self.phases[self.over].work;
+            self.seconds += seconds;
+            self.over += 1;
+        }
+    }
+
+    /// Seconds that the rest of the run takes at the speed so far; `share` of the phase that is on took `seconds`.
+    fn left(&self, share: f64, seconds: f64) -> Option<f64> {
+        let later: f64 = self.phases.get(self.over..)?.iter().map(|work| work.work).sum();
+        let now = if self.on { share.min(1.0) * self.phases[self.over].work } else { return None };
+        let (done, left) = (self.done + now, later - now);
+        // The last moments are not worth a word.
+        (done > TELLING * (done + left))
+            .then(|| (self.seconds + seconds) * left / done)
+            .filter(|&left| left >= 0.5)
+    }
 }
 
 /// What is worked on.
@@ -114,7 +169,7 @@ impl Terminal {
     /// One that says so much, in this form.
     #[must_use]
     pub fn new(verbosity: Verbosity, format: LogFormat) -> Self {
-        Self { verbosity, format, phase: Mutex::new(None) }
+        Self { verbosity, format, phase: Mutex::new(None), run: Mutex::default() }
     }
 
     /// Ends the work when the process is told to: Ctrl-C, SIGTERM or SIGHUP lets the current piece of work end, so that nothing
@@ -150,6 +205,15 @@ impl Terminal {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn run(&self) -> MutexGuard<'_, Run> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Seconds that the rest of the run takes, where that is known.
+    fn run_left(&self, phase: &Phase) -> Option<f64> {
+        self.run().left(phase.share(), phase.started.elapsed().as_secs_f64())
+    }
+
     fn draws(&self) -> bool {
         self.format == LogFormat::Text
             && self.verbosity == Verbosity::Normal
@@ -162,6 +226,10 @@ fn say(event: &Value) {
 }
 
 impl Phase {
+    fn share(&self) -> f64 {
+        self.done.min(self.steps) as f64 / self.steps.max(1) as f64
+    }
+
     /// Seconds that the rest takes if it goes on as it went.
     fn left(&self) -> Option<f64> {
         let done = self.done.min(self.steps);
@@ -169,10 +237,17 @@ impl Phase {
     }
 
     /// Where it is, on one line.
-    fn line(&self, detail: &str) -> String {
+    fn line(&self, detail: &str, run_left: Option<f64>) -> String {
         let said = |text: &str| if text.is_empty() { String::new() } else { format!(", {text}") };
         let left = self.left().filter(|_| self.done < self.steps);
-        let left = left.map_or(String::new(), |left| format!(", about {} left", seconds(left)));
+        let mut left = left.map_or(String::new(), |left| format!(", about {} left", seconds(left)));
+        if let Some(run) = run_left {
+            left.push_str(&format!(
+                "{} {} of the run",
+                if left.is_empty() { ", about" } else { " and" },
+                seconds(run)
+            ));
+        }
         let place = said(&self.place);
         let detail = said(detail);
         let taken = seconds(self.started.elapsed().as_secs_f64());
@@ -204,12 +279,17 @@ impl Progress for Terminal {
         if self.format == LogFormat::Json && self.verbosity != Verbosity::Quiet {
             say(&json!({"event": "phase", "name": name, "steps": steps}));
         }
+        self.run().begin(name);
         let now = Instant::now();
         let place = String::new();
         let phase = Phase { name: name.to_owned(), steps, done: 0, started: now, told: now, place, bar };
         if let Some(Phase { bar: Some(old), .. }) = self.current().replace(phase) {
             old.finish_and_clear();
         }
+    }
+
+    fn expect(&self, phases: &[Work]) {
+        *self.run() = Run { phases: phases.to_vec(), ..Run::default() };
     }
 
     fn at(&self, place: &str) {
@@ -225,10 +305,16 @@ impl Progress for Terminal {
         let mut current = self.current();
         let Some(phase) = current.as_mut() else { return };
         phase.done += 1;
+        let run_left = self.run_left(phase);
         if let Some(bar) = &phase.bar {
             bar.inc(1);
-            if !detail.is_empty() {
-                bar.set_message(detail.to_owned());
+            let run_left = run_left.map(|left| format!("run: {} left", seconds(left)));
+            let said: Vec<&str> = [detail, run_left.as_deref().unwrap_or("")]
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .collect();
+            if !said.is_empty() {
+                bar.set_message(said.join(", "));
             }
             return;
         }
@@ -243,11 +329,12 @@ impl Progress for Terminal {
                 "detail": detail,
                 "seconds": phase.started.elapsed().as_secs_f64(),
                 "seconds_left": phase.left(),
+                "run_seconds_left": run_left,
             })),
             (verbosity, LogFormat::Text) => {
                 if verbosity == Verbosity::Verbose || phase.told.elapsed() >= SILENCE {
                     phase.told = Instant::now();
-                    eprintln!("{}", phase.line(detail));
+                    eprintln!("{}", phase.line(detail, run_left));
                 }
             }
         }
@@ -256,6 +343,7 @@ impl Progress for Terminal {
     fn finish(&self) {
         let Some(phase) = self.current().take() else { return };
         let took = phase.started.elapsed();
+        self.run().end(took.as_secs_f64());
         match (&phase.bar, self.verbosity, self.format) {
             (Some(bar), ..) => bar.finish_and_clear(),
             (_, Verbosity::Quiet, _) => {}
@@ -312,8 +400,31 @@ mod tests {
         phase.done = 4;
         let left = phase.left().expect("steps are done");
         assert!((39.9..41.0).contains(&left), "{left}");
-        assert_eq!(phase.line("loss 1"), "work: 4 of 12, layer 2, loss 1, 20 s, about 40 s left");
+        assert_eq!(phase.line("loss 1", None), "work: 4 of 12, layer 2, loss 1, 20 s, about 40 s left");
+        let told = "work: 4 of 12, layer 2, 20 s, about 40 s left and 2 min of the run";
+        assert_eq!(phase.line("", Some(100.0)), told);
         phase.done = 13;
         assert_eq!(phase.left(), Some(0.0));
+        assert_eq!(phase.line("", Some(7.0)), "work: 13 of 12, layer 2, 20 s, about 7 s of the run");
+    }
+
+    #[test]
+    fn the_rest_of_a_run_is_that_of_its_work_at_the_speed_so_far() {
+        let work = |phase: &str, work| Work { phase: phase.to_owned(), work };
+        let phases = vec![work("a", 10.0), work("never", 5.0), work("b", 30.0), work("c", 60.0)];
+        let mut run = Run { phases, ..Run::default() };
+        run.begin("a");
+        assert_eq!(run.left(0.0, 3.0), None);
+        assert_eq!(run.left(0.5, 2.0), Some(2.0 * 100.0 / 5.0));
+        run.end(4.0);
+        run.begin("something else");
+        assert_eq!(run.left(0.5, 1.0), None);
+        run.end(9.0);
+        // What did not come is neither done nor left.
+        run.begin("b");
+        assert_eq!(run.left(1.0, 16.0), Some(20.0 * 60.0 / 40.0));
+        run.end(16.0);
+        run.begin("c");
+        assert_eq!(run.left(1.0, 20.0), None);
     }
 }

@@ -28,6 +28,7 @@ use crate::space;
 use crate::stored::StoredModel;
 use crate::texts::Texts;
 use crate::transformed;
+use crate::work;
 
 /// Quantizes a checkpoint: everything the command does, without a terminal. One report for each target, in their order.
 ///
@@ -146,6 +147,15 @@ fn quantize_from(
     let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
     let precision = precision::settle(&plans);
     let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows, precision), Inputs::MeanSquares);
+    let count = |windows: &[Vec<u32>]| windows.iter().map(Vec::len).sum();
+    let tokens = work::Tokens {
+        calibration: if known.is_some() { 0 } else { count(&texts.windows) },
+        windows: texts.windows.len(),
+        evaluation: texts.evaluation.as_ref().map_or(0, |text| count(&text.windows.tokens)),
+    };
+    let left = model.layers.len().saturating_sub(journal.layers());
+    let solved: Vec<&Plan> = groups.iter().map(|group| &plans[group[0]]).collect();
+    progress.expect(&work::phases(job, model, &solved, plans.len(), tokens, left));
     let kept = (&mut *journal, memory);
     let outcomes =
         pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), kept, progress)?;

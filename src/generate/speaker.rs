@@ -11,8 +11,8 @@ const MOST_PROMPT: u64 = 1 << 20;
 
 /// Reads prompts, prints answers as they come, and says at the end how fast they came.
 #[derive(Debug)]
-pub struct Speaker {
-    terminal: Terminal,
+pub struct Speaker<'t> {
+    terminal: &'t Terminal,
     source: Source,
 }
 
@@ -22,12 +22,12 @@ enum Source {
     Lines,
 }
 
-impl Speaker {
+impl<'t> Speaker<'t> {
     /// With this prompt; without one, what standard input holds, or line by line where it is a terminal.
     ///
     /// # Errors
     /// Standard input that cannot be read, is not UTF-8 or longer than a mebibyte.
-    pub fn new(prompt: Option<String>) -> Result<Self, Error> {
+    pub fn new(prompt: Option<String>, terminal: &'t Terminal) -> Result<Self, Error> {
         let source = match prompt {
             Some(prompt) => Source::Given(Some(prompt)),
             None if std::io::stdin().is_terminal() => Source::Lines,
@@ -42,13 +42,11 @@ impl Speaker {
                 Source::Given(Some(text.trim_end().to_owned()))
             }
         };
-        let terminal = Terminal::default();
-        terminal.listen()?;
         Ok(Self { terminal, source })
     }
 }
 
-impl Dialogue for Speaker {
+impl Dialogue for Speaker<'_> {
     fn prompt(&mut self) -> Result<Option<String>, Error> {
         match &mut self.source {
             Source::Given(prompt) => Ok(prompt.take()),
@@ -80,13 +78,13 @@ impl Dialogue for Speaker {
             End::Tokens => "; cut at --tokens",
             End::Context => "; the context is full",
         };
-        eprintln!(
+        self.terminal.note(&format!(
             "{} tokens at {:.1} a second; prompt {} tokens at {:.1}{end}",
             answer.tokens,
             rate(answer.tokens, answer.seconds),
             answer.prompt_tokens,
             rate(answer.prompt_tokens, answer.prompt_seconds)
-        );
+        ));
         Ok(())
     }
 

@@ -27,15 +27,22 @@ fn a_log_is_silent_detailed_or_for_programs_and_changes_no_byte() {
     assert!(plain.lines().count() <= 4 && plain.lines().all(|line| line.contains(" s")), "{plain}");
     assert_eq!(said(&place("quiet"), &["--quiet"]), "");
     let lines = said(&place("verbose"), &["-v"]);
-    assert!(lines.contains("quantizing: 2 of 5, layer 1, down_proj, relative loss"), "{lines}");
-    assert!(lines.contains(" left\n") && lines.contains("quantizing: done in"), "{lines}");
+    assert!(lines.contains("quantizing: 2 of 5, layer 1, down_proj, 256 tokens, relative loss"), "{lines}");
+    assert!(
+        lines.contains(" left") && lines.contains("quantizing: done in"),
+        "{lines}"
+    );
     let events = said(&place("json"), &["--log-format", "json"]);
     let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).cloned().collect::<Vec<_>>();
     assert!(of("phase").iter().any(|event| event["name"] == "quantizing" && event["steps"] == 5));
     let steps: Vec<Value> = of("step").into_iter().filter(|event| event["phase"] == "quantizing").collect();
     assert_eq!(steps.len(), 5);
-    assert!(steps[3]["seconds_left"].as_f64().unwrap() >= 0.0 && steps[3]["place"] == "layer 3, down_proj");
+    assert!(
+        steps[3]["seconds_left"].as_f64().unwrap() >= 0.0
+            && steps[3]["place"] == "layer 3, down_proj, 256 tokens"
+    );
+    assert!(steps[2].get("run_seconds_left").is_some());
     assert!(of("finished").iter().any(|event| event["phase"] == "quantizing"));
     let weights = |name: &str| fs::read(place(name).join("model.safetensors")).unwrap();
     for name in ["quiet", "verbose", "json"] {
