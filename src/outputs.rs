@@ -275,7 +275,7 @@ fn weights_file(directory: &Path) -> Result<String, Error> {
 }
 
 /// Puts content in the place of a file: all of it or nothing.
-fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
     let mut file = ExportFile::create("--output", path)?;
     file.write(content)?;
     file.finish()

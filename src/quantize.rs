@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use calibration::transforms::Transformed;
 use calibration::weights::WeightSource;
 use formats::output::OutputDirectory;
+use formats::side_files::REPORT;
 
 use crate::budget::Options;
 use crate::card::{Card, Origin};
@@ -15,11 +16,12 @@ use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Budget, Calibration, QuantizeJob, Text};
 use crate::journal::{Fingerprint, Journal};
 use crate::memory::Memory;
-use crate::outputs::{FinishedOutput, OpenOutput};
+use crate::outputs::{FinishedOutput, OpenOutput, replace};
 use crate::pipeline::{self, Inputs, Track};
 use crate::plan::{Plan, demand_as_asked, quantized_source};
 use crate::precision;
 use crate::progress::Progress;
+use crate::render::overview;
 use crate::report::{Phase, Report};
 use crate::requirements;
 use crate::resources::{Resources, Stopwatch};
@@ -258,11 +260,14 @@ fn quantize_from(
             output.publish(&report, &look).map_err(interrupted)?;
             Ok(report)
         })
-        .collect();
+        .collect::<Result<Vec<_>, Error>>()?;
     if windows.is_some() {
         progress.finish();
     }
-    reports
+    if reports.len() > 1 {
+        replace(&job.output.join(REPORT), overview::page(&reports).as_bytes())?;
+    }
+    Ok(reports)
 }
 
 /// Plans whose solutions are the same, by number, in order.

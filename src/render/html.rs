@@ -24,7 +24,6 @@ const SEAL: &str = "<!-- sha256 of what is before: ";
 #[must_use]
 pub fn page(report: &Report, shown: &Shown) -> String {
     let name = report.model.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    let title = format!("{name} in {}", report.format);
     let sections = [
         verdict(report),
         runtimes(report),
@@ -36,14 +35,16 @@ pub fn page(report: &Report, shown: &Shown) -> String {
         repeating(report, shown),
         linears(report),
     ];
+    document(name, &format!("in {}", report.format), &sections.concat())
+}
+
+/// A page of its own about `name`, of which `what` is said, around its content.
+pub(super) fn document(name: &str, what: &str, content: &str) -> String {
     let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n<meta name=\"color-scheme\" content=\"light dark\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header><div><p class=\"kind\">quantc report</p><h1>{shown_name} <span>in {format}</span></h1></div><button id=\"theme\" type=\"button\" aria-label=\"light or dark\">◐</button></header>\n<main>\n",
-        title = escape(&title),
-        shown_name = escape(name),
-        format = escape(&report.format),
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n<meta name=\"color-scheme\" content=\"light dark\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{name} {what}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header><div><p class=\"kind\">quantc report</p><h1>{name} <span>{what}</span></h1></div><button id=\"theme\" type=\"button\" aria-label=\"light or dark\">◐</button></header>\n<main>\n{content}</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
+        name = escape(name),
+        what = escape(what),
     );
-    sections.iter().for_each(|section| out.push_str(section));
-    let _ = write!(out, "</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n");
     let digest = bytes_digest(out.as_bytes());
     let _ = writeln!(out, "{SEAL}{digest} -->");
     out

@@ -2,5 +2,6 @@
 
 pub mod comparison;
 pub mod html;
+pub mod overview;
 pub mod plan;
 pub mod text;

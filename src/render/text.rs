@@ -8,6 +8,7 @@ use crate::choices::ChoicesReport;
 use crate::convert::{ConvertReport, Difference};
 use crate::inspect::Inspection;
 use crate::job::Budget;
+use crate::render::overview;
 use crate::report::{
     Allocation, EvaluateReport, EvaluationReport, LinearRow, Report, RuntimeRow, StageWidth,
 };
@@ -18,7 +19,9 @@ use crate::verify::Verification;
 #[must_use]
 pub fn reports(reports: &[Report]) -> String {
     let texts: Vec<String> = reports.iter().map(report).collect();
-    texts.join("\n")
+    let overview = overview::text(reports);
+    let texts = texts.into_iter().chain((!overview.is_empty()).then_some(overview));
+    texts.collect::<Vec<_>>().join("\n")
 }
 
 /// The report of one output.

@@ -17,7 +17,13 @@ fn several_formats_hold_what_each_would_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (output, report) = (folder.path().join("all"), folder.path().join("all.json"));
     let reports = run(&output, &report, &["--to", "gptq,compressed-tensors,gguf:q4_0", "--recipe", "gptq"]);
-    assert_eq!(files(&output), ["compressed-tensors", "gguf-q4_0", "gptq"]);
+    assert_eq!(files(&output), ["compressed-tensors", "gguf-q4_0", "gptq", "report.html"]);
+    let page = std::fs::read(output.join("report.html")).unwrap();
+    assert!(quantc::render::html::is_whole(&page));
+    let page = String::from_utf8(page).unwrap();
+    for place in ["compressed-tensors", "gguf-q4_0", "gptq"] {
+        assert!(page.contains(&format!("href=\"{place}/report.html\"")), "{place}");
+    }
     let reports = reports.as_array().unwrap();
     assert_eq!(reports.len(), 3);
     // Two share a grid and so a solve; the third has another.
@@ -42,7 +48,7 @@ fn several_widths_are_outputs_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let (output, report) = (folder.path().join("all"), folder.path().join("all.json"));
     let reports = run(&output, &report, &["--bits", "3,4", "--recipe", "rtn"]);
-    assert_eq!(files(&output), ["gptq-3bit", "gptq-4bit"]);
+    assert_eq!(files(&output), ["gptq-3bit", "gptq-4bit", "report.html"]);
     for (number, bits) in [3, 4].into_iter().enumerate() {
         assert_eq!(reports[number]["linears"][0]["bits"], bits);
     }
