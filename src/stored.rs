@@ -107,6 +107,7 @@ impl StoredModel {
         let format = target::description(&config).map(target::open).transpose()?;
         let mut checkpoint = checkpoint?;
         checkpoint.split(&model.fused_experts());
+        checkpoint.split_side_by_side(&model.side_by_side_experts());
         if let Some(format) = &format {
             checkpoint.split(&format.stacks(&model));
         }
@@ -434,6 +435,7 @@ impl StoredModel {
             linears: self.operators(linears)?,
             norms: norms.collect::<Result<_, Error>>()?,
             router: router.transpose()?,
+            sinks: layer.sinks.as_ref().map(|(name, heads)| vector(name, *heads)).transpose()?,
         })
     }
 

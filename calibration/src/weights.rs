@@ -146,6 +146,8 @@ pub struct LayerWeights {
     pub norms: BTreeMap<NormPlace, NormWeights>,
     /// What sends tokens to experts, where the layer has them.
     pub router: Option<RouterWeights>,
+    /// What the softmax of each head counts beside the products with keys, `[heads]`.
+    pub sinks: Option<Array1<f32>>,
 }
 
 /// What sends tokens to experts.
@@ -212,8 +214,9 @@ pub fn read_router<E>(
             .map(|weights| LinearOperator { weights: weights.into(), bias: None })
     };
     let experts = tensors.routing.experts;
+    let bias = tensors.bias.as_ref().map(|name| vector(name, experts)).transpose()?;
     Ok(RouterWeights {
-        outputs: operator(&tensors.weight, experts)?,
+        outputs: LinearOperator { bias, ..operator(&tensors.weight, experts)? },
         correction: tensors.correction.as_ref().map(|name| vector(name, experts)).transpose()?,
         shared_gate: tensors.shared_gate.as_ref().map(|name| operator(name, 1)).transpose()?,
     })
@@ -358,6 +361,7 @@ impl LayerWeights {
             linears: slots.map(|slot| (slot, self.linear(slot).at(precision, Pass::Forward))).collect(),
             norms: self.norms.clone(),
             router: self.router.clone(),
+            sinks: self.sinks.clone(),
         })
     }
 

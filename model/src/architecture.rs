@@ -88,6 +88,18 @@ pub struct DecoderLayer {
     pub mlp: Mlp,
     /// Which projections of the MLP have a bias.
     pub mlp_bias: Bias,
+    /// What a gated MLP makes of gate and up.
+    pub gating: Gating,
+}
+
+/// What a gated MLP makes of what its gate and its up projection give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gating {
+    /// `activation(gate) * up`.
+    Activated,
+    /// `g sigmoid(swiglu_alpha g) (u + 1)` of a gate `g` of at most `swiglu_limit` and an up `u` between minus that and that.
+    Clamped,
 }
 
 /// How the two branches of a layer follow each other.
@@ -248,6 +260,8 @@ pub struct Attention {
     pub positions: Positions,
     /// Which layers see only a window.
     pub window: Window,
+    /// Tensor of what each head's softmax counts beside the products with keys, and drops again, `[heads]`.
+    pub sinks: Option<&'static str>,
 }
 
 /// How queries, keys and values are projected.
@@ -447,12 +461,16 @@ pub struct GatedMlp {
 pub struct Experts {
     /// Module of the router, weight `[experts, hidden]`; never quantized.
     pub router: &'static str,
+    /// Whether it has a bias, `[experts]`.
+    pub router_bias: bool,
     /// Tensor that is added to scores for the choice alone, `[experts]`.
     pub correction: Option<&'static str>,
     /// Prefix of the experts; an expert's modules are `{prefix}.{number}.{module}`.
     pub prefix: &'static str,
     /// Modules of an expert.
     pub expert: GatedMlp,
+    /// How the reference implementation stores them.
+    pub stored: StoredExperts,
     /// The expert that every token passes.
     pub shared: Option<SharedExpert>,
     /// How tokens are sent.
@@ -461,6 +479,17 @@ pub struct Experts {
     pub keys: ExpertKeys,
     /// Whether llama.cpp divides the chosen experts' scores by their sum.
     pub llama_cpp_normalizes: bool,
+}
+
+/// How the reference implementation stores experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredExperts {
+    /// One by one; some checkpoints have them in `gate_up_proj`, `[experts, 2 width, hidden]`, gate's rows first, and `down_proj`.
+    OneByOne,
+    /// In tensors of all of them alone, with outputs side by side: `gate_up_proj`, `[experts, hidden, 2 width]`, those of gate and up by turns,
+    /// and `down_proj`, `[experts, width, hidden]`; biases in `gate_up_proj_bias` and `down_proj_bias`. In four-bit floats `_blocks` and
+    /// `_scales`, row by row.
+    SideBySide,
 }
 
 /// An MLP that every token passes beside the experts.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::architecture::{Architecture, Norm, NormKind};
+use crate::architecture::{Architecture, Mlp, Norm, NormKind, StoredExperts};
 use crate::error::ModelError;
 use crate::experts::Routing;
 use crate::hyperparameters::{Hyperparameters, Rotation, wrong_value};
@@ -41,6 +41,8 @@ pub struct Layer {
     pub window: Option<usize>,
     /// How it rotates queries and keys.
     pub rotation: Rotation,
+    /// Name of what the softmax of each head counts beside the products with keys, `[heads]`, and how many heads there are.
+    pub sinks: Option<(String, usize)>,
     /// How tokens are sent to experts, where the layer has them.
     pub router: Option<RouterTensors>,
 }
@@ -50,6 +52,8 @@ pub struct Layer {
 pub struct RouterTensors {
     /// Name of its matrix, `[experts, hidden]`.
     pub weight: String,
+    /// Name of its bias, `[experts]`.
+    pub bias: Option<String>,
     /// What the names of all experts begin with.
     pub experts: String,
     /// Name of what is added to scores for the choice alone, `[experts]`.
@@ -136,6 +140,17 @@ pub struct NormTensor {
     pub kind: NormKind,
     /// Features that it goes over.
     pub features: usize,
+}
+
+/// A tensor `[experts, in_features, outputs]` of weights, or `[experts, outputs]` of biases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SideBySide {
+    /// Its name.
+    pub name: String,
+    /// Names of what lies in it, expert by expert: weights `[out_features, in_features]`, or biases.
+    pub members: Vec<String>,
+    /// Members of one expert, whose outputs come by turns.
+    pub alternating: usize,
 }
 
 /// A tensor that the description expects.
@@ -284,6 +299,9 @@ impl Model {
     #[must_use]
     pub fn fused_experts(&self) -> BTreeMap<String, Vec<String>> {
         let mut fused: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        if self.stored_experts() != Some(StoredExperts::OneByOne) {
+            return fused;
+        }
         for layer in &self.layers {
             let Some(router) = &layer.router else { continue };
             for linear in layer.linears().filter(|linear| linear.id.part.expert().is_some()) {
@@ -292,6 +310,36 @@ impl Model {
             }
         }
         fused
+    }
+
+    fn stored_experts(&self) -> Option<StoredExperts> {
+        match self.architecture.layer.mlp {
+            Mlp::Experts { experts, .. } => Some(experts.stored),
+            Mlp::Gated { .. } | Mlp::GatedFused { .. } | Mlp::Plain { .. } => None,
+        }
+    }
+
+    /// Tensors in which the reference implementation has all experts of a layer with their outputs side by side.
+    #[must_use]
+    pub fn side_by_side_experts(&self) -> Vec<SideBySide> {
+        if self.stored_experts() != Some(StoredExperts::SideBySide) {
+            return Vec::new();
+        }
+        let mut found: BTreeMap<String, SideBySide> = BTreeMap::new();
+        for layer in &self.layers {
+            let Some(router) = &layer.router else { continue };
+            for linear in layer.linears().filter(|linear| linear.id.part.expert().is_some()) {
+                let (kind, alternating) =
+                    if linear.id.role == Role::Down { ("down_proj", 1) } else { ("gate_up_proj", 2) };
+                let name = format!("{}.{kind}", router.experts);
+                let biases = linear.bias_name().map(|bias| (format!("{name}_bias"), bias));
+                for (name, member) in [(name, linear.weight_name())].into_iter().chain(biases) {
+                    let new = SideBySide { name: name.clone(), members: Vec::new(), alternating };
+                    found.entry(name).or_insert(new).members.push(member);
+                }
+            }
+        }
+        found.into_values().collect()
     }
 
     /// Every linear of the decoder layers, in forward order.
@@ -352,6 +400,7 @@ impl Layer {
     fn expected(&self) -> Vec<(String, Vec<usize>)> {
         let mut tensors: Vec<_> = self.norms.values().flat_map(NormTensor::expected).collect();
         tensors.extend(self.router.iter().flat_map(RouterTensors::expected));
+        tensors.extend(self.sinks.iter().map(|(name, heads)| (name.clone(), vec![*heads])));
         for linear in self.stages.iter().flat_map(|stage| &stage.linears) {
             tensors.push((linear.weight_name(), linear.weight_shape().to_vec()));
             tensors.extend(linear.bias_name().map(|name| (name, vec![linear.out_features])));
@@ -364,7 +413,8 @@ impl RouterTensors {
     fn expected(&self) -> Vec<(String, Vec<usize>)> {
         let experts = self.routing.experts;
         let mut tensors = vec![(self.weight.clone(), vec![experts, self.hidden])];
-        tensors.extend(self.correction.iter().map(|name| (name.clone(), vec![experts])));
+        let vectors = self.bias.iter().chain(&self.correction);
+        tensors.extend(vectors.map(|name| (name.clone(), vec![experts])));
         tensors.extend(self.shared_gate.iter().map(|name| (name.clone(), vec![1, self.hidden])));
         tensors
     }

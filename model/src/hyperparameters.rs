@@ -5,7 +5,7 @@ mod keys;
 
 use serde_json::{Map, Value};
 
-use crate::architecture::{Architecture, Bias, Mlp, Positions, Qkv, Unturned, Window};
+use crate::architecture::{Architecture, Bias, Gating, Mlp, Positions, Qkv, Unturned, Window};
 use crate::error::ModelError;
 use crate::experts::ExpertNumbers;
 use crate::rope::Rope;
@@ -41,6 +41,8 @@ pub struct Hyperparameters {
     pub norm_eps: f64,
     /// Activation of the MLP.
     pub activation: Activation,
+    /// What clamps gate and up of a gated MLP, where something does; the activation has no meaning there.
+    pub clamp: Option<GateClamp>,
     /// Factors and caps.
     pub factors: FactorValues,
     /// Rotary positions; of no meaning where no layer rotates.
@@ -63,6 +65,15 @@ pub struct Hyperparameters {
     pub experts: Option<ExpertNumbers>,
     /// Type of the checkpoint as config.json names it (`bfloat16`, `float16`, `float32`), if it does.
     pub dtype: Option<String>,
+}
+
+/// Numbers of [`Gating::Clamped`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GateClamp {
+    /// Factor within the sigmoid.
+    pub alpha: f32,
+    /// Largest gate, and largest magnitude of up.
+    pub limit: f32,
 }
 
 /// Latent features of a token.
@@ -179,6 +190,7 @@ impl Hyperparameters {
             context,
             norm_eps,
             activation: keys.activation()?,
+            clamp: GateClamp::read(architecture.layer.gating, &keys)?,
             factors: FactorValues::read(
                 &architecture.factors,
                 &keys,
@@ -197,6 +209,20 @@ impl Hyperparameters {
             experts: ExpertNumbers::read(architecture, &keys, layers)?,
             dtype,
         })
+    }
+}
+
+impl GateClamp {
+    fn read(gating: Gating, keys: &Keys<'_>) -> Result<Option<Self>, ModelError> {
+        if gating == Gating::Activated {
+            return Ok(None);
+        }
+        let number = |key: &str| match keys.number(key)? {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(number as f32),
+            Some(_) => Err(keys.wrong(key, "a positive number".to_owned())),
+            None => Err(ModelError::Missing { key: key.to_owned() }),
+        };
+        Ok(Some(Self { alpha: number("swiglu_alpha")?, limit: number("swiglu_limit")? }))
     }
 }
 

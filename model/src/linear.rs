@@ -46,6 +46,8 @@ pub enum LinearClass {
     Transposed,
     /// A class of the architecture's own.
     Own,
+    /// None: it is a part of a tensor of all experts.
+    Stacked,
 }
 
 /// Which part of its layer a linear belongs to.

@@ -34,8 +34,15 @@ fn every_tensor_of_a_checkpoint_is_expected_with_its_shape() {
             model.expected_tensors().map(|tensor| (tensor.name, tensor.shape)).collect();
         let bytes = fs::read(folder(&name).join("model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let found: BTreeMap<_, _> =
+        let mut found: BTreeMap<_, _> =
             file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
+        for tensor in model.side_by_side_experts() {
+            let shape = found.remove(&tensor.name).unwrap();
+            assert_eq!(shape[0] * tensor.alternating, tensor.members.len(), "{name}");
+            let mut shape: Vec<usize> = shape[1..].iter().rev().copied().collect();
+            shape[0] /= tensor.alternating;
+            found.extend(tensor.members.into_iter().map(|member| (member, shape.clone())));
+        }
         assert_eq!(expected, found, "{name}");
     }
 }

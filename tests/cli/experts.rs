@@ -10,7 +10,7 @@ use model::Model;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::run::{copy, demo, fail, quantize, succeed, text, tiny};
+use crate::run::{copy, demo, fail, quantize, repository, succeed, text, tiny};
 
 /// Texts of the tiny models' 64 tokens: so many windows of so many tokens.
 fn tokens(folder: &Path, name: &str, windows: usize, length: usize) -> PathBuf {
@@ -134,6 +134,94 @@ fn what_experts_cannot_have_is_refused_before_the_work() {
         arguments.extend(more);
         let message = fail(1, &arguments);
         assert!(message.contains(reason) && !output.exists(), "{more:?}: {message}");
+    }
+}
+
+#[test]
+fn experts_in_four_bit_floats_are_read_and_written_for_those_who_know_them() {
+    let model = repository().join("tests/data/mxfp4");
+    let golden = crate::run::json(&model.join("golden.json"));
+    let folder = tempfile::tempdir().unwrap();
+    let window = folder.path().join("window.jsonl");
+    fs::write(&window, format!("{{\"input_ids\": {}}}\n", golden["input_ids"])).unwrap();
+    let (logits, report) = (folder.path().join("logits.safetensors"), folder.path().join("report.json"));
+    let texts = ["--evaluate-on", text(&window), "--evaluate-samples", "1", "--evaluate-context", "12"];
+    succeed(&[&["evaluate", text(&model)], &texts[..], &["--export-logits", text(&logits)]].concat());
+    let bytes = fs::read(&logits).unwrap();
+    let found = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let found = found
+        .tensor("logits")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let expected = golden["logits"].as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap());
+    let mut count = 0;
+    for (found, expected) in found.zip(expected) {
+        let expected = expected.as_f64().unwrap();
+        assert!((f64::from(found) - expected).abs() < 1e-4, "{count}: {found} {expected}");
+        count += 1;
+    }
+    assert_eq!(count, 12 * 64);
+
+    let calibration = tokens(folder.path(), "calibration.jsonl", 8, 32);
+    let output = folder.path().join("out");
+    let mut arguments =
+        vec!["quantize", text(&model), "-o", text(&output), "--calibration", text(&calibration)];
+    arguments.extend([
+        "--samples",
+        "8",
+        "--context",
+        "32",
+        "--group-size",
+        "32",
+        "--bits",
+        "8",
+        "--recipe",
+        "gptq",
+    ]);
+    arguments.extend(["--export-json", text(&report)]);
+    arguments.extend(texts);
+    arguments.extend(["--to", "mlx"]);
+    succeed(&arguments);
+    assert!(succeed(&["verify", text(&output)]).contains("verified"));
+    let report = crate::run::json(&report);
+    assert_eq!(report["linears"].as_array().unwrap().len(), 2 * (4 + 12));
+    assert!(report["notes"].to_string().contains("mxfp4"), "{}", report["notes"]);
+    let divergence = report["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap();
+    assert!(divergence < 0.02, "{divergence}");
+    let bytes = fs::read(output.join("model.safetensors")).unwrap();
+    let written = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name: &str| written.tensor(name).unwrap().shape().to_vec();
+    assert_eq!(shape("model.layers.1.mlp.experts.gate_proj.scales"), [4, 96, 2]);
+    assert_eq!(shape("model.layers.1.mlp.experts.down_proj.bias"), [4, 64]);
+    assert_eq!(shape("model.layers.0.self_attn.sinks"), [4]);
+    assert!(written.names().iter().all(|name| !name.contains("_blocks") && !name.contains("_scales")));
+}
+
+#[test]
+fn gate_and_up_by_turns_are_refused_where_a_runtime_would_take_them_for_halves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, output) = (tiny("gpt_oss"), folder.path().join("out"));
+    for format in ["gptq", "awq", "compressed-tensors", "nf4"] {
+        let message = fail(
+            1,
+            &[
+                "quantize",
+                text(&model),
+                "-o",
+                text(&output),
+                "--to",
+                format,
+                "--group-size",
+                "32",
+                "--recipe",
+                "rtn",
+            ],
+        );
+        assert!(message.contains("no runtime could load"), "{message}");
+        assert_eq!(message.contains("by turns"), format != "nf4", "{message}");
+        assert!(!output.exists());
     }
 }
 

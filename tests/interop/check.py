@@ -459,17 +459,18 @@ def check_family(results: Results, quantc: Quantc, kind: str, source: Path, text
     """A family that the other cases leave out: one format, loaded in transformers and multiplied in f32."""
     # Linears that are no `torch.nn.Linear` are found by GPTQModel alone; transformers leaves them as they were initialized.
     own_linears = kind == "gpt2" or kind.startswith("falcon")
-    to, loader = (GPTQ, "GPTQModel") if own_linears else (CT, "transformers")
+    to, loader = (MLX, "mlx-lm") if kind in models.MLX_ALONE else (GPTQ, "GPTQModel") if own_linears else (CT, "transformers")
     name, out = f"family {kind}: {to} in {loader} f32", work / f"family-{kind}"
     with results.part(name):
         quantc("quantize", source, "-o", out, "--to", to, "--recipe", "gptq", *CALIBRATION, "--no-evaluate")
         quantc("verify", out)
         ours, windows = quantc.evaluate(out, text), evaluation_windows(out, text)
-        if own_linears:
-            model = runtimes.gptqmodel(out, "gptq_torch", "float16", to_f32=True)
+        if kind in models.MLX_ALONE:
+            theirs = runtimes.mlx_logits(runtimes.mlx(out, as_f32=True), windows)
+        elif own_linears:
+            theirs = runtimes.logits(runtimes.gptqmodel(out, "gptq_torch", "float16", to_f32=True), windows)
         else:
-            model = runtimes.transformers(out, "float32")
-        theirs = runtimes.logits(model, windows)
+            theirs = runtimes.logits(runtimes.transformers(out, "float32"), windows)
         if kind in models.WITH_EXPERTS:
             # It unpacks experts into the type of their scales, by which a token may go to another.
             nll = runtimes.window_nll(theirs, windows)

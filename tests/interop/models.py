@@ -71,6 +71,8 @@ FAMILIES = {
     # All layers have experts: GPTQModel leaves the linears of dense ones as they were initialized.
     "qwen3_moe": ("qwen3_moe", dict(WIDE, **EXPERTS, num_experts=8, norm_topk_prob=True)),
     "deepseek_v2": ("deepseek_v2", dict(LATENT, q_lora_rank=None, topk_method="group_limited_greedy", n_group=4, topk_group=2)),
+    "gpt_oss": ("gpt_oss", dict(WIDE, num_local_experts=8, num_experts_per_tok=3, sliding_window=48, rope_parameters={
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64})),
     "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=192, n_group=4, topk_group=2)),
     "gemma": ("gemma", dict(WIDE, tie_word_embeddings=True)),
     "gemma2": ("gemma2", dict(WIDE, **ALIKE, query_pre_attn_scalar=96, tie_word_embeddings=True)),
@@ -96,6 +98,8 @@ FAMILIES = {
     "starcoder2": ("starcoder2", dict(EVEN, sliding_window=48)),
     "gptj": ("gptj", dict(OLD, rotary_dim=32, tie_word_embeddings=False)),
 }
+# What transformers has no place for once it is quantized.
+MLX_ALONE = {"gpt_oss"}
 WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"}
 
 

@@ -34,7 +34,7 @@ pub(super) struct Gradients {
 
 /// The derivative of `forward::attention::causal`. `output_gradient` is `[tokens, count * value_dim]`.
 pub(super) fn causal_vjp(
-    heads: &Heads,
+    heads: &Heads<'_>,
     query: &Array2<f32>,
     key: &Array2<f32>,
     value: &Array2<f32>,
@@ -84,7 +84,7 @@ impl KeyHead<'_, '_> {
     /// All query heads of this key head, from `first_head` on, side by side in `[tokens, sharing heads * dim]`, `* value_dim` of what they gave.
     fn visit(
         &mut self,
-        heads: &Heads,
+        heads: &Heads<'_>,
         first_head: usize,
         queries: ArrayView2<'_, f32>,
         output_gradient: ArrayView2<'_, f32>,
@@ -106,7 +106,7 @@ impl KeyHead<'_, '_> {
     /// The queries of a head at positions from `first` on, `[tile, dim]`.
     fn tile_vjp(
         &mut self,
-        heads: &Heads,
+        heads: &Heads<'_>,
         (head, first): (usize, usize),
         queries: ArrayView2<'_, f32>,
         output_gradient: ArrayView2<'_, f32>,
@@ -133,7 +133,7 @@ impl KeyHead<'_, '_> {
 /// `[tile, keys]`, zero where a query does not see a key; the first key is at position `seen_from`. With them, where products are capped, the
 /// slopes of the cap.
 fn probabilities(
-    heads: &Heads,
+    heads: &Heads<'_>,
     (head, first): (usize, usize),
     queries: ArrayView2<'_, f32>,
     keys: ArrayView2<'_, f32>,
@@ -151,7 +151,9 @@ fn probabilities(
         row[visible.end..].fill(0.0);
         let row = &mut row[visible.clone()];
         heads.lean(head, position, seen_from + visible.start, row);
-        let total = elementwise::exponentiate(row, elementwise::max(row));
+        let sink = heads.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+        let highest = elementwise::max(row).max(sink);
+        let total = elementwise::exponentiate(row, highest) + elementwise::exp(sink - highest);
         row.iter_mut().for_each(|value| *value *= 1.0 / total);
     }
     (scores, slopes)

@@ -2,10 +2,10 @@
 
 use kernels::elementwise::{gate_silu_vjp, inner_product};
 use model::architecture::NormKind;
-use model::hyperparameters::Activation;
+use model::hyperparameters::{Activation, GateClamp};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Zip};
 
-use crate::forward::elementwise::{center, erf, rms_factor, scalar};
+use crate::forward::elementwise::{center, erf, logistic, rms_factor, scalar};
 use crate::weights::NormWeights;
 
 /// The gradients of a norm's weights, `[features]`.
@@ -97,6 +97,24 @@ pub(super) fn gate_vjp(
     });
 }
 
+/// The derivative of what clamped gates and ups give: both become their own gradients, which are zero beyond the limit.
+pub(super) fn gate_clamped_vjp(
+    clamp: GateClamp,
+    gate: &mut Array2<f32>,
+    up: &mut Array2<f32>,
+    gradient: &Array2<f32>,
+) {
+    let GateClamp { alpha, limit } = clamp;
+    Zip::from(gate).and(up).and(gradient).for_each(|gate, up, &gradient| {
+        let (g, u) = (gate.min(limit), up.clamp(-limit, limit));
+        let s = logistic(alpha * g);
+        let of_gate = gradient * (u + 1.0) * s * (1.0 + alpha * g * (1.0 - s));
+        let of_up = gradient * g * s;
+        *gate = if *gate <= limit { of_gate } else { 0.0 };
+        *up = if up.abs() <= limit { of_up } else { 0.0 };
+    });
+}
+
 /// The derivative of `activation(x)`, whose gradient is `gradient`: `x` becomes its own gradient.
 pub(super) fn activation_vjp(activation: Activation, x: &mut Array2<f32>, gradient: &Array2<f32>) {
     let slope = slope(activation);
@@ -141,6 +159,32 @@ fn relu_slope(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clamped_gates_have_their_slopes_and_none_beyond_the_limit() {
+        let clamp = GateClamp { alpha: 1.702, limit: 2.0 };
+        let value = |gate: f32, up: f32| {
+            let mut gate = Array2::from_elem((1, 1), gate);
+            crate::forward::elementwise::gate_clamped(clamp, &mut gate, &Array2::from_elem((1, 1), up));
+            f64::from(gate[[0, 0]])
+        };
+        for (gate, up) in [(0.7_f32, -0.4_f32), (-3.0, 1.5), (2.5, 0.3), (0.2, 2.5), (-1.0, -2.5)] {
+            let mut found = [Array2::from_elem((1, 1), gate), Array2::from_elem((1, 1), up)];
+            let [of_gate, of_up] = &mut found;
+            gate_clamped_vjp(clamp, of_gate, of_up, &Array2::from_elem((1, 1), 1.0));
+            let step = 0.01;
+            let slopes = [
+                (value(gate + step, up) - value(gate - step, up)) / 0.02,
+                (value(gate, up + step) - value(gate, up - step)) / 0.02,
+            ];
+            for (found, expected) in found.iter().zip(slopes) {
+                assert!(
+                    (f64::from(found[[0, 0]]) - expected).abs() < 2e-4,
+                    "{gate} {up}: {found} {expected}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn slopes_are_those_of_the_definitions() {

@@ -51,7 +51,7 @@ impl LatentPass {
         [query, key, value]: [&Array2<f32>; 3],
     ) -> Array2<f32> {
         let numbers = walk.forward.latent_numbers();
-        let heads = walk.forward.heads(walk.layer);
+        let heads = walk.forward.heads(walk.layer, walk.weights);
         let [made, shared_key] = keys_and_values_vjp(&heads, numbers.turned_dim, key.view(), value.view());
         let mut latent = walk.linear_vjp(Role::KeyValue, &self.normed.key_value, made.view());
         walk.norm_vjp(NormPlace::KeyValueLatent, self.given.key_value.view(), &mut latent);

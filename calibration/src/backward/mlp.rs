@@ -146,6 +146,15 @@ struct Gated<'a, 'm> {
 }
 
 impl Gated<'_, '_> {
+    /// Gate and up become their own gradients.
+    fn gate_vjp(&self, gate: &mut Array2<f32>, up: &mut Array2<f32>, gradient: &Array2<f32>) {
+        let numbers = &self.forward.model().hyperparameters;
+        match numbers.clamp {
+            None => elementwise::gate_vjp(numbers.activation, gate, up, gradient),
+            Some(clamp) => elementwise::gate_clamped_vjp(clamp, gate, up, gradient),
+        }
+    }
+
     /// The gradient of `input`, shaped like it, of a layer without experts, whatever its MLP is.
     fn whole_vjp(
         &self,
@@ -168,7 +177,7 @@ impl Gated<'_, '_> {
         };
         let mut inner = gate.clone();
         match &up {
-            Some(up) => forward_elementwise::gate(activation, &mut inner, up),
+            Some(up) => self.forward.gate(&mut inner, up),
             None => forward_elementwise::activate(activation, &mut inner),
         }
         let (forward, weights) = (self.forward, self.weights);
@@ -178,7 +187,7 @@ impl Gated<'_, '_> {
             elementwise::activation_vjp(activation, &mut gate, &gradient);
             return linear_vjp(weights, slot(Role::Up), input, gate.view(), see);
         };
-        elementwise::gate_vjp(activation, &mut gate, &mut up, &gradient);
+        self.gate_vjp(&mut gate, &mut up, &gradient);
         if matches!(shape, Mlp::GatedFused { .. }) {
             let both = fused::beside(gate.view(), up.view());
             return linear_vjp(weights, slot(Role::GateUp), input, both.view(), see);
@@ -197,11 +206,10 @@ impl Gated<'_, '_> {
         see: &mut dyn FnMut(Visit<'_>),
     ) -> (Array2<f32>, Vec<f64>) {
         let slot = |role| Slot { part: self.part, role };
-        let activation = self.forward.model().hyperparameters.activation;
         let mut gate = self.weights.linear(slot(Role::Gate)).apply(input.view());
         let mut up = self.weights.linear(slot(Role::Up)).apply(input.view());
         let mut gated = gate.clone();
-        forward_elementwise::gate(activation, &mut gated, &up);
+        self.forward.gate(&mut gated, &up);
         let mut of_shares = Vec::new();
         let gated_gradient = match shares {
             None => linear_vjp(self.weights, slot(Role::Down), &gated, output_gradient, see),
@@ -226,7 +234,7 @@ impl Gated<'_, '_> {
                 back
             }
         };
-        elementwise::gate_vjp(activation, &mut gate, &mut up, &gated_gradient);
+        self.gate_vjp(&mut gate, &mut up, &gated_gradient);
         let mut gradient = linear_vjp(self.weights, slot(Role::Up), input, up.view(), see);
         gradient += &linear_vjp(self.weights, slot(Role::Gate), input, gate.view(), see);
         (gradient, of_shares)

@@ -299,7 +299,7 @@ impl Walk<'_, '_> {
     /// The gradient of what attention reads.
     fn attention_vjp(&mut self, attention: Attention, output_gradient: &Array2<f32>) -> Array2<f32> {
         let Attention { input, latents, before_norms, query, key, value, attended } = attention;
-        let heads = self.forward.heads(self.layer);
+        let heads = self.forward.heads(self.layer, self.weights);
         let attended_gradient =
             self.end_vjp(Role::Output, NormPlace::AttentionOutput, &attended, output_gradient);
         let attention::Gradients { query: mut query_gradient, key: mut key_gradient, value: value_gradient } =
@@ -381,7 +381,7 @@ impl Attention {
         };
         let norms = weights.norms.contains_key(&NormPlace::Query);
         let before_norms = norms.then(|| (query.clone(), key.clone()));
-        let heads = forward.heads(layer);
+        let heads = forward.heads(layer, weights);
         forward.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
         let attended = forward_attention::causal(&heads, query.view(), key.view(), value.view());
         Self { input, latents, before_norms, query, key, value, attended }

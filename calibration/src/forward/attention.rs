@@ -17,7 +17,7 @@ const KEY_TILE: usize = 128;
 
 /// Shape of the heads.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heads {
+pub(crate) struct Heads<'w> {
     /// Query heads.
     pub(crate) count: usize,
     /// Key and value heads; query head `h` uses head `h * key_value_count / count`.
@@ -34,9 +34,11 @@ pub(crate) struct Heads {
     pub(crate) cap: Option<f32>,
     /// Whether products fall with the distance (ALiBi, arXiv 2108.12409).
     pub(crate) alibi: bool,
+    /// What the softmax of each head counts beside the products and drops again (StreamingLLM, arXiv 2309.17453, section 3.3).
+    pub(crate) sinks: Option<&'w [f32]>,
 }
 
-impl Heads {
+impl Heads<'_> {
     /// Where a head lies in queries, or in keys.
     pub(crate) fn columns(&self, head: usize) -> Range<usize> {
         head * self.dim..(head + 1) * self.dim
@@ -88,7 +90,7 @@ impl Heads {
 /// `query` is `[tokens, count * dim]`, `key` `[tokens, key_value_count * dim]` and `value` `[tokens, key_value_count * value_dim]`; the result is
 /// `[tokens, count * value_dim]`.
 pub(crate) fn causal(
-    heads: &Heads,
+    heads: &Heads<'_>,
     query: ArrayView2<'_, f32>,
     key: ArrayView2<'_, f32>,
     value: ArrayView2<'_, f32>,
@@ -119,7 +121,7 @@ pub(crate) fn causal(
 
 /// Answers the queries of a head at positions from `first` on; keys and values behind the last of these positions are not looked at.
 pub(crate) fn attend_tile(
-    heads: &Heads,
+    heads: &Heads<'_>,
     head: usize,
     first: usize,
     queries: ArrayView2<'_, f32>,
@@ -129,8 +131,9 @@ pub(crate) fn attend_tile(
 ) {
     let count = queries.nrows();
     let scaled = &queries * heads.scale;
-    let mut highest = vec![f32::NEG_INFINITY; count];
-    let mut total = vec![0.0_f32; count];
+    let (sink, of_sink) = heads.sinks.map_or((f32::NEG_INFINITY, 0.0), |sinks| (sinks[head], 1.0));
+    let mut highest = vec![sink; count];
+    let mut total: Vec<f32> = vec![of_sink; count];
     let mut gathered = Array2::<f32>::zeros((count, heads.value_dim));
     let mut scores = Array2::<f32>::zeros((count, KEY_TILE));
     let mut part = Array2::<f32>::zeros((count, heads.value_dim));
@@ -185,7 +188,7 @@ mod tests {
         })
     }
 
-    fn plain(heads: &Heads, query: &Array2<f32>, key: &Array2<f32>, value: &Array2<f32>) -> Array2<f64> {
+    fn plain(heads: &Heads<'_>, query: &Array2<f32>, key: &Array2<f32>, value: &Array2<f32>) -> Array2<f64> {
         let mut out = Array2::zeros((query.nrows(), heads.count * heads.value_dim));
         for head in 0..heads.count {
             let shared = head * heads.key_value_count / heads.count;
@@ -206,7 +209,8 @@ mod tests {
                         (capped - slope * (i - j) as f64).exp()
                     })
                     .collect();
-                let total: f64 = weights.iter().sum();
+                let sink = heads.sinks.map_or(0.0, |sinks| f64::from(sinks[head]).exp());
+                let total: f64 = weights.iter().sum::<f64>() + sink;
                 for d in 0..heads.value_dim {
                     let sum: f64 = weights
                         .iter()
@@ -231,7 +235,9 @@ mod tests {
             window: None,
             cap: None,
             alibi: false,
+            sinks: None,
         };
+        let sinks = [0.5, -2.0, 3.0, 0.0];
         for (tokens, window, cap, alibi) in [
             (1, None, None, false),
             (7, None, None, false),
@@ -242,7 +248,8 @@ mod tests {
             (301, Some(150), None, false),
             (130, Some(1), None, false),
         ] {
-            let heads = Heads { window, cap, alibi, ..plain_heads };
+            let sinks = (tokens > 100).then_some(&sinks[..]);
+            let heads = Heads { window, cap, alibi, sinks, ..plain_heads };
             let (query, key, value) = (noise(tokens, 64, 1), noise(tokens, 32, 2), noise(tokens, 24, 3));
             let found = causal(&heads, query.view(), key.view(), value.view());
             let expected = plain(&heads, &query, &key, &value);
@@ -266,6 +273,7 @@ mod tests {
             window: None,
             cap: None,
             alibi: true,
+            sinks: None,
         };
         let slopes: Vec<f32> = (0..6).map(|head| heads.slope(head)).collect();
         assert_eq!(slopes, [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);

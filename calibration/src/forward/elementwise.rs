@@ -2,7 +2,7 @@
 
 use kernels::elementwise::{gate_silu, scale_to_unit_mean_square, sum_of_squares};
 use model::architecture::NormKind;
-use model::hyperparameters::Activation;
+use model::hyperparameters::{Activation, GateClamp};
 use ndarray::{Array2, ArrayView2, Zip};
 
 use crate::weights::NormWeights;
@@ -60,6 +60,20 @@ pub(crate) fn gate(activation: Activation, gate: &mut Array2<f32>, up: &Array2<f
     }
     let apply = scalar(activation);
     Zip::from(gate).and(up).for_each(|gate, &up| *gate = apply(*gate) * up);
+}
+
+/// `gate = g sigmoid(alpha g) (u + 1)` of clamped gates `g` and ups `u`.
+pub(crate) fn gate_clamped(clamp: GateClamp, gate: &mut Array2<f32>, up: &Array2<f32>) {
+    let GateClamp { alpha, limit } = clamp;
+    Zip::from(gate).and(up).for_each(|gate, &up| {
+        let g = gate.min(limit);
+        *gate = g * logistic(alpha * g) * (up.clamp(-limit, limit) + 1.0);
+    });
+}
+
+/// `1 / (1 + exp(-x))`.
+pub(crate) fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
 }
 
 /// `x = activation(x)`.

@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use super::attention::Heads;
 
 /// Queries `[tokens, heads * dim]`, keys and values `[tokens, key_value_heads * dim]`, of `fused` `[tokens, all of them]`.
-pub(crate) fn split(rows: FusedRows, heads: &Heads, fused: &Array2<f32>) -> [Array2<f32>; 3] {
+pub(crate) fn split(rows: FusedRows, heads: &Heads<'_>, fused: &Array2<f32>) -> [Array2<f32>; 3] {
     let mut parts = [heads.count, heads.key_value_count, heads.key_value_count]
         .map(|count| Array2::zeros((fused.nrows(), count * heads.dim)));
     for (part, from, to) in pieces(rows, heads) {
@@ -17,7 +17,7 @@ pub(crate) fn split(rows: FusedRows, heads: &Heads, fused: &Array2<f32>) -> [Arr
 }
 
 /// The other way round.
-pub(crate) fn join(rows: FusedRows, heads: &Heads, parts: [&Array2<f32>; 3]) -> Array2<f32> {
+pub(crate) fn join(rows: FusedRows, heads: &Heads<'_>, parts: [&Array2<f32>; 3]) -> Array2<f32> {
     let columns = parts.iter().map(|part| part.ncols()).sum();
     let mut fused = Array2::zeros((parts[0].nrows(), columns));
     for (part, from, to) in pieces(rows, heads) {
@@ -28,7 +28,7 @@ pub(crate) fn join(rows: FusedRows, heads: &Heads, parts: [&Array2<f32>; 3]) -> 
 }
 
 /// Which part, where in the fused features it begins, and where in the part that is.
-fn pieces(rows: FusedRows, heads: &Heads) -> Vec<(usize, usize, std::ops::Range<usize>)> {
+fn pieces(rows: FusedRows, heads: &Heads<'_>) -> Vec<(usize, usize, std::ops::Range<usize>)> {
     let (queries, keys) = (heads.count * heads.dim, heads.key_value_count * heads.dim);
     match rows {
         FusedRows::Concatenated => {

@@ -101,7 +101,7 @@ impl Forward<'_> {
         [mut query, mut key, value]: [Array2<f32>; 3],
         cache: &mut LayerCache,
     ) -> Array2<f32> {
-        let heads = self.heads(layer);
+        let heads = self.heads(layer, weights);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| {
             rotary.rotate_from(first, rows, heads.dim);
         });
@@ -136,7 +136,7 @@ impl Forward<'_> {
         [mut query, mut key, value]: [Array2<f32>; 3],
         cache: &mut LayerCache,
     ) -> Array2<f32> {
-        let heads = self.heads(layer);
+        let heads = self.heads(layer, weights);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| {
             rotary.rotate_to(position, rows, heads.dim);
         });

@@ -40,7 +40,7 @@ impl Latents {
 
 /// Keys `[tokens, heads * dim]` and values `[tokens, heads * value_dim]` of `made`, in which each head has its part of the key and its value.
 pub(crate) fn keys_and_values(
-    heads: &Heads,
+    heads: &Heads<'_>,
     made: ArrayView2<'_, f32>,
     shared_key: ArrayView2<'_, f32>,
 ) -> [Array2<f32>; 2] {
@@ -61,7 +61,7 @@ pub(crate) fn keys_and_values(
 
 /// The other way round: the gradients of what was made and of the shared features, `turned` of them, from those of keys and values.
 pub(crate) fn keys_and_values_vjp(
-    heads: &Heads,
+    heads: &Heads<'_>,
     turned: usize,
     key: ArrayView2<'_, f32>,
     value: ArrayView2<'_, f32>,

@@ -366,7 +366,7 @@ impl<'m> Forward<'m> {
     }
 
     /// Shape of a layer's heads.
-    pub(crate) fn heads(&self, layer: &Layer) -> Heads {
+    pub(crate) fn heads<'w>(&self, layer: &Layer, weights: &'w LayerWeights) -> Heads<'w> {
         let numbers = &self.model.hyperparameters;
         Heads {
             count: numbers.heads,
@@ -377,6 +377,7 @@ impl<'m> Forward<'m> {
             window: layer.window,
             cap: numbers.factors.attention_cap,
             alibi: self.model.architecture.layer.attention.positions == Positions::Alibi,
+            sinks: weights.sinks.as_ref().and_then(|sinks| sinks.as_slice()),
         }
     }
 
@@ -388,7 +389,7 @@ impl<'m> Forward<'m> {
             ),
             Qkv::Fused { rows, .. } => {
                 let fused = weights.linear(Role::QueryKeyValue).apply(input);
-                Projected::Heads(fused::split(rows, &self.heads(layer), &fused))
+                Projected::Heads(fused::split(rows, &self.heads(layer, weights), &fused))
             }
             Qkv::Latent(_) => Projected::Latents(self.normed_latents(weights, self.latents(weights, input))),
         }
@@ -425,7 +426,7 @@ impl<'m> Forward<'m> {
         latents: &Latents,
     ) -> [Array2<f32>; 2] {
         let made = weights.linear(Role::KeyValue).apply(latents.key_value.view());
-        latent::keys_and_values(&self.heads(layer), made.view(), latents.shared_key.view())
+        latent::keys_and_values(&self.heads(layer, weights), made.view(), latents.shared_key.view())
     }
 
     pub(crate) fn latent_numbers(&self) -> &LatentNumbers {
@@ -472,18 +473,26 @@ impl<'m> Forward<'m> {
         weights: &LayerWeights,
         [mut query, mut key, value]: [Array2<f32>; 3],
     ) -> Array2<f32> {
-        let heads = self.heads(layer);
+        let heads = self.heads(layer, weights);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
         attention::causal(&heads, query.view(), key.view(), value.view())
+    }
+
+    /// What a gated MLP makes of its gate, `[tokens, inner]`, and `up`, shaped like it.
+    pub(crate) fn gate(&self, gate: &mut Array2<f32>, up: &Array2<f32>) {
+        let numbers = &self.model.hyperparameters;
+        match numbers.clamp {
+            None => elementwise::gate(numbers.activation, gate, up),
+            Some(clamp) => elementwise::gate_clamped(clamp, gate, up),
+        }
     }
 
     /// The inner features of one part of a layer, which is in memory, `[tokens, intermediate]`; for an expert of any tokens, sent to it or not.
     #[must_use]
     pub fn inner(&self, weights: &LayerWeights, part: Part, input: ArrayView2<'_, f32>) -> Array2<f32> {
-        let activation = self.model.hyperparameters.activation;
         let apply = |role| weights.linear(Slot { part, role }).apply(input);
         let gated = |mut gate: Array2<f32>, up: &Array2<f32>| {
-            elementwise::gate(activation, &mut gate, up);
+            self.gate(&mut gate, up);
             gate
         };
         match self.model.architecture.layer.mlp {
@@ -494,7 +503,7 @@ impl<'m> Forward<'m> {
             }
             Mlp::Plain { .. } => {
                 let mut inner = apply(Role::Up);
-                elementwise::activate(activation, &mut inner);
+                elementwise::activate(self.model.hyperparameters.activation, &mut inner);
                 inner
             }
         }

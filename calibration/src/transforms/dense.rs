@@ -28,6 +28,8 @@ pub struct DenseLayer {
     pub norms: BTreeMap<NormPlace, DenseNorm>,
     /// What sends tokens to experts; no transform touches it.
     pub router: Option<RouterWeights>,
+    /// What the softmax of each head counts besides; no transform touches it.
+    pub sinks: Option<Array1<f32>>,
 }
 
 /// A norm in double precision.
@@ -70,6 +72,7 @@ impl DenseLayer {
                 .collect::<Result<_, SourceError>>()?,
             norms: weights.norms.iter().map(|(&place, norm)| (place, DenseNorm::of(norm))).collect(),
             router: weights.router,
+            sinks: weights.sinks,
         })
     }
 
@@ -95,6 +98,7 @@ impl DenseLayer {
                 })
                 .collect(),
             router: self.router.clone(),
+            sinks: self.sinks.clone(),
         }
     }
 
@@ -108,6 +112,9 @@ impl DenseLayer {
             if let (Some(name), Some(bias)) = (&names.bias, &norm.bias) {
                 tensors.insert(name.clone(), bias.to_vec());
             }
+        }
+        if let (Some((name, _)), Some(sinks)) = (&layer.sinks, &self.sinks) {
+            tensors.insert(name.clone(), sinks.iter().map(|&value| f64::from(value)).collect());
         }
         for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
             let Some(dense) = self.linears.get(&linear.id.slot()) else { continue };

@@ -50,7 +50,26 @@ impl InMemory {
             (name, (view.shape().to_vec(), values))
         });
         let config: Value = serde_json::from_str(&config).unwrap();
-        Self { model: Model::resolve(&config).unwrap(), tensors: tensors.collect() }
+        let mut source = Self { model: Model::resolve(&config).unwrap(), tensors: tensors.collect() };
+        source.split_side_by_side();
+        source
+    }
+
+    /// Outputs of experts that lie side by side become matrices and biases of each.
+    fn split_side_by_side(&mut self) {
+        for tensor in self.model.side_by_side_experts() {
+            let (shape, values) = self.tensors.remove(&tensor.name).unwrap();
+            let (outputs, step) = (shape[shape.len() - 1], tensor.alternating);
+            let inputs = if shape.len() == 3 { shape[1] } else { 1 };
+            for (number, member) in tensor.members.into_iter().enumerate() {
+                let of_expert = &values[number / step * inputs * outputs..];
+                let (rows, first) = (outputs / step, number % step);
+                let cell = |place: usize| of_expert[place % inputs * outputs + place / inputs * step + first];
+                let own: Vec<f32> = (0..rows * inputs).map(cell).collect();
+                let shape = if shape.len() == 3 { vec![rows, inputs] } else { vec![rows] };
+                self.tensors.insert(member, (shape, own));
+            }
+        }
     }
 
     /// The same model with every weight of its decoder layers' linears off by up to `share` of itself.
@@ -130,6 +149,7 @@ impl WeightSource for InMemory {
             linears: self.linears(layer.linears().filter(|linear| linear.id.part.expert().is_none())),
             norms: norms.collect::<Result<_, SourceError>>()?,
             router: router.transpose()?,
+            sinks: layer.sinks.as_ref().map(|(name, _)| self.vector(name)),
         })
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use model::Model;
 
-use super::header::Entry;
+use super::header::{Entry, Order};
 use super::{Checkpoint, Dtype};
 use crate::gguf::names::{self, ROPE_FACTORS};
 use crate::gguf::{Header, TensorEntry, TensorType};
@@ -69,5 +69,11 @@ fn entry(found: &TensorEntry, heads: Option<usize>) -> Entry {
     // Rows of whole heads can be put back in order; others are refused with their shape.
     let heads =
         heads.filter(|heads| shape.first().is_some_and(|rows| *rows > 0 && rows.is_multiple_of(2 * heads)));
-    Entry { dtype: dtype.unwrap_or(Dtype::U8), shape, offset: found.offset, bytes: found.bytes, heads }
+    Entry {
+        dtype: dtype.unwrap_or(Dtype::U8),
+        shape,
+        offset: found.offset,
+        bytes: found.bytes,
+        order: heads.map_or(Order::Rows, Order::Heads),
+    }
 }

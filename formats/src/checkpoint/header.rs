@@ -27,8 +27,24 @@ pub(super) struct Entry {
     pub(super) offset: u64,
     /// Its length in bytes.
     pub(super) bytes: u64,
-    /// Heads whose rows are interleaved in the file; none: rows lie in order.
-    pub(super) heads: Option<usize>,
+    /// How its rows lie there.
+    pub(super) order: Order,
+}
+
+/// How the rows of a tensor lie in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// One after another.
+    Rows,
+    /// Those of so many heads interleaved, in each head.
+    Heads(usize),
+    /// As every `step`th column from the `first` on.
+    Columns {
+        /// Place of the first.
+        first: usize,
+        /// How far they are apart.
+        step: usize,
+    },
 }
 
 /// The tensors of a file, by name.
@@ -91,7 +107,7 @@ fn check(tensor: &RawTensor, data: u64) -> Result<Entry, String> {
     if data.checked_add(end).is_none() {
         return Err(format!("ends at byte {end}, which no file has"));
     }
-    Ok(Entry { dtype, shape: tensor.shape.clone(), offset: data + begin, bytes: found, heads: None })
+    Ok(Entry { dtype, shape: tensor.shape.clone(), offset: data + begin, bytes: found, order: Order::Rows })
 }
 
 /// Tensors must follow each other without hole or overlap; returns where the last one ends.

@@ -6,6 +6,7 @@ mod dtype;
 mod gguf;
 mod header;
 mod onnx;
+mod side_by_side;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
@@ -24,7 +25,7 @@ use crate::error::FormatsError;
 use crate::files::{self, read_at};
 use crate::gguf::names::stored_row;
 use crate::stacks::Stacks;
-use header::UniqueMap;
+use header::{Order, UniqueMap};
 
 const SINGLE: &str = "model.safetensors";
 /// The index of a checkpoint of several files.
@@ -181,13 +182,17 @@ impl Checkpoint {
     }
 
     /// Puts the members of stacks in the place of those that are there, under their own names: equal parts of a tensor of three dimensions,
-    /// matrices each. A tensor that cannot be cut so stays as it is.
+    /// matrices each, or of one with a vector for each. A tensor that cannot be cut so stays as it is.
     pub fn split(&mut self, stacks: &Stacks) {
         for (stack, members) in stacks {
             let Some((file, whole)) = self.tensors.get(stack).cloned() else { continue };
-            let &[extent, rows, columns] = &whole.shape[..] else { continue };
             let count = members.len();
-            let rows = extent.saturating_mul(rows);
+            let (rows, columns) = match whole.shape[..] {
+                [extent, rows, columns] => (extent.saturating_mul(rows), Some(columns)),
+                // A vector each.
+                [extent, rows] if extent == count => (extent.saturating_mul(rows), None),
+                _ => continue,
+            };
             let present = members.iter().any(|member| self.tensors.contains_key(member));
             if present
                 || count == 0
@@ -200,7 +205,7 @@ impl Checkpoint {
             let bytes = whole.bytes / count as u64;
             for (number, member) in members.iter().enumerate() {
                 let offset = whole.offset + number as u64 * bytes;
-                let shape = vec![rows / count, columns];
+                let shape = std::iter::once(rows / count).chain(columns).collect();
                 self.tensors
                     .insert(member.clone(), (file, header::Entry { shape, offset, bytes, ..whole.clone() }));
             }
@@ -389,9 +394,12 @@ impl Checkpoint {
                 format!("has {} bytes, expected at least {end}", entry.bytes),
             ));
         }
-        let read = match entry.heads {
-            None => read_at(file, buffer, entry.offset + offset),
-            Some(heads) => read_interleaved(file, entry, heads, offset, buffer),
+        let read = match entry.order {
+            Order::Rows => read_at(file, buffer, entry.offset + offset),
+            Order::Heads(heads) => read_interleaved(file, entry, heads, offset, buffer),
+            Order::Columns { first, step } => {
+                side_by_side::read_columns(file, entry, (first, step), offset, buffer)
+            }
         };
         read.map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => FormatsError::tensor(

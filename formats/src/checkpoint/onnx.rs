@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::header::Entry;
+use super::header::{Entry, Order};
 use super::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 use crate::files;
@@ -73,5 +73,5 @@ fn entry(tensor: &TensorProto, length: u64) -> Result<Entry, String> {
     if offset.checked_add(bytes).is_none_or(|end| end > length) {
         return Err(format!("ends behind the {length} bytes of `{DATA_FILE}`"));
     }
-    Ok(Entry { dtype, shape, offset, bytes, heads: None })
+    Ok(Entry { dtype, shape, offset, bytes, order: Order::Rows })
 }

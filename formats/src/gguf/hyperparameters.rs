@@ -25,6 +25,13 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
             there.name, numbers.activation
         ));
     }
+    let sinks = model.architecture.layer.attention.sinks.is_some();
+    if sinks || numbers.clamp.is_some() || numbers.latent.is_some() {
+        return Err(format!(
+            "llama.cpp runs {} without sinks, clamped gates and latent features of attention",
+            there.name
+        ));
+    }
     let mut context = numbers.context;
     if let Some(window) = numbers.windows.iter().flatten().min().filter(|window| **window < context) {
         context = *window;

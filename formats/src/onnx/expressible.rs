@@ -1,7 +1,7 @@
 //! Which models the graph's builder has operators for.
 
 use model::Model;
-use model::architecture::{Branches, Mlp, Norm, NormKind, NormWidth, Pairs, Positions, Qkv};
+use model::architecture::{Branches, Gating, Mlp, Norm, NormKind, NormWidth, Pairs, Positions, Qkv};
 use model::hyperparameters::Rotation;
 use model::linear::LinearClass;
 
@@ -27,6 +27,8 @@ pub(crate) fn check(model: &Model) -> Result<(), String> {
         (is_rms(architecture.final_norm), "it has no RMS norm before the head"),
         (matches!(layer.attention.qkv, Qkv::Separate { .. }), "queries, keys and values are one projection"),
         (matches!(layer.mlp, Mlp::Gated { .. }), "its MLP has no projections of their own for gate and up"),
+        (layer.attention.sinks.is_none(), "its heads have sinks"),
+        (layer.gating == Gating::Activated, "its gates are clamped"),
         (head_norms != Some(false), "its norms of queries and keys are not RMS norms of each head"),
         (
             halves && numbers.rotations.iter().all(|turn| *turn == Rotation::Global),

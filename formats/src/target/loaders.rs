@@ -121,6 +121,10 @@ impl LoaderRule {
                         "takes no linear whose weight is stored as [in_features, out_features] for quantized"
                             .to_owned()
                     }
+                    LinearClass::Stacked => {
+                        "knows experts with gate and up by turns in one tensor alone, not as linears"
+                            .to_owned()
+                    }
                     LinearClass::Plain | LinearClass::Own => {
                         "does not find linears of a class of the architecture's own".to_owned()
                     }

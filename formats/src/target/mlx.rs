@@ -8,7 +8,7 @@
 //! | `P.scales` | the model's | `[N, G]` | `w = scale * code + bias` |
 //! | `P.biases` | the model's | `[N, G]` | the value of code 0: a minimum, or of a symmetric grid `-scale * 2^(bits-1)`, which is exact |
 //!
-//! Experts of a mixture lie stacked, `[experts, ...]` each, in `P.switch_mlp.gate_proj` and so on.
+//! Experts of a mixture lie stacked, `[experts, ...]` each and with their biases, in `P.switch_mlp.gate_proj` and so on.
 //!
 //! Zero points that are no powers of two would have to be rounded as they are multiplied into the bias, so that what is read would not be
 //! what was solved: an asymmetric grid is one of minimums here. Nothing in a file says which of both it is; it is read as one of minimums,
@@ -20,7 +20,8 @@ mod stored;
 
 use std::path::Path;
 
-use model::linear::{Linear, Role};
+use model::linear::{Linear, LinearClass, Role};
+use model::rope::RopeScaling;
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -87,6 +88,7 @@ impl Mlx {
             runtime: "mlx-lm 0.32",
             symmetric_bits: bits,
             experts: Experts::Stacked,
+            linear_classes: &[LinearClass::Plain, LinearClass::Own, LinearClass::Stacked],
             ..LoaderRule::ANY
         }
     }
@@ -239,13 +241,21 @@ impl TargetFormat for Mlx {
     }
 
     fn check(&self, contents: &Contents<'_>) -> Result<Vec<String>, FormatsError> {
-        let window = contents.model.hyperparameters.windows.iter().flatten().min();
+        // Where it knows sinks, it knows the windows beside them.
+        let numbers = &contents.model.hyperparameters;
+        let sinks = contents.model.architecture.layer.attention.sinks.is_some();
+        let window = numbers.windows.iter().flatten().min().filter(|_| !sinks);
+        let untruncated = matches!(numbers.rope.scaling, RopeScaling::Yarn { truncate: false, .. });
+        let ramp = untruncated.then(|| {
+            "mlx-lm rounds the ends of YaRN's ramp to whole dimensions, which this model does not (`truncate`)"
+                .to_owned()
+        });
         let note = window.map(|window| {
             format!(
                 "mlx-lm runs this model without its sliding window, which makes a difference beyond {window} tokens"
             )
         });
-        Ok(note.into_iter().collect())
+        Ok(note.into_iter().chain(ramp).collect())
     }
 
     fn begin(
@@ -338,7 +348,8 @@ fn keep_split(plan: &mut [PlannedLinear]) -> Option<String> {
     })
 }
 
-/// Where mlx-lm has all experts' linears of one kind: `P.switch_mlp.KIND` for `P.experts.NUMBER.*`.
+/// Where mlx-lm has all experts' linears of one kind: `P.switch_mlp.KIND` for `P.experts.NUMBER.*`; `P.experts.KIND` where the original has them
+/// in one tensor as well.
 fn stack(linear: &Linear) -> Option<String> {
     linear.id.part.expert()?;
     let kind = match linear.id.role {
@@ -348,8 +359,11 @@ fn stack(linear: &Linear) -> Option<String> {
         _ => return None,
     };
     let mut parts = linear.name.rsplitn(3, '.').skip(2);
-    let parent = parts.next()?.strip_suffix("experts")?;
-    Some(format!("{parent}switch_mlp.{kind}"))
+    let experts = parts.next()?;
+    if linear.class == LinearClass::Stacked {
+        return Some(format!("{experts}.{kind}"));
+    }
+    Some(format!("{}switch_mlp.{kind}", experts.strip_suffix("experts")?))
 }
 
 /// What configurations call a linear.

@@ -13,6 +13,7 @@ mod gptq;
 mod gptq_v2;
 mod loaders;
 mod mlx;
+mod mxfp4;
 mod onnx;
 mod packed_parts;
 mod parallel;
@@ -89,7 +90,7 @@ pub static ALL: &[&dyn TargetFormat] = &[
 type Opened = Option<Result<Box<dyn StoredFormat>, FormatsError>>;
 
 /// Formats of other programs that are read and not written, each by what [`TargetFormat::open`] would be.
-static ONLY_READ: [fn(&Value) -> Opened; 2] = [fp8::open, bitsandbytes::open_int8];
+static ONLY_READ: [fn(&Value) -> Opened; 3] = [fp8::open, bitsandbytes::open_int8, mxfp4::open];
 
 /// One linear of a job.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use super::llama::LLAMA;
 use crate::architecture::{
     Architecture, Attention, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, Factor, Factors,
     GatedMlp, LatentProjections, Mlp, Normalized, Pairs, Positions, Qkv, RoutingRule, Scores, Setting,
-    SharedExpert, SharedWidth, Unturned,
+    SharedExpert, SharedWidth, StoredExperts, Unturned,
 };
 
 /// Llama whose queries, keys and values are made of latent features.
@@ -52,9 +52,11 @@ pub(super) const DEEPSEEK_V2: Architecture = Architecture {
 /// Its experts.
 pub(super) const EXPERTS: Experts = Experts {
     router: "mlp.gate",
+    router_bias: false,
     correction: None,
     prefix: "mlp.experts",
     expert: GatedMlp { gate: "gate_proj", up: "up_proj", down: "down_proj" },
+    stored: StoredExperts::OneByOne,
     shared: Some(SharedExpert {
         mlp: GatedMlp {
             gate: "mlp.shared_experts.gate_proj",

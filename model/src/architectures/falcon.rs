@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Mlp, Norm, NormKind, Qkv,
-    Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Gating, Mlp, Norm,
+    NormKind, Qkv, Setting,
 };
 use crate::linear::LinearClass;
 
@@ -51,6 +51,7 @@ pub(super) const FALCON: Architecture = Architecture {
         mlp_norms: BranchNorms::NONE,
         mlp: Mlp::Plain { up: "mlp.dense_h_to_4h", down: "mlp.dense_4h_to_h" },
         mlp_bias: Bias::Key("bias"),
+        gating: Gating::Activated,
     },
     ..LLAMA
 };

@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Mlp, Norm, NormKind, Qkv,
-    Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Gating, Mlp, Norm,
+    NormKind, Qkv, Setting,
 };
 
 const fn norm(name: &'static str) -> Norm {
@@ -40,6 +40,7 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
         mlp_norms: BranchNorms::before(norm("post_attention_layernorm")),
         mlp: Mlp::Plain { up: "mlp.dense_h_to_4h", down: "mlp.dense_4h_to_h" },
         mlp_bias: Bias::Always,
+        gating: Gating::Activated,
     },
     ..LLAMA
 };

@@ -2,7 +2,7 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Mlp, Norm, NormKind, Pairs,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Gating, Mlp, Norm, NormKind, Pairs,
     Positions, Qkv, Setting, Unturned,
 };
 
@@ -35,6 +35,7 @@ pub(super) const GPTJ: Architecture = Architecture {
         mlp_norms: BranchNorms::NONE,
         mlp: Mlp::Plain { up: "mlp.fc_in", down: "mlp.fc_out" },
         mlp_bias: Bias::Always,
+        gating: Gating::Activated,
     },
     ..LLAMA
 };

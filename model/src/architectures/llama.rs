@@ -1,7 +1,7 @@
 //! Llama 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783), and the many models that share its shape.
 
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Factors, LlamaCpp, Mlp, Norm,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Factors, Gating, LlamaCpp, Mlp, Norm,
     NormKind, Pairs, Positions, Qkv, Unturned, Window,
 };
 use crate::linear::LinearClass;
@@ -40,9 +40,11 @@ pub(super) const LLAMA: Architecture = Architecture {
             head_norms: None,
             positions: Positions::Rotary { pairs: Pairs::Halves, unturned: Unturned::None, local: false },
             window: Window::Never,
+            sinks: None,
         },
         mlp_norms: BranchNorms::before(Norm { name: "post_attention_layernorm", kind: NormKind::Rms }),
         mlp: Mlp::Gated { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" },
         mlp_bias: Bias::Key("mlp_bias"),
+        gating: Gating::Activated,
     },
 };

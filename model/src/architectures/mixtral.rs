@@ -3,7 +3,7 @@
 use super::mistral::MISTRAL;
 use crate::architecture::{
     Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
-    Normalized, RoutingRule, Scores,
+    Normalized, RoutingRule, Scores, StoredExperts,
 };
 
 /// Mistral whose MLPs are experts.
@@ -16,9 +16,11 @@ pub(super) const MIXTRAL: Architecture = Architecture {
         mlp: Mlp::Experts {
             experts: &Experts {
                 router: "block_sparse_moe.gate",
+                router_bias: false,
                 correction: None,
                 prefix: "block_sparse_moe.experts",
                 expert: GatedMlp { gate: "w1", up: "w3", down: "w2" },
+                stored: StoredExperts::OneByOne,
                 shared: None,
                 routing: RoutingRule {
                     scores: Scores::Softmax,

@@ -9,6 +9,7 @@ mod gemma;
 mod glm;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod llama;
@@ -39,6 +40,7 @@ pub static ALL: &[&Architecture] = &[
     &qwen3_moe::QWEN3_MOE,
     &deepseek_v2::DEEPSEEK_V2,
     &deepseek_v3::DEEPSEEK_V3,
+    &gpt_oss::GPT_OSS,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,

@@ -3,7 +3,7 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Mlp, Norm, NormKind, Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Gating, Mlp, Norm, NormKind, Setting,
 };
 
 /// Parallel branches behind one norm.
@@ -32,6 +32,7 @@ pub(super) const PHI: Architecture = Architecture {
         mlp_norms: BranchNorms::NONE,
         mlp: Mlp::Plain { up: "mlp.fc1", down: "mlp.fc2" },
         mlp_bias: Bias::Always,
+        gating: Gating::Activated,
     },
     ..LLAMA
 };

@@ -3,7 +3,7 @@
 use super::qwen2::QWEN2;
 use crate::architecture::{
     Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
-    Normalized, RoutingRule, Scores, SharedExpert, SharedWidth,
+    Normalized, RoutingRule, Scores, SharedExpert, SharedWidth, StoredExperts,
 };
 
 /// Qwen2 whose MLPs are experts.
@@ -16,9 +16,11 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
         mlp: Mlp::Experts {
             experts: &Experts {
                 router: "mlp.gate",
+                router_bias: false,
                 correction: None,
                 prefix: "mlp.experts",
                 expert: GatedMlp { gate: "gate_proj", up: "up_proj", down: "down_proj" },
+                stored: StoredExperts::OneByOne,
                 shared: Some(SharedExpert {
                     mlp: GatedMlp {
                         gate: "mlp.shared_expert.gate_proj",

@@ -3,7 +3,7 @@
 use super::qwen3::QWEN3;
 use crate::architecture::{
     Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
-    Normalized, RoutingRule, Scores,
+    Normalized, RoutingRule, Scores, StoredExperts,
 };
 
 /// Qwen3 whose MLPs are experts.
@@ -16,9 +16,11 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
         mlp: Mlp::Experts {
             experts: &Experts {
                 router: "mlp.gate",
+                router_bias: false,
                 correction: None,
                 prefix: "mlp.experts",
                 expert: GatedMlp { gate: "gate_proj", up: "up_proj", down: "down_proj" },
+                stored: StoredExperts::OneByOne,
                 shared: None,
                 routing: RoutingRule {
                     scores: Scores::Softmax,

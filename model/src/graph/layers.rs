@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use super::naming::Naming;
 use super::{Layer, NormPlace, NormTensor, RouterTensors, Stage, StageInput, weight};
-use crate::architecture::{Architecture, Branches, GatedMlp, Mlp, Norm, NormKind, NormWidth, Qkv};
+use crate::architecture::{
+    Architecture, Branches, GatedMlp, Mlp, Norm, NormKind, NormWidth, Qkv, StoredExperts,
+};
 use crate::hyperparameters::Hyperparameters;
-use crate::linear::{Linear, LinearId, Part, Role};
+use crate::linear::{Linear, LinearClass, LinearId, Part, Role};
 
 /// A norm over `features` features, whose module is `module`.
 pub(super) fn norm(module: &str, kind: NormKind, features: usize) -> NormTensor {
@@ -86,6 +88,7 @@ pub(super) fn layer(
         norms: norms(architecture, numbers, &|name| module(name)),
         window: numbers.windows[index],
         rotation: numbers.rotations[index],
+        sinks: shape.attention.sinks.map(|name| (module(name), numbers.heads)),
         router,
     }
 }
@@ -155,7 +158,10 @@ fn experts(
             out_features,
             in_features,
             bias: numbers.mlp_bias,
-            class: architecture.linears,
+            class: match experts.stored {
+                StoredExperts::OneByOne => architecture.linears,
+                StoredExperts::SideBySide => LinearClass::Stacked,
+            },
         };
         let inputs =
             vec![linear(Role::Gate, mlp.gate, width, hidden), linear(Role::Up, mlp.up, width, hidden)];
@@ -176,6 +182,7 @@ fn experts(
     let shared_gate = experts.shared.filter(|_| found.shared_width.is_some()).and_then(|shared| shared.gate);
     let router = RouterTensors {
         weight: weight(&module(experts.router)),
+        bias: experts.router_bias.then(|| format!("{}.bias", module(experts.router))),
         experts: module(experts.prefix),
         correction: experts.correction.map(module),
         shared_gate: shared_gate.map(|gate| weight(&module(gate))),

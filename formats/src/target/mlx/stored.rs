@@ -123,7 +123,8 @@ impl StoredFormat for Stored {
     fn stacks(&self, model: &Model) -> Stacks {
         let mut stacks = Stacks::new();
         for (linear, stack) in model.linears().filter_map(|linear| Some((linear, stack(linear)?))) {
-            for suffix in ["weight", "scales", "biases"] {
+            let bias = linear.bias.then_some("bias");
+            for suffix in ["weight", "scales", "biases"].into_iter().chain(bias) {
                 let members = stacks.entry(format!("{stack}.{suffix}")).or_default();
                 members.push(format!("{}.{suffix}", linear.name));
             }
