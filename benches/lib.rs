@@ -3,6 +3,7 @@
 //! The unit is processor time of one thread, so that a busy machine does not change the figures much; where the system does not tell
 //! it, wall time. Even so a figure from another run says little: compare shares of the yardstick, which is measured in the same run.
 
+use std::fmt::{Display, Formatter};
 use std::hint::black_box;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -30,6 +31,67 @@ pub fn run(benches: impl FnOnce(&mut Criterion<ProcessorTime>) + Send) {
         benches(&mut criterion);
         criterion.final_summary();
     });
+}
+
+/// What one thread of this machine does at most, measured in the same run as what is compared with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peaks {
+    /// Multiplications and additions a second in single precision.
+    pub f32: f64,
+    /// The same of bytes; that of single precision where no instruction multiplies bytes.
+    pub int8: f64,
+    /// Bytes a second from memory that is read once.
+    pub memory: f64,
+    /// Bytes a second from the last cache: of what was read just before and does not fit the first two.
+    pub cache: f64,
+}
+
+impl Peaks {
+    /// In one thread.
+    #[must_use]
+    pub fn measure() -> Self {
+        const ROUNDS: usize = 1_000_000;
+        let rate = |work: &dyn Fn() -> usize| work() as f64 / least_seconds(|| drop(black_box(work())));
+        let f32 = rate(&|| kernels::peak::multiply_and_add(ROUNDS));
+        let bytes = || kernels::peak::multiply_and_add_bytes(ROUNDS);
+        let int8 = if bytes().is_some() { rate(&|| bytes().unwrap_or(0)) } else { f32 };
+        let read = |mib: usize| {
+            let values = vec![1.0; mib << 18];
+            rate(&|| kernels::peak::read(&values))
+        };
+        Self { f32, int8, memory: read(512), cache: read(8) }
+    }
+}
+
+impl Display for Peaks {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let Self { f32, int8, memory, cache } = self;
+        write!(
+            f,
+            "peaks of one thread: f32 {:.0} GFLOP/s, int8 {:.0} GOP/s, memory {:.1} GB/s, cache {:.1} GB/s",
+            1e-9 * f32,
+            1e-9 * int8,
+            1e-9 * memory,
+            1e-9 * cache
+        )
+    }
+}
+
+/// The least processor time of `work`, in seconds, over several rounds of it.
+pub fn least_seconds(mut work: impl FnMut()) -> f64 {
+    /// Seconds of a round: the system's accounting moves in steps of some milliseconds.
+    const ROUND: f64 = 0.04;
+    const TIMES: usize = 7;
+    let mut round = |calls: usize| {
+        let start = thread_time();
+        (0..calls).for_each(|_| work());
+        (thread_time() - start).as_secs_f64() / calls as f64
+    };
+    let mut calls = 1;
+    while round(calls) * (calls as f64) < ROUND {
+        calls *= 2;
+    }
+    (0..TIMES).map(|_| round(calls)).fold(f64::INFINITY, f64::min)
 }
 
 /// Processor time of the thread that measures.

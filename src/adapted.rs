@@ -3,9 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use calibration::weights::{
-    LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError, WeightSource,
-};
+use calibration::weights::{LayerWeights, LinearOperator, Linears, OuterWeights, SourceError, WeightSource};
 use formats::adapter::{self, StoredAdapter};
 use formats::container::SafetensorsWriter;
 use formats::{Dtype, side_files};
@@ -38,13 +36,9 @@ impl AdaptedModel<'_> {
         for linear in layer.linears() {
             let Some(operator) = linears.get_mut(&linear.id.slot()) else { continue };
             let Some(adapter) = self.adapter.read(linear)? else { continue };
-            operator.weights = LinearWeights::Dense(match &operator.weights {
-                LinearWeights::Dense(matrix) => matrix + &adapter.product(),
-                LinearWeights::Packed(matrix) => matrix.dequantize() + &adapter.product(),
-                LinearWeights::Rounded(_) => {
-                    return Err(format!("`{}` was rounded before", linear.name).into());
-                }
-            });
+            let values = operator.weights.values();
+            let values = values.ok_or_else(|| format!("`{}` was rounded before", linear.name))?;
+            operator.weights = (values.into_owned() + &adapter.product()).into();
         }
         Ok(())
     }

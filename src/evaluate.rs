@@ -26,7 +26,7 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     let watch = Stopwatch::start();
     let logits =
         job.export_logits.as_deref().map(|path| ExportFile::create("--export-logits", path)).transpose()?;
-    let model = StoredModel::find(&job.model, progress)?;
+    let model = StoredModel::find(&job.model, progress)?.with_activations(job.activations);
     let reference = job.reference.as_deref().map(|path| StoredModel::find(path, progress)).transpose()?;
     if let Some(reference) = &reference {
         demand_same_shape(&model, reference)?;

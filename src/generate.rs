@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use calibration::sampling::{Sampler, Sampling};
 use calibration::session::Session;
 use calibration::tokenizer::TextTokenizer;
+use calibration::weights::Activations;
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -30,6 +31,8 @@ pub struct GenerateJob {
     pub seed: u64,
     /// Go on with the prompt as it is, even if the model has a chat template.
     pub raw: bool,
+    /// What packed weights are multiplied with.
+    pub activations: Activations,
     /// What the model is told before the first question; chat only.
     pub system: Option<String>,
 }
@@ -91,7 +94,7 @@ pub enum End {
 /// # Errors
 /// A model without tokenizer, a prompt longer than the context, [`Error::Interrupted`], and what the dialogue fails with.
 pub fn generate(job: &GenerateJob, dialogue: &mut dyn Dialogue) -> Result<(), Error> {
-    let stored = StoredModel::open(&job.model)?;
+    let stored = StoredModel::open(&job.model)?.with_activations(job.activations);
     let tokenizer = stored.tokenizer()?.ok_or_else(|| Error::NotSuitable {
         path: job.model.clone(),
         problem: "there is no tokenizer.json, so text cannot be read or written".to_owned(),

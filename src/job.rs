@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use calibration::weights::Activations;
 use quantizer::scheme::{BitWidth, Granularity, Symmetry};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -149,6 +150,8 @@ pub struct EvaluateJob {
     pub reference: Option<PathBuf>,
     /// Directory of a LoRA adapter that the model is measured with as well.
     pub adapter: Option<PathBuf>,
+    /// What the measured model's packed weights are multiplied with.
+    pub activations: Activations,
     /// Text to measure on.
     pub text: Text,
     /// How much of it.

@@ -167,9 +167,7 @@ fn rows(
     }
     match source.head_rows(rows).map_err(Error::from_source)?.weights {
         LinearWeights::Dense(weight) => Ok(weight),
-        LinearWeights::Packed(_) | LinearWeights::Rounded(_) => {
-            Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name)))
-        }
+        _ => Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name))),
     }
 }
 

@@ -415,9 +415,7 @@ pub(crate) fn solver(treatment: &Treatment) -> Result<&'static dyn Solver, Error
 pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
     match &weights.linear(linear.id.slot()).weights {
         LinearWeights::Dense(weight) => Ok(weight.view()),
-        LinearWeights::Packed(_) | LinearWeights::Rounded(_) => {
-            Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name)))
-        }
+        _ => Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name))),
     }
 }
 

@@ -9,13 +9,14 @@ use std::sync::OnceLock;
 
 use calibration::tokenizer::TextTokenizer;
 use calibration::weights::{
-    LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError, WeightSource, read_norm,
-    read_outer, read_router,
+    Activations, LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError,
+    WeightSource, read_norm, read_outer, read_router,
 };
 use formats::container::TensorSpec;
 use formats::gguf::GgufFile;
 use formats::target::{self, DESCRIPTIONS, StoredFormat};
 use formats::{Checkpoint, Dtype};
+use kernels::ArrangedMatrix;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, ModelError};
 use ndarray::{Array2, Axis, s};
@@ -44,6 +45,8 @@ pub(crate) struct StoredModel {
     outer: Outer,
     /// Whether weights are handed out as numbers, however they are stored: what is solved for is dense.
     dense: bool,
+    /// What packed weights are handed out for.
+    activations: Activations,
 }
 
 /// The matrices around the layers.
@@ -112,7 +115,16 @@ impl StoredModel {
             checkpoint.split(&format.stacks(&model));
         }
         let outer = Outer::of(&model);
-        let stored = Self { path: path.to_owned(), config, model, checkpoint, format, outer, dense: false };
+        let stored = Self {
+            path: path.to_owned(),
+            config,
+            model,
+            checkpoint,
+            format,
+            outer,
+            dense: false,
+            activations: Activations::F32,
+        };
         stored.check_tensors()?;
         stored.check_tied_head()?;
         Ok(stored)
@@ -128,7 +140,16 @@ impl StoredModel {
         // What else belongs to the model lies beside the file.
         let beside = path.parent().unwrap_or(Path::new(".")).to_owned();
         let (format, outer) = (Some(format), Outer::of(&model));
-        let stored = Self { path: beside, config, model, checkpoint, format, outer, dense: false };
+        let stored = Self {
+            path: beside,
+            config,
+            model,
+            checkpoint,
+            format,
+            outer,
+            dense: false,
+            activations: Activations::F32,
+        };
         stored.check_tensors()?;
         Ok(stored)
     }
@@ -153,6 +174,11 @@ impl StoredModel {
             config.retain(|key, _| !DESCRIPTIONS.contains(&key.as_str()));
         }
         Ok(stored)
+    }
+
+    /// The same model for products with these activations, where its weights are packed.
+    pub(crate) fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// What a model that is quantized already is stored as, with the mean width of its linears' codes.
@@ -411,6 +437,9 @@ impl StoredModel {
             _ => None,
         };
         let weights = match packed {
+            Some(packed) if self.activations == Activations::Int8 => {
+                LinearWeights::Arranged(ArrangedMatrix::new(&packed))
+            }
             Some(packed) => LinearWeights::Packed(packed),
             // Not packed, or the kernels have no such grid.
             None => LinearWeights::Dense(self.values(linear)?),

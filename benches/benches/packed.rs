@@ -1,41 +1,88 @@
-//! Products with a packed 4096 by 4096 matrix, in one thread: the operations of the equivalent dense product, and the packed bytes that
-//! are read (scales and zero points as `f32` included).
+//! Products with a packed 4096 by 4096 matrix in groups of 128, in one thread, as a Markdown table: operations of the equivalent dense product and
+//! bytes that are read, each with its share of the peak that was measured just before. Activations as they are (f32) and rounded (int8); for one
+//! token also with a matrix that no cache holds.
 //!
-//! `cargo bench -p benches --bench packed`
+//! `cargo bench -p benches --bench packed [-- WORD]` prints the rows that contain the word.
 
-use criterion::{BenchmarkId, Throughput};
-use kernels::{CodeLayout, PackedMatrix, PackedShape};
-use ndarray::Array2;
+use benches::{Peaks, least_seconds, numbers};
+use kernels::{ArrangedMatrix, CodeLayout, PackedMatrix, PackedShape};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 const FEATURES: usize = 4096;
+/// Rows of the matrix that no cache holds.
+const MANY: usize = 65536;
 const GROUP_SIZE: usize = 128;
 
 fn main() {
-    benches::run(|criterion| {
-        let mut group = criterion.benchmark_group("packed");
-        for bits in [4, 3] {
-            for layout in [CodeLayout::InputMajor, CodeLayout::OutputMajor] {
-                let matrix = matrix(bits, layout);
+    let word = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    pool.expect("one thread can be started").install(|| {
+        let peaks = Peaks::measure();
+        println!("{peaks}\n");
+        println!("| bits | activations | rows | tokens | core-ms | GOP/s | of peak | GB/s | of peak |");
+        println!("|---|---|---|---|---|---|---|---|---|");
+        for bits in [4, 2, 3, 8] {
+            for rows in [FEATURES, MANY] {
+                if rows == MANY && bits != 4 {
+                    continue;
+                }
+                let matrix = matrix(bits, rows);
+                let arranged = ArrangedMatrix::new(&matrix);
                 let numbers = matrix.words().len() + matrix.scales().len() + matrix.zero_points().len();
                 for tokens in [1, 8, 32, 512] {
-                    let x = benches::numbers(tokens, FEATURES, 6);
-                    let mut out = Array2::zeros((tokens, FEATURES));
-                    group.throughput(Throughput::ElementsAndBytes {
-                        elements: (2 * tokens * FEATURES * FEATURES) as u64,
-                        bytes: 4 * numbers as u64,
-                    });
-                    let id = BenchmarkId::new(format!("{bits} bit, {layout:?}"), tokens);
-                    group.bench_function(id, |b| b.iter(|| matrix.product(x.view(), out.view_mut())));
+                    if rows == MANY && tokens > 1 {
+                        continue;
+                    }
+                    let bench = Bench { peaks: &peaks, word: &word, bits, rows, tokens };
+                    bench.row("f32", 4 * numbers, peaks.f32, |x, out| matrix.product(x, out));
+                    bench.row("int8", arranged.bytes(), peaks.int8, |x, out| arranged.product(x, out));
                 }
             }
         }
-        group.finish();
     });
 }
 
-fn matrix(bits: u8, layout: CodeLayout) -> PackedMatrix {
-    let shape =
-        PackedShape { bits, layout, out_features: FEATURES, in_features: FEATURES, group_size: GROUP_SIZE };
+struct Bench<'a> {
+    peaks: &'a Peaks,
+    word: &'a str,
+    bits: u8,
+    rows: usize,
+    tokens: usize,
+}
+
+impl Bench<'_> {
+    fn row(
+        &self,
+        activations: &str,
+        bytes: usize,
+        peak: f64,
+        product: impl Fn(ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>),
+    ) {
+        let Self { peaks, word, bits, rows, tokens } = *self;
+        let name = format!("| {bits} | {activations} | {rows} | {tokens} |");
+        if !name.contains(word) {
+            return;
+        }
+        let x = numbers(tokens, FEATURES, 6);
+        let mut out = Array2::zeros((tokens, rows));
+        let seconds = least_seconds(|| product(x.view(), out.view_mut()));
+        let rate = (2 * tokens * FEATURES * rows) as f64 / seconds;
+        let bandwidth = bytes as f64 / seconds;
+        let most = if rows == MANY { peaks.memory } else { peaks.cache };
+        println!(
+            "{name} {:.3} | {:.0} | {:.0} % | {:.1} | {:.0} % |",
+            1e3 * seconds,
+            1e-9 * rate,
+            100.0 * rate / peak,
+            1e-9 * bandwidth,
+            100.0 * bandwidth / most
+        );
+    }
+}
+
+fn matrix(bits: u8, out_features: usize) -> PackedMatrix {
+    let layout = CodeLayout::InputMajor;
+    let shape = PackedShape { bits, layout, out_features, in_features: FEATURES, group_size: GROUP_SIZE };
     let mut state = 1_u32;
     let mut word = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

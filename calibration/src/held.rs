@@ -1,4 +1,4 @@
-//! Weights that are needed again for every token: in memory where they fit, read again otherwise.
+//! Weights that are needed again for every token: in memory where they fit, in as few bytes as hold them; read again otherwise.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -42,11 +42,12 @@ impl<'s> HeldWeights<'s> {
                 for expert in 0..layer.experts() {
                     weights.fetch(layer, Part::Expert(expert), source)?;
                 }
-                Ok(weights)
+                Ok(weights.narrowed())
             };
             let layers = model.layers.iter().map(whole);
             let layers = layers.collect::<Result<_, _>>().map_err(CalibrationError::Source)?;
-            Some((layers, source.head_rows(0..vocabulary).map_err(CalibrationError::Source)?))
+            let head = source.head_rows(0..vocabulary).map_err(CalibrationError::Source)?;
+            Some((layers, head.narrowed()))
         } else {
             None
         };

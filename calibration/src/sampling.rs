@@ -43,19 +43,33 @@ impl Sampler {
 /// Puts all but the likeliest tokens that have `share` of the probability out of reach.
 fn keep_nucleus(logits: &mut [f32], share: f32) {
     let highest = elementwise::max(logits);
+    let wanted = f64::from(share) * elementwise::sum_of_exponentials(logits, highest);
+    let likelier = |&a: &usize, &b: &usize| logits[b].total_cmp(&logits[a]).then(a.cmp(&b));
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    let weight = |logit: f32| f64::from(logit - highest).exp();
-    let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
-    let mut gathered = 0.0;
-    for token in order {
-        if gathered >= f64::from(share) * total {
-            logits[token] = f32::NEG_INFINITY;
-        } else {
-            gathered += weight(logits[token]);
+    let (mut kept, mut gathered) = (0, 0.0);
+    // Few tokens hold most of the probability: the others need no order among themselves.
+    let mut part = FIRST_SORTED;
+    while kept < order.len() && gathered < wanted {
+        let rest = &mut order[kept..];
+        let count = part.min(rest.len());
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, likelier);
         }
+        rest[..count].sort_unstable_by(likelier);
+        for &token in &rest[..count] {
+            if gathered >= wanted {
+                break;
+            }
+            gathered += f64::from(elementwise::exp(logits[token] - highest));
+            kept += 1;
+        }
+        part *= 8;
     }
+    order[kept..].iter().for_each(|&token| logits[token] = f32::NEG_INFINITY);
 }
+
+/// Tokens that are put in order at first.
+const FIRST_SORTED: usize = 64;
 
 /// The largest logit's token, the first of equals.
 pub(crate) fn likeliest(logits: &[f32]) -> u32 {
@@ -103,11 +117,27 @@ mod tests {
     fn a_nucleus_holds_the_likeliest_tokens_and_no_more_than_it_must() {
         // Probabilities 0.5, 0.3, 0.15 and 0.05.
         let logits = [0.05_f32, 0.5, 0.15, 0.3].map(f32::ln);
-        for (share, expected) in [(0.4, vec![1]), (0.5, vec![1]), (0.7, vec![1, 3]), (0.9, vec![1, 2, 3])] {
+        for (share, expected) in [(0.4, vec![1]), (0.49, vec![1]), (0.7, vec![1, 3]), (0.9, vec![1, 2, 3])] {
             let mut kept = logits;
             keep_nucleus(&mut kept, share);
             let found: Vec<usize> = (0..4).filter(|&token| kept[token].is_finite()).collect();
             assert_eq!(found, expected, "{share}");
+        }
+        // More tokens than are put in order at first, and equals, of which the first are kept.
+        for share in [0.1, 0.5, 0.95, 0.999] {
+            let mut random = SplitMix::new(5);
+            let logits: Vec<f32> = (0..5000).map(|_| (random.unit() * 20.0).round() as f32 / 10.0).collect();
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            let mut kept = logits.clone();
+            keep_nucleus(&mut kept, share);
+            let count = kept.iter().filter(|logit| logit.is_finite()).count();
+            assert!(order[..count].iter().all(|&token| kept[token] == logits[token]), "{share}");
+            let weight =
+                |tokens: &[usize]| tokens.iter().map(|&token| f64::from(logits[token]).exp()).sum::<f64>();
+            let wanted = f64::from(share) * weight(&order);
+            assert!(weight(&order[..count]) > wanted * (1.0 - 1e-5), "{share}");
+            assert!(weight(&order[..count - 1]) < wanted * (1.0 + 1e-5), "{share}");
         }
         let mut cold = Sampler::new(Sampling { temperature: 0.0, top_p: 1.0 }, 1);
         assert_eq!(cold.next(&mut logits.clone()), 1);

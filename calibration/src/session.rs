@@ -1,5 +1,6 @@
 //! One sequence that grows: tokens go in, the logits of what follows come out, and nothing is computed twice.
 
+use kernels::elementwise;
 use model::Model;
 use ndarray::{Array1, s};
 
@@ -59,6 +60,11 @@ impl<'m> Session<'m> {
     /// # Errors
     /// Those of the source, more tokens than there is room for, and logits that are not finite.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Array1<f32>, CalibrationError> {
+        // On a thread of the pool: from outside, each of the many short parallel loops would be handed over and waited for.
+        rayon::scope(|_| self.feed_here(tokens))
+    }
+
+    fn feed_here(&mut self, tokens: &[u32]) -> Result<Array1<f32>, CalibrationError> {
         if tokens.is_empty() || tokens.len() > self.room() {
             return Err(CalibrationError::Shape { samples: tokens.len(), context: self.room() });
         }
@@ -82,7 +88,7 @@ impl<'m> Session<'m> {
                 logits = self.weights.logits(&self.forward, last)?.row(0).to_owned();
             }
         }
-        if logits.iter().all(|logit| logit.is_finite()) {
+        if logits.as_slice().is_some_and(elementwise::all_finite) {
             Ok(logits)
         } else {
             Err(CalibrationError::NotFinite { window: 0, place: "logits".to_owned() })

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use kernels::bf16::{Bf16Matrix, Precision};
-use kernels::packed::PackedMatrix;
+use kernels::narrow::NarrowMatrix;
+use kernels::packed::{ArrangedMatrix, PackedMatrix};
 use kernels::product::{product_nn, product_nt};
 use model::architecture::NormKind;
 use model::graph::{NormPlace, NormTensor, RouterTensors};
@@ -62,6 +63,10 @@ pub enum LinearWeights {
     Dense(Array2<f32>),
     /// Codes as they are on disk.
     Packed(PackedMatrix),
+    /// Codes for products whose activations are rounded to eight bits.
+    Arranged(ArrangedMatrix),
+    /// Dense, in sixteen bits without loss.
+    Narrow(NarrowMatrix),
     /// Rounded to bfloat16, as what is multiplied with it will be.
     Rounded(RoundedWeights),
 }
@@ -94,6 +99,30 @@ impl From<PackedMatrix> for LinearWeights {
     fn from(matrix: PackedMatrix) -> Self {
         Self::Packed(matrix)
     }
+}
+
+impl LinearWeights {
+    /// The numbers, `[out_features, in_features]`; none of weights that were rounded for products.
+    #[must_use]
+    pub fn values(&self) -> Option<Cow<'_, Array2<f32>>> {
+        match self {
+            Self::Dense(matrix) => Some(Cow::Borrowed(matrix)),
+            Self::Packed(matrix) => Some(Cow::Owned(matrix.dequantize())),
+            Self::Arranged(matrix) => Some(Cow::Owned(matrix.dequantize())),
+            Self::Narrow(matrix) => Some(Cow::Owned(matrix.widened())),
+            Self::Rounded(_) => None,
+        }
+    }
+}
+
+/// What the activations are that packed weights are multiplied with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Rounded to eight bits, by token and piece of a group (`kernels::packed::arranged`).
+    Int8,
 }
 
 /// `y = x Wᵀ + bias`.
@@ -241,6 +270,8 @@ impl LinearOperator {
         match &self.weights {
             LinearWeights::Dense(matrix) => matrix.nrows(),
             LinearWeights::Packed(matrix) => matrix.shape().out_features,
+            LinearWeights::Arranged(matrix) => matrix.out_features(),
+            LinearWeights::Narrow(matrix) => matrix.dim().0,
             LinearWeights::Rounded(matrix) => matrix.forward.dim().1,
         }
     }
@@ -252,6 +283,8 @@ impl LinearOperator {
         match &self.weights {
             LinearWeights::Dense(matrix) => product_nt(x, matrix.view(), out.view_mut()),
             LinearWeights::Packed(matrix) => matrix.product(x, out.view_mut()),
+            LinearWeights::Arranged(matrix) => matrix.product(x, out.view_mut()),
+            LinearWeights::Narrow(matrix) => matrix.product(x, out.view_mut()),
             LinearWeights::Rounded(matrix) => matrix.forward.product(x, out.view_mut()),
         }
         if let Some(bias) = &self.bias {
@@ -272,15 +305,26 @@ impl LinearOperator {
             product_nn(gradient, matrix, out.view_mut());
             out
         };
-        match &self.weights {
-            LinearWeights::Dense(matrix) => product(matrix.view()),
-            LinearWeights::Packed(matrix) => product(matrix.dequantize().view()),
-            LinearWeights::Rounded(matrix) => {
-                let backward = matrix.backward.as_ref().expect("the weights were rounded for both passes");
-                let mut out = Array2::zeros((gradient.nrows(), backward.dim().1));
-                backward.product(gradient, out.view_mut());
-                out
-            }
+        if let LinearWeights::Rounded(matrix) = &self.weights {
+            let backward = matrix.backward.as_ref().expect("the weights were rounded for both passes");
+            let mut out = Array2::zeros((gradient.nrows(), backward.dim().1));
+            backward.product(gradient, out.view_mut());
+            return out;
+        }
+        product(self.weights.values().expect("only rounded weights have no values").view())
+    }
+
+    /// The same for products of few tokens: dense weights in sixteen bits where they lose nothing by it. Sums of more than sixteen tokens' products
+    /// then run in another order.
+    #[must_use]
+    pub fn narrowed(self) -> Self {
+        let narrow = match &self.weights {
+            LinearWeights::Dense(matrix) => NarrowMatrix::exactly(matrix.view()),
+            _ => None,
+        };
+        match narrow {
+            Some(narrow) => Self { weights: LinearWeights::Narrow(narrow), ..self },
+            None => self,
         }
     }
 
@@ -363,6 +407,13 @@ impl LayerWeights {
             router: self.router.clone(),
             sinks: self.sinks.clone(),
         })
+    }
+
+    /// The same for products of few tokens, see [`LinearOperator::narrowed`].
+    #[must_use]
+    pub fn narrowed(self) -> Self {
+        let linears = self.linears.into_iter().map(|(slot, linear)| (slot, linear.narrowed())).collect();
+        Self { linears, ..self }
     }
 
     /// A linear, by its role in the main part or by its place.

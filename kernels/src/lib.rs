@@ -8,14 +8,17 @@ mod dense;
 pub mod eigen;
 pub mod elementwise;
 pub mod factor;
+pub mod narrow;
 pub mod packed;
 pub mod panel;
 pub mod parts;
+pub mod peak;
 pub mod product;
 pub mod random;
 pub mod rotation;
 #[cfg(test)]
 mod sample;
+pub mod single;
 
 /// The vector unit whose paths are taken here. Single rows come out the same on all of them; products of other back ends need not.
 #[must_use]
@@ -35,4 +38,6 @@ pub fn instruction_set() -> &'static str {
     }
 }
 
-pub use packed::{CodeLayout, PackedMatrix, PackedShape, PackedShapeError, reference_product};
+pub use packed::{
+    ArrangedMatrix, CodeLayout, PackedMatrix, PackedShape, PackedShapeError, reference_product,
+};

@@ -11,14 +11,18 @@
 //! stream's bits `k * bits .. (k + 1) * bits`, and may straddle two words. How the streams of different outputs
 //! interleave in memory is a parameter, [`CodeLayout`].
 //!
-//! This module knows no file format and no tensor name, and it never quantizes activations.
+//! [`ArrangedMatrix`] is the same matrix for products whose activations are rounded to eight bits: see [`arranged`].
+//!
+//! This module knows no file format and no tensor name.
 
+pub mod arranged;
 pub(crate) mod kernel;
 mod product;
 mod shape;
 mod stage;
 mod unpack;
 
+pub use arranged::ArrangedMatrix;
 pub use shape::{CodeLayout, PackedShape, PackedShapeError};
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};

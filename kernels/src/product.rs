@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use crate::dense::{mat, mat_mut, tiles};
 
-mod thin;
+pub(crate) mod thin;
 
 /// Rows and columns of an output tile. Large enough that packing the operands costs little, small enough that a
 /// 2048 x 2048 output still feeds 16 threads.

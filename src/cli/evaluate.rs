@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::RunArgs;
-use super::values::{at_revision, parse_size, window_request};
+use super::values::{ActivationType, at_revision, parse_size, window_request};
 use crate::error::Error;
 use crate::job::{EvaluateJob, Text, WindowRequest};
 
@@ -25,6 +25,9 @@ pub struct EvaluateArgs {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
+    /// What the packed weights of MODEL are multiplied with: int8 rounds activations, as `generate` does
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = ActivationType::F32)]
+    activations: ActivationType,
     /// Answer multiple-choice questions too: JSON lines with `question`, `choices` and `answer` (from 0, or a letter), such as
     /// demo/choices.jsonl
     #[arg(long, value_name = "FILE")]
@@ -74,6 +77,7 @@ impl EvaluateArgs {
             model: at_revision(self.model, self.revision.as_deref())?,
             reference: self.reference,
             adapter: self.adapter,
+            activations: self.activations.into(),
             text,
             windows,
             choices: self.choices,

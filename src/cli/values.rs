@@ -2,10 +2,28 @@
 
 use std::path::PathBuf;
 
+use calibration::weights::Activations;
+use clap::ValueEnum;
 use quantizer::scheme::{Granularity, GroupSize};
 
 use crate::error::Error;
 use crate::job::WindowRequest;
+
+/// Type of activations that packed weights are multiplied with.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ActivationType {
+    F32,
+    Int8,
+}
+
+impl From<ActivationType> for Activations {
+    fn from(kind: ActivationType) -> Self {
+        match kind {
+            ActivationType::F32 => Self::F32,
+            ActivationType::Int8 => Self::Int8,
+        }
+    }
+}
 
 pub(super) fn window_request(
     samples_flag: &'static str,

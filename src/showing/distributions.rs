@@ -1,6 +1,5 @@
 //! How weights lie before and after, and how scales do, over a sample of the linears.
 
-use calibration::weights::LinearWeights;
 use model::linear::Linear;
 
 use crate::error::Error;
@@ -67,14 +66,11 @@ impl Distributions {
         for linear in &looked_at {
             let tensor = written.decode(linear)?;
             let every = linear.out_features.div_ceil(ROWS).max(1);
-            let original = match source.operator(linear)?.weights {
-                LinearWeights::Dense(matrix) => matrix,
-                // The original may exist only quantized.
-                LinearWeights::Packed(matrix) => matrix.dequantize(),
-                LinearWeights::Rounded(_) => {
-                    return Err(Error::Internal(format!("`{}` was read rounded", linear.name)));
-                }
-            };
+            // The original may exist only quantized.
+            let operator = source.operator(linear)?;
+            let original = operator.weights.values();
+            let original =
+                original.ok_or_else(|| Error::Internal(format!("`{}` was read rounded", linear.name)))?;
             let dense = tensor.dequantize();
             let rows = (0..linear.out_features).step_by(every);
             let sample: Vec<f64> =

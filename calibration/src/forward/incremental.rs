@@ -6,14 +6,19 @@
 //! is computed here is what [`Forward::advance_layer`] computes for the whole sequence of that length.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
+use kernels::{elementwise, single};
 use model::Layer;
 use ndarray::{Array2, Array3, Axis, s};
 use rayon::prelude::*;
 
-use super::attention::{QUERY_TILE, attend_tile};
+use super::attention::{Heads, QUERY_TILE, attend_tile};
 use super::{Forward, WindowState};
 use crate::weights::{LayerWeights, SourceError, WeightSource};
+
+/// Products of queries and keys, number by number, that are worth another thread.
+const LEAST_WORK: usize = 1 << 17;
 
 /// Keys and values of one layer, for all sequences.
 #[derive(Clone, Debug)]
@@ -110,7 +115,12 @@ impl Forward<'_> {
         cache.values.slice_mut(s![0, positions, ..]).assign(&value);
         let mut out = Array2::zeros((query.nrows(), heads.count * heads.value_dim));
         let by_head = out.axis_chunks_iter_mut(Axis(1), heads.value_dim).into_par_iter().enumerate();
-        by_head.for_each(|(head, mut out)| {
+        let work = (first + query.nrows()) * query.nrows() * heads.dim;
+        by_head.with_min_len(LEAST_WORK.div_ceil(work)).for_each(|(head, mut out)| {
+            if let (1, Some(query), Some(out)) = (query.nrows(), query.as_slice(), out.as_slice_mut()) {
+                cache.answer(0, &heads, head, first, query, out);
+                return;
+            }
             let shared = head * heads.key_value_count / heads.count;
             for (tile, out) in out.axis_chunks_iter_mut(Axis(0), QUERY_TILE).enumerate() {
                 let start = tile * QUERY_TILE;
@@ -145,19 +155,48 @@ impl Forward<'_> {
         let mut out = Array2::zeros((query.nrows(), heads.count * heads.value_dim));
         let sequences = out.axis_iter_mut(Axis(0)).into_par_iter().enumerate();
         sequences.for_each(|(sequence, mut out)| {
-            for head in 0..heads.count {
-                let shared = head * heads.key_value_count / heads.count;
-                attend_tile(
-                    &heads,
-                    head,
-                    position,
-                    query.slice(s![sequence..=sequence, heads.columns(head)]),
-                    cache.keys.slice(s![sequence, .., heads.columns(shared)]),
-                    cache.values.slice(s![sequence, .., heads.value_columns(shared)]),
-                    out.slice_mut(s![heads.value_columns(head)]).insert_axis(Axis(0)),
-                );
+            let query = query.row(sequence);
+            let (query, out) = (query.as_slice(), out.as_slice_mut());
+            let (query, out) = query.zip(out).expect("rows of owned matrices are contiguous");
+            for (head, out) in out.chunks_exact_mut(heads.value_dim).enumerate() {
+                cache.answer(sequence, &heads, head, position, query, out);
             }
         });
         out
+    }
+}
+
+impl LayerCache {
+    /// The answer of a head to one token's queries, of all heads, in a sequence at `position`, whose keys and values are there, as are those before
+    /// it.
+    fn answer(
+        &self,
+        sequence: usize,
+        heads: &Heads,
+        head: usize,
+        position: usize,
+        query: &[f32],
+        out: &mut [f32],
+    ) {
+        let first = heads.seen_from(position);
+        let shared = head * heads.key_value_count / heads.count;
+        let rows = |array: &Array3<f32>, columns: Range<usize>| {
+            let (_, tokens, width) = array.dim();
+            ((sequence * tokens + first) * width + columns.start, width)
+        };
+        let (keys, values) = (self.keys.as_slice(), self.values.as_slice());
+        let (keys, values) = keys.zip(values).expect("caches are in standard layout");
+        let scaled: Vec<f32> = query[heads.columns(head)].iter().map(|value| value * heads.scale).collect();
+        let mut scores = vec![0.0; position + 1 - first];
+        let (from, width) = rows(&self.keys, heads.columns(shared));
+        single::inner_products(&scaled, &keys[from..], width, &mut scores);
+        heads.cap_scores(&mut scores);
+        heads.lean(head, position, first, &mut scores);
+        let highest = elementwise::max(&scores);
+        let total = elementwise::exponentiate(&mut scores, highest);
+        let (from, width) = rows(&self.values, heads.value_columns(shared));
+        single::combination(&scores, &values[from..], width, out);
+        let factor = 1.0 / total;
+        out.iter_mut().for_each(|value| *value *= factor);
     }
 }

@@ -51,7 +51,7 @@ impl DenseLinear {
                 weight: weight.mapv(f64::from),
                 bias: operator.bias.map(|bias| bias.mapv(f64::from)),
             }),
-            LinearWeights::Packed(_) | LinearWeights::Rounded(_) => {
+            _ => {
                 Err(format!("`{name}` is packed or rounded, and only dense weights can be transformed")
                     .into())
             }

@@ -4,6 +4,8 @@
 //! rounded as IEEE 754 says, fused multiply-add included, so a kernel gives a row the same bits on every machine and at
 //! every width. [`widest`] picks the implementation at run time.
 
+use half::{bf16, f16};
+
 use super::generic::lanes::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::lanes::{Avx2, Avx512};
@@ -22,6 +24,10 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn splat(self, value: f32) -> Self::Vector;
     /// The first [`Lanes::COUNT`] elements of `from`.
     fn load(self, from: &[f32]) -> Self::Vector;
+    /// The first [`Lanes::COUNT`] elements of `from`, exactly.
+    fn load_bf16(self, from: &[bf16]) -> Self::Vector;
+    /// The first [`Lanes::COUNT`] elements of `from`, exactly.
+    fn load_f16(self, from: &[f16]) -> Self::Vector;
     /// Overwrites the first [`Lanes::COUNT`] elements of `to`.
     fn store(self, value: Self::Vector, to: &mut [f32]);
 

@@ -155,21 +155,21 @@ fn deposit(out: &mut [f32], sums: &[f32], chunk: &Chunk) {
 }
 
 /// Some tokens of some consecutive outputs.
-struct Tile<'a> {
-    first_token: usize,
-    first_panel: usize,
+pub(super) struct Tile<'a> {
+    pub(super) first_token: usize,
+    pub(super) first_panel: usize,
     /// One slice for each token.
-    rows: Vec<&'a mut [f32]>,
+    pub(super) rows: Vec<&'a mut [f32]>,
 }
 
 impl Tile<'_> {
-    fn panels(&self) -> usize {
+    pub(super) fn panels(&self) -> usize {
         self.rows.first().map_or(0, |row| row.len().div_ceil(LANES))
     }
 }
 
 /// Tiles of [`TOKENS_PER_TILE`] tokens and `panels` panels that make up `out`.
-fn tiles<'a>(out: &'a mut ArrayViewMut2<'_, f32>, panels: usize) -> Vec<Tile<'a>> {
+pub(super) fn tiles<'a>(out: &'a mut ArrayViewMut2<'_, f32>, panels: usize) -> Vec<Tile<'a>> {
     let tiles_per_row = out.ncols().div_ceil(panels * LANES);
     let mut tiles: Vec<Tile<'a>> = Vec::new();
     for (token, row) in out.axis_iter_mut(Axis(0)).enumerate() {

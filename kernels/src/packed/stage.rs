@@ -238,11 +238,12 @@ impl Panel<'_> {
 }
 
 /// A cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Line<T>([T; 16]);
 
 /// Memory that starts with a cache line, so that no aligned vector straddles two.
+#[derive(Clone, Debug)]
 pub(super) struct Aligned<T>(Vec<Line<T>>);
 
 impl<T: Copy + Default> Aligned<T> {

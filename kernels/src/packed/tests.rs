@@ -2,8 +2,8 @@ use ndarray::s;
 
 use super::*;
 
-const WIDTHS: [u8; 7] = [2, 3, 4, 5, 6, 7, 8];
-const LAYOUTS: [CodeLayout; 2] = [CodeLayout::OutputMajor, CodeLayout::InputMajor];
+pub(super) const WIDTHS: [u8; 7] = [2, 3, 4, 5, 6, 7, 8];
+pub(super) const LAYOUTS: [CodeLayout; 2] = [CodeLayout::OutputMajor, CodeLayout::InputMajor];
 
 /// The next value of a linear congruential generator, its high bits.
 fn random(state: &mut u64) -> u32 {
@@ -11,7 +11,7 @@ fn random(state: &mut u64) -> u32 {
     (*state >> 32) as u32
 }
 
-fn random_x(tokens: usize, in_features: usize, state: &mut u64) -> Array2<f32> {
+pub(super) fn random_x(tokens: usize, in_features: usize, state: &mut u64) -> Array2<f32> {
     Array2::from_shape_simple_fn((tokens, in_features), || random(state) as f32 / (1_u64 << 31) as f32 - 1.0)
 }
 
@@ -31,13 +31,13 @@ fn pack(shape: PackedShape, codes: ArrayView2<'_, u8>) -> Vec<u32> {
     words
 }
 
-struct Case {
-    codes: Array2<u8>,
-    matrix: PackedMatrix,
+pub(super) struct Case {
+    pub(super) codes: Array2<u8>,
+    pub(super) matrix: PackedMatrix,
 }
 
 /// Random codes, scales of both signs, and zero points that are all `2^(bits-1)` or any code.
-fn case(shape: PackedShape, symmetric: bool, state: &mut u64) -> Case {
+pub(super) fn case(shape: PackedShape, symmetric: bool, state: &mut u64) -> Case {
     let max_code = (1_u32 << shape.bits) - 1;
     let codes = Array2::from_shape_simple_fn((shape.out_features, shape.in_features), || {
         (random(state) & max_code) as u8
@@ -55,7 +55,7 @@ fn case(shape: PackedShape, symmetric: bool, state: &mut u64) -> Case {
 }
 
 /// Every width and layout on awkward sizes, with every kind of group that divides the columns.
-fn shapes() -> Vec<PackedShape> {
+pub(super) fn shapes() -> Vec<PackedShape> {
     let mut shapes = Vec::new();
     for bits in WIDTHS {
         for layout in LAYOUTS {
@@ -85,7 +85,7 @@ fn shapes() -> Vec<PackedShape> {
 }
 
 /// Largest error, over the largest value that terms of these sizes and random signs would typically sum to.
-fn relative_error(x: &Array2<f32>, weights: &Array2<f32>, found: &Array2<f32>) -> f64 {
+pub(super) fn relative_error(x: &Array2<f32>, weights: &Array2<f32>, found: &Array2<f32>) -> f64 {
     let expected = reference_product(x.view(), weights.view());
     assert_eq!(found.dim(), expected.dim());
     assert!(found.iter().all(|y| y.is_finite()));

@@ -9,13 +9,14 @@ use rayon::prelude::*;
 
 use crate::arch::lanes::{Lanes, Task, Unit};
 use crate::dense::{Tile, tiles};
+use crate::single::{self, Number};
 
 /// The most rows that are few.
 const FEW: usize = 16;
 /// The shortest rows for which an inner product is not mostly its beginning and its end.
 const SHORTEST: usize = 128;
 /// Partial sums of an inner product.
-const SUMS: usize = 16;
+pub(crate) const SUMS: usize = 16;
 /// Columns of the output that one thread computes at once.
 const COLUMNS: usize = 256;
 
@@ -40,21 +41,46 @@ pub(super) fn product_on(
     if few.nrows() > FEW || few.ncols() < SHORTEST || !contiguous(&few) || !contiguous(&many) {
         return false;
     }
-    let rows = few.nrows();
-    tiles(out.view_mut(), rows, COLUMNS).into_par_iter().for_each(|Tile { column, view, .. }| {
-        let many = many.slice(s![column..column + view.ncols(), ..]);
-        unit.run(Thin { few, many, out: view });
-    });
+    multiply(unit, few, many, out.view_mut());
     true
 }
 
-struct Thin<'a, 'o> {
+/// The same for any number of rows, of any length and kind; both matrices' rows are contiguous.
+pub(crate) fn multiply<B: Number>(
+    unit: Unit,
+    few: ArrayView2<'_, f32>,
+    many: ArrayView2<'_, B>,
+    out: ArrayViewMut2<'_, f32>,
+) {
+    for_each(tiles(out, FEW, COLUMNS), |Tile { row, column, view }| {
+        let few = few.slice(s![row..row + view.nrows(), ..]);
+        let many = many.slice(s![column..column + view.ncols(), ..]);
+        let mut view = view;
+        if let (1, Some(x), Some(rows)) = (few.nrows(), few.to_slice(), many.to_slice())
+            && let Some(out) = view.as_slice_mut()
+        {
+            single::inner_products_on(unit, x, rows, x.len(), out);
+        } else {
+            unit.run(Thin { few, many, out: view });
+        }
+    });
+}
+
+/// All tiles, in parallel where there are several.
+fn for_each<'o>(tiles: Vec<Tile<'o, f32>>, work: impl Fn(Tile<'o, f32>) + Send + Sync) {
+    match tiles.len() {
+        1 => tiles.into_iter().for_each(work),
+        _ => tiles.into_par_iter().for_each(work),
+    }
+}
+
+struct Thin<'a, 'o, B> {
     few: ArrayView2<'a, f32>,
-    many: ArrayView2<'a, f32>,
+    many: ArrayView2<'a, B>,
     out: ArrayViewMut2<'o, f32>,
 }
 
-impl Task for Thin<'_, '_> {
+impl<B: Number> Task for Thin<'_, '_, B> {
     type Output = ();
 
     #[inline(always)]
@@ -64,7 +90,7 @@ impl Task for Thin<'_, '_> {
     }
 }
 
-impl Thin<'_, '_> {
+impl<B: Number> Thin<'_, '_, B> {
     /// Tiles of at most `N` x `N` inner products, each in `V` vectors.
     #[inline(always)]
     fn by<L: Lanes, const V: usize, const N: usize>(&mut self, lanes: L) {
@@ -74,18 +100,18 @@ impl Thin<'_, '_> {
                 let mut tile =
                     self.out.slice_mut(s![i * N..i * N + few.nrows(), j * N..j * N + many.nrows()]);
                 if (few.nrows(), many.nrows()) == (N, N) {
-                    let products = inner_products::<L, V, N, N>(lanes, few, many);
+                    let products = inner_products::<L, B, V, N, N>(lanes, few, many);
                     tile.indexed_iter_mut().for_each(|((i, j), value)| *value = products[i][j]);
                 } else if many.nrows() == N {
                     for (few, mut tile) in few.rows().into_iter().zip(tile.rows_mut()) {
                         let few = few.insert_axis(Axis(0));
-                        let [products] = inner_products::<L, V, 1, N>(lanes, few, many);
+                        let [products] = inner_products::<L, B, V, 1, N>(lanes, few, many);
                         tile.iter_mut().zip(products).for_each(|(value, product)| *value = product);
                     }
                 } else {
                     for ((i, j), value) in tile.indexed_iter_mut() {
                         let (few, many) = (few.slice(s![i..=i, ..]), many.slice(s![j..=j, ..]));
-                        *value = inner_products::<L, V, 1, 1>(lanes, few, many)[0][0];
+                        *value = inner_products::<L, B, V, 1, 1>(lanes, few, many)[0][0];
                     }
                 }
             }
@@ -95,10 +121,10 @@ impl Thin<'_, '_> {
 
 /// The inner products of `M` rows with `N` rows; `V` vectors are 16 numbers.
 #[inline(always)]
-fn inner_products<L: Lanes, const V: usize, const M: usize, const N: usize>(
+fn inner_products<L: Lanes, B: Number, const V: usize, const M: usize, const N: usize>(
     lanes: L,
     a: ArrayView2<'_, f32>,
-    b: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, B>,
 ) -> [[f32; N]; M] {
     let k = a.ncols();
     let whole = k - k % SUMS;
@@ -120,12 +146,8 @@ fn inner_products<L: Lanes, const V: usize, const M: usize, const N: usize>(
         );
     }
     if whole < k {
-        let padded = |row: &[f32]| {
-            let mut padded = [0.0; SUMS];
-            padded[..k - whole].copy_from_slice(&row[whole..]);
-            padded
-        };
-        let (a_ends, b_ends) = (a_rows.map(padded), b_rows.map(padded));
+        let a_ends = a_rows.map(|row| padded(&row[whole..]));
+        let b_ends = b_rows.map(|row| padded(&row[whole..]));
         add_products(
             lanes,
             &a_ends.each_ref().map(|end| &end[..]),
@@ -136,18 +158,25 @@ fn inner_products<L: Lanes, const V: usize, const M: usize, const N: usize>(
     sums.map(|sums| sums.map(|sums| total(lanes, sums)))
 }
 
+#[inline(always)]
+fn padded<B: Number>(end: &[B]) -> [B; SUMS] {
+    let mut padded = [B::ZERO; SUMS];
+    padded[..end.len()].copy_from_slice(end);
+    padded
+}
+
 /// `sums[m][n] += a[m] b[n]`, number by number.
 #[inline(always)]
-fn add_products<L: Lanes, const V: usize, const M: usize, const N: usize>(
+fn add_products<L: Lanes, B: Number, const V: usize, const M: usize, const N: usize>(
     lanes: L,
     a: &[&[f32]; M],
-    b: &[&[f32]; N],
+    b: &[&[B]; N],
     sums: &mut [[[L::Vector; V]; N]; M],
 ) {
     let mut factors = [[lanes.splat(0.0); V]; N];
     for n in 0..N {
         for v in 0..V {
-            factors[n][v] = lanes.load(&b[n][v * L::COUNT..]);
+            factors[n][v] = B::load(lanes, &b[n][v * L::COUNT..]);
         }
     }
     for m in 0..M {

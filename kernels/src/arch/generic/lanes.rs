@@ -5,6 +5,8 @@
 
 use std::array::from_fn;
 
+use half::{bf16, f16};
+
 use crate::arch::lanes::{Lanes, Task};
 
 /// No vector unit in particular.
@@ -28,6 +30,16 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load(self, from: &[f32]) -> [f32; 8] {
         from_fn(|i| from[i])
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> [f32; 8] {
+        from_fn(|i| from[i].to_f32())
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16]) -> [f32; 8] {
+        from_fn(|i| from[i].to_f32())
     }
 
     #[inline(always)]

@@ -6,20 +6,23 @@
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use crate::arch::lanes::{Lanes, Task};
 
-/// AVX2 and FMA.
+/// AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2(());
 
-/// AVX-512 F and DQ, AVX2 and FMA.
+/// AVX-512 F and DQ, and all of [`Avx2`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512(());
 
 impl Avx2 {
     /// The unit, if this machine has it.
     pub(crate) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        (found && is_x86_feature_detected!("f16c")).then_some(Self(()))
     }
 }
 
@@ -31,12 +34,12 @@ impl Avx512 {
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<T: Task>(unit: Avx2, task: T) -> T::Output {
     task.run(unit)
 }
 
-#[target_feature(enable = "avx2,fma,avx512f,avx512dq")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq")]
 fn run_avx512<T: Task>(unit: Avx512, task: T) -> T::Output {
     task.run(unit)
 }
@@ -62,6 +65,23 @@ impl Lanes for Avx2 {
         let from = &from[..8];
         // SAFETY: `self` proves AVX2; the slice has 8 elements, and the load needs no alignment.
         unsafe { _mm256_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> __m256 {
+        let from = &from[..8];
+        // SAFETY: `self` proves AVX2; the slice has 8 elements of 16 bits, and the load needs no alignment.
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16]) -> __m256 {
+        let from = &from[..8];
+        // SAFETY: `self` proves F16C; the slice has 8 elements of 16 bits, and the load needs no alignment.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
@@ -165,6 +185,23 @@ impl Lanes for Avx512 {
         let from = &from[..16];
         // SAFETY: `self` proves AVX-512 F; the slice has 16 elements, and the load needs no alignment.
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16]) -> __m512 {
+        let from = &from[..16];
+        // SAFETY: `self` proves AVX-512F; the slice has 16 elements of 16 bits, and the load needs no alignment.
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16]) -> __m512 {
+        let from = &from[..16];
+        // SAFETY: `self` proves AVX-512F; the slice has 16 elements of 16 bits, and the load needs no alignment.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
