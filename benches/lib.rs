@@ -51,7 +51,7 @@ impl Peaks {
     #[must_use]
     pub fn measure() -> Self {
         const ROUNDS: usize = 1_000_000;
-        let rate = |work: &dyn Fn() -> usize| work() as f64 / least_seconds(|| drop(black_box(work())));
+        let rate = |work: &dyn Fn() -> usize| work() as f64 / least_seconds(|| _ = black_box(work()));
         let f32 = rate(&|| kernels::peak::multiply_and_add(ROUNDS));
         let bytes = || kernels::peak::multiply_and_add_bytes(ROUNDS);
         let int8 = if bytes().is_some() { rate(&|| bytes().unwrap_or(0)) } else { f32 };

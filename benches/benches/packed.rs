@@ -1,10 +1,12 @@
 //! Products with a packed 4096 by 4096 matrix in groups of 128, in one thread, as a Markdown table: operations of the equivalent dense product and
 //! bytes that are read, each with its share of the peak that was measured just before. Activations as they are (f32) and rounded (int8); for one
-//! token also with a matrix that no cache holds.
+//! token also with a matrix that no cache holds, and with a dense one in sixteen bits.
 //!
 //! `cargo bench -p benches --bench packed [-- WORD]` prints the rows that contain the word.
 
 use benches::{Peaks, least_seconds, numbers};
+use half::f16;
+use kernels::narrow::NarrowMatrix;
 use kernels::{ArrangedMatrix, CodeLayout, PackedMatrix, PackedShape};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
@@ -33,11 +35,20 @@ fn main() {
                     if rows == MANY && tokens > 1 {
                         continue;
                     }
-                    let bench = Bench { peaks: &peaks, word: &word, bits, rows, tokens };
+                    let bench = Bench { peaks: &peaks, word: &word, bits, rows, columns: FEATURES, tokens };
                     bench.row("f32", 4 * numbers, peaks.f32, |x, out| matrix.product(x, out));
                     bench.row("int8", arranged.bytes(), peaks.int8, |x, out| arranged.product(x, out));
                 }
             }
+        }
+        // A head of many short rows.
+        let (rows, columns) = (49152, 576);
+        let head =
+            NarrowMatrix::exactly(numbers(rows, columns, 7).mapv(|x| f16::from_f32(x).to_f32()).view());
+        let head = head.expect("the numbers are in half precision");
+        for tokens in [1, 8] {
+            let bench = Bench { peaks: &peaks, word: &word, bits: 16, rows, columns, tokens };
+            bench.row("f32", 2 * rows * columns, peaks.f32, |x, out| head.product(x, out));
         }
     });
 }
@@ -47,6 +58,7 @@ struct Bench<'a> {
     word: &'a str,
     bits: u8,
     rows: usize,
+    columns: usize,
     tokens: usize,
 }
 
@@ -58,17 +70,17 @@ impl Bench<'_> {
         peak: f64,
         product: impl Fn(ArrayView2<'_, f32>, ArrayViewMut2<'_, f32>),
     ) {
-        let Self { peaks, word, bits, rows, tokens } = *self;
+        let Self { peaks, word, bits, rows, columns, tokens } = *self;
         let name = format!("| {bits} | {activations} | {rows} | {tokens} |");
         if !name.contains(word) {
             return;
         }
-        let x = numbers(tokens, FEATURES, 6);
+        let x = numbers(tokens, columns, 6);
         let mut out = Array2::zeros((tokens, rows));
         let seconds = least_seconds(|| product(x.view(), out.view_mut()));
-        let rate = (2 * tokens * FEATURES * rows) as f64 / seconds;
+        let rate = (2 * tokens * columns * rows) as f64 / seconds;
         let bandwidth = bytes as f64 / seconds;
-        let most = if rows == MANY { peaks.memory } else { peaks.cache };
+        let most = if rows == FEATURES { peaks.cache } else { peaks.memory };
         println!(
             "{name} {:.3} | {:.0} | {:.0} % | {:.1} | {:.0} % |",
             1e3 * seconds,

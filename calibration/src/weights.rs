@@ -121,7 +121,7 @@ pub enum Activations {
     /// Single precision.
     #[default]
     F32,
-    /// Rounded to eight bits, by token and piece of a group (`kernels::packed::arranged`).
+    /// Rounded to eight bits, 32 of a token to a scale (`kernels::packed::arranged`).
     Int8,
 }
 

@@ -78,6 +78,8 @@ struct InnerProducts<'a, B> {
 
 /// Rows at a time.
 const ROWS: usize = 4;
+/// Bytes of a row that ends before the processor has foreseen where it goes on: the next ones are asked for.
+const SHORT: usize = 1 << 13;
 
 impl<B: Number> Task for InnerProducts<'_, B> {
     type Output = ();
@@ -97,22 +99,25 @@ impl<B: Number> InnerProducts<'_, B> {
         let mut first = 0;
         for four in fours {
             let rows = [0, 1, 2, 3].map(|row| &rows[(first + row) * stride..][..x.len()]);
-            *four = products::<L, B, V, ROWS>(lanes, x, rows);
+            let next = if x.len() * size_of::<B>() <= SHORT { ROWS * stride } else { 0 };
+            *four = products::<L, B, V, ROWS>(lanes, x, rows, next);
             first += ROWS;
         }
         for out in rest {
             let row = &rows[first * stride..][..x.len()];
-            [*out] = products::<L, B, V, 1>(lanes, x, [row]);
+            [*out] = products::<L, B, V, 1>(lanes, x, [row], 0);
             first += 1;
         }
     }
 }
 
+/// `next` is the distance to the rows after these.
 #[inline(always)]
 fn products<L: Lanes, B: Number, const V: usize, const N: usize>(
     lanes: L,
     x: &[f32],
     rows: [&[B]; N],
+    next: usize,
 ) -> [f32; N] {
     let mut sums = [[lanes.splat(0.0); V]; N];
     let whole = x.len() - x.len() % SUMS;
@@ -120,6 +125,7 @@ fn products<L: Lanes, B: Number, const V: usize, const N: usize>(
         let x = &x[start..start + SUMS];
         for n in 0..N {
             let row = &rows[n][start..start + SUMS];
+            lanes.prefetch(row.as_ptr().wrapping_add(next));
             for v in 0..V {
                 let factor = B::load(lanes, &row[v * L::COUNT..]);
                 sums[n][v] = lanes.multiply_add(lanes.load(&x[v * L::COUNT..]), factor, sums[n][v]);

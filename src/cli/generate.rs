@@ -35,7 +35,7 @@ pub struct GenerateArgs {
     /// Go on with the prompt as it is, even if the model has a chat template
     #[arg(long)]
     raw: bool,
-    /// What packed weights are multiplied with: int8 rounds activations, 128 at most to a scale, which takes a third of the time
+    /// What packed weights are multiplied with: int8 rounds activations to eight bits, 32 to a scale, which is faster
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = ActivationType::Int8)]
     activations: ActivationType,
     /// What the model is told before the first question

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::run::{demo, fail, quantc, quantize, succeed, text, tiny};
+use crate::run::{demo, fail, json, quantc, quantize, succeed, text, tiny};
 
 #[test]
 fn a_prompt_is_gone_on_with_the_same_way_each_time() {
@@ -32,6 +32,44 @@ fn a_quantized_model_writes_too_and_says_how_fast() {
     assert!(String::from_utf8(found.stdout).unwrap().trim().len() > 5);
     let said = String::from_utf8(found.stderr).unwrap();
     assert!(said.starts_with("8 tokens at ") && said.contains("cut at --tokens"), "{said}");
+}
+
+#[test]
+fn packed_weights_are_multiplied_with_what_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
+    let write = |model: &str, more: &[&str]| {
+        let mut arguments = vec!["generate", model, "-p", "The old house", "-n", "48", "--temperature", "0"];
+        arguments.extend(more);
+        succeed(&arguments)
+    };
+    let model = demo();
+    for (model, rounded) in [(text(&output), true), (text(&model), false)] {
+        let (exact, int8) =
+            (write(model, &["--activations", "f32"]), write(model, &["--activations", "int8"]));
+        assert_eq!(int8, write(model, &["--threads", "1"]), "{model}");
+        // An original has nothing that is packed.
+        assert!(rounded || exact == int8, "{model}");
+    }
+    // What rounding does is measured by `evaluate`: something, and little.
+    let divergence = |kind: &str| {
+        let report = folder.path().join("report.json");
+        let mut arguments =
+            vec!["evaluate", text(&output), "--reference", text(&output), "--activations", kind];
+        arguments.extend([
+            "--evaluate-samples",
+            "4",
+            "--evaluate-context",
+            "96",
+            "--export-json",
+            text(&report),
+        ]);
+        succeed(&arguments);
+        json(&report)["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap()
+    };
+    assert!(divergence("f32").abs() < 1e-9);
+    let found = divergence("int8");
+    assert!(found > 1e-9 && found < 1e-3, "{found}");
 }
 
 #[test]

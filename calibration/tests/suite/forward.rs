@@ -5,9 +5,9 @@ use std::fs;
 use crate::tiny::{InMemory, TINY, folder};
 use calibration::evaluation::visit_logits;
 use calibration::forward::Forward;
-use calibration::weights::LinearWeights;
-use kernels::packed::{CodeLayout, PackedMatrix, PackedShape};
-use model::linear::Part;
+use calibration::weights::{LinearOperator, LinearWeights};
+use kernels::packed::{ArrangedMatrix, CodeLayout, PackedMatrix, PackedShape};
+use model::linear::{Part, Role};
 use ndarray::{Array2, ArrayView2, s};
 use serde_json::Value;
 
@@ -136,6 +136,42 @@ fn packed_weights_do_what_their_dense_values_do() {
     // Heads and inner features of the other tiny mixtures fill no words.
     for name in ["qwen2", "mixtral"] {
         packed_weights_of(name);
+    }
+}
+
+/// Rounding 32 activations to a step of a 127th of the largest moves a product by a small part of what it typically is.
+#[test]
+fn rounded_activations_move_a_product_little_and_narrow_weights_not_at_all() {
+    let source = InMemory::open("qwen2");
+    let weights = source.whole_layer(&source.model.layers[0]);
+    let tokens: Vec<u32> = (0..40).map(|i| (i * 7) % 64).collect();
+    let x = Forward::new(&source.model, tokens.len()).embed(&source, &tokens, 0).unwrap();
+    let x = x.hidden();
+    for role in [Role::Query, Role::Up] {
+        let LinearWeights::Dense(matrix) = &weights.linear(role).weights else { unreachable!() };
+        let (packed, dense) = packed(matrix.view());
+        let bias = weights.linear(role).bias.clone();
+        let operator = |weights: LinearWeights| LinearOperator { weights, bias: bias.clone() };
+        let arranged = operator(LinearWeights::Arranged(ArrangedMatrix::new(&packed)));
+        assert_eq!(*arranged.weights.values().unwrap(), dense);
+        let exact = operator(dense.clone().into()).apply(x);
+        let found = arranged.apply(x);
+        let worst = (&found - &exact).iter().fold(0.0_f32, |worst, d| worst.max(d.abs()));
+        let largest = exact.iter().fold(0.0_f32, |most, y| most.max(y.abs()));
+        assert!(worst > 0.0 && worst < 0.02 * largest, "{worst} of {largest}");
+        let gradient = Array2::ones((2, dense.nrows()));
+        assert_eq!(
+            arranged.apply_transposed(gradient.view()),
+            operator(packed.into()).apply_transposed(gradient.view())
+        );
+
+        let short = dense.mapv(|value| f32::from_bits(value.to_bits() & 0xFFFF_0000));
+        let narrow = operator(short.clone().into()).narrowed();
+        assert!(
+            matches!(narrow.weights, LinearWeights::Narrow(_)) && *narrow.weights.values().unwrap() == short
+        );
+        let exact = operator(short.into()).apply(x);
+        assert!(narrow.apply(x).iter().zip(&exact).all(|(a, b)| (a - b).abs() < 1e-5 * largest));
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) trait Lanes: Copy + Send + Sync {
     fn load_bf16(self, from: &[bf16]) -> Self::Vector;
     /// The first [`Lanes::COUNT`] elements of `from`, exactly.
     fn load_f16(self, from: &[f16]) -> Self::Vector;
+    /// Asks for a line of memory before it is needed. It need not exist.
+    fn prefetch<T>(self, _: *const T) {}
     /// Overwrites the first [`Lanes::COUNT`] elements of `to`.
     fn store(self, value: Self::Vector, to: &mut [f32]);
 

@@ -1,16 +1,17 @@
 //! Products with a quantized matrix whose activations are rounded to eight bits, so that what is multiplied are integers.
 //!
-//! A group's columns are cut into *pieces* of at most [`PIECE`]. For token `t` and piece `p`
+//! A group's columns are cut into *units* of at most 32. For token `t` and unit `u`
 //!
 //! ```text
-//! step[t, p] = max |x[t, k]| / 127        q[t, k] = x[t, k] / step[t, p], to the nearest integer, halves to the even one
+//! step[t, u] = max |x[t, k]| / 127        q[t, k] = x[t, k] / step[t, u], to the nearest integer, halves to the even one
 //!
-//! out[t, n] = sum over p of scale[g, n] * step[t, p] * (sum over k of code[n, k] * q[t, k] - zero_point[g, n] * sum over k of q[t, k])
+//! out[t, n] = sum over g of scale[g, n] * (sum over u of step[t, u] * (sum over k of code[n, k] * q[t, k])
+//!                                          - zero_point[g, n] * sum over u of step[t, u] * (sum over k of q[t, k]))
 //! ```
 //!
-//! where `g` is the group of `p` and `k` runs over the columns of `p`. The sums over `k` are exact; those over `p` are single precision, in order.
-//! So an activation is off by at most half a step of its piece, and one outlier costs no other piece anything. A piece that holds what is not
-//! finite gives what is not a number.
+//! where `u` runs over the units of group `g`, and `k` over the columns of `u`. The sums over `k` are exact; the others are single precision, in order.
+//! So an activation is off by at most half a step of its unit, and one outlier costs no other unit anything. A unit that holds what is not finite gives
+//! what is not a number.
 //!
 //! The words of a checkpoint are arranged anew for it, once: see [`planes`]. [`PackedMatrix::product`], which takes activations as they are, is
 //! what measurements and checks go by.
@@ -23,7 +24,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use self::activations::Activations;
-use self::kernel::{DWORDS, Int8Kernel, Panel, Piece};
+use self::kernel::{DWORDS, Group, Int8Kernel, Panel};
 use super::PackedMatrix;
 use super::kernel::{LANES, UNIT};
 use super::product::{Tile, tiles};
@@ -31,9 +32,6 @@ use super::stage::Aligned;
 use crate::arch::generic::int8::Portable;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{int8_avx2::Avx2, int8_vnni::Vnni};
-
-/// The most columns that share a step.
-pub const PIECE: usize = 128;
 
 /// Tiles that a matrix is cut into, at most.
 const TILES: usize = 64;
@@ -48,9 +46,8 @@ pub struct ArrangedMatrix {
     bits: usize,
     out_features: usize,
     in_features: usize,
-    pieces: Vec<Piece>,
+    groups: Vec<Group>,
     units: usize,
-    groups: usize,
     /// `[panels, units, bits, LANES]`
     words: Aligned<u32>,
     /// `[panels, groups, LANES]`
@@ -60,8 +57,8 @@ pub struct ArrangedMatrix {
 
 #[derive(Clone, Debug)]
 enum ZeroPoints {
-    /// The same integer everywhere, as symmetric grids have it.
-    Same(i32),
+    /// The same one everywhere, as symmetric grids have it.
+    Same([f32; LANES]),
     /// `[panels, groups, LANES]`
     Each(Aligned<f32>),
 }
@@ -72,8 +69,8 @@ impl ArrangedMatrix {
     pub fn new(matrix: &PackedMatrix) -> Self {
         let shape = matrix.shape();
         let bits = usize::from(shape.bits);
-        let pieces = pieces(shape.in_features, shape.group_size);
-        let units = pieces.iter().map(|piece| piece.units).sum();
+        let groups = groups(shape.in_features, shape.group_size);
+        let units = groups.iter().map(|group| group.units).sum();
         let panels = shape.out_features.div_ceil(LANES);
         let mut words = Aligned::zeros(panels * units * bits * LANES);
         let codes = matrix.unpack_codes();
@@ -81,9 +78,9 @@ impl ArrangedMatrix {
         let by_panel = words.as_mut().par_chunks_mut(units * bits * LANES);
         by_panel.zip(codes.par_chunks(LANES * shape.in_features)).for_each(|(words, codes)| {
             for (lane, codes) in codes.chunks_exact(shape.in_features).enumerate() {
-                for piece in &pieces {
-                    let units = words.chunks_exact_mut(bits * LANES).skip(piece.first_unit);
-                    for (words, codes) in units.zip(codes[piece.columns.clone()].chunks(UNIT)) {
+                for group in &groups {
+                    let units = words.chunks_exact_mut(bits * LANES).skip(group.first_unit);
+                    for (words, codes) in units.zip(codes[group.columns.clone()].chunks(UNIT)) {
                         planes::store(bits, codes, &mut words[lane..]);
                     }
                 }
@@ -101,21 +98,20 @@ impl ArrangedMatrix {
         };
         let zeros = matrix.zero_points();
         let first = zeros[[0, 0]];
-        let same = first.fract() == 0.0 && first.abs() <= 256.0 && zeros.iter().all(|&zero| zero == first);
+        let same = zeros.iter().all(|&zero| zero == first);
         Self {
             bits,
             out_features: shape.out_features,
             in_features: shape.in_features,
             units,
-            groups: shape.groups(),
             words,
             scales: by_panel(matrix.scales()),
             zero_points: if same {
-                ZeroPoints::Same(first as i32)
+                ZeroPoints::Same([first; LANES])
             } else {
                 ZeroPoints::Each(by_panel(zeros))
             },
-            pieces,
+            groups,
         }
     }
 
@@ -149,18 +145,16 @@ impl ArrangedMatrix {
         rows.for_each(|(panel, mut rows)| {
             let panel = self.panel(panel);
             for (lane, mut row) in rows.rows_mut().into_iter().enumerate() {
-                for piece in &self.pieces {
-                    let at = piece.group * LANES + lane;
-                    let zero = panel.zero_points().map_or(panel.zero_point() as f32, |zeros| zeros[at]);
-                    let units = panel.words().chunks_exact(self.bits * LANES).skip(piece.first_unit);
-                    let codes = units.flat_map(|words| {
+                for (number, group) in self.groups.iter().enumerate() {
+                    let (scale, zero) = (panel.scale(number, lane), panel.zero_point(number, lane));
+                    let codes = (group.first_unit..group.first_unit + group.units).flat_map(|unit| {
                         (0..DWORDS).flat_map(move |dword| {
-                            planes::load(self.bits, dword, |word| words[word * LANES + lane])
+                            planes::load(self.bits, dword, |word| panel.word(unit, word, lane))
                         })
                     });
-                    let row = row.slice_mut(s![piece.columns.clone()]);
+                    let row = row.slice_mut(s![group.columns.clone()]);
                     for (weight, code) in row.into_iter().zip(codes) {
-                        *weight = panel.scales()[at] * (f32::from(code) - zero);
+                        *weight = scale * (f32::from(code) - zero);
                     }
                 }
             }
@@ -190,7 +184,7 @@ impl ArrangedMatrix {
             out.assign(&contiguous);
             return;
         }
-        let x = Activations::round(x, &self.pieces, self.units);
+        let x = Activations::round(x, &self.groups, self.units);
         match machine {
             Machine::Portable => self.multiply(Portable, &x, out),
             #[cfg(target_arch = "x86_64")]
@@ -223,14 +217,14 @@ impl ArrangedMatrix {
     /// The outputs from `index * LANES` on.
     fn panel(&self, index: usize) -> Panel<'_> {
         let words = self.units * self.bits * LANES;
-        let grid = index * self.groups * LANES..(index + 1) * self.groups * LANES;
-        let (zero_point, zero_points) = match &self.zero_points {
-            ZeroPoints::Same(zero) => (*zero, None),
-            ZeroPoints::Each(zeros) => (0, Some(&zeros.as_ref()[grid.clone()])),
+        let grid = index * self.groups.len() * LANES..(index + 1) * self.groups.len() * LANES;
+        let zero_points = match &self.zero_points {
+            ZeroPoints::Same(zeros) => kernel::ZeroPoints::Same(zeros),
+            ZeroPoints::Each(zeros) => kernel::ZeroPoints::Each(&zeros.as_ref()[grid.clone()]),
         };
         let scales = &self.scales.as_ref()[grid];
         let words = &self.words.as_ref()[index * words..(index + 1) * words];
-        Panel::new(self.bits, &self.pieces, words, scales, zero_point, zero_points)
+        Panel::new(self.bits, &self.groups, words, scales, zero_points)
     }
 }
 
@@ -242,19 +236,13 @@ fn deposit(tile: &mut Tile<'_>, first: usize, panel: usize, totals: &[[f32; LANE
     }
 }
 
-/// Groups of `group_size` of so many columns, cut into pieces.
-fn pieces(in_features: usize, group_size: usize) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = Vec::new();
-    let mut first_unit = 0;
-    for (group, start) in (0..in_features).step_by(group_size).enumerate() {
-        for first in (start..start + group_size).step_by(PIECE) {
-            let columns = first..(start + group_size).min(first + PIECE);
-            let units = columns.len().div_ceil(UNIT);
-            pieces.push(Piece { columns, first_unit, units, group });
-            first_unit += units;
-        }
-    }
-    pieces
+/// Groups of `group_size` of so many columns.
+fn groups(in_features: usize, group_size: usize) -> Vec<Group> {
+    let units = group_size.div_ceil(UNIT);
+    let first = (0..in_features).step_by(group_size).enumerate();
+    first
+        .map(|(group, start)| Group { columns: start..start + group_size, first_unit: group * units, units })
+        .collect()
 }
 
 /// A set of kernels that this machine can run.

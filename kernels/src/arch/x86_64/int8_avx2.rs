@@ -21,7 +21,7 @@ impl Avx2 {
 impl Int8Kernel for Avx2 {
     fn multiply(self, panel: Panel<'_>, x: Tokens<'_>, out: &mut [[f32; LANES]]) {
         assert!(out.len() == x.count() && x.fit(panel));
-        // SAFETY: `self` proves the instructions; `Panel` holds the words and grids of its pieces, `x` fits them, and `out` has a row for each
+        // SAFETY: `self` proves the instructions; `Panel` holds the words and grids of its groups, `x` fits them, and `out` has a row for each
         // token.
         unsafe {
             match panel.bits() {
@@ -43,18 +43,15 @@ impl Int8Kernel for Avx2 {
 unsafe fn multiply<const BITS: usize>(panel: Panel<'_>, x: Tokens<'_>, out: &mut [[f32; LANES]]) {
     let mut done = 0;
     while done < x.count() {
-        let tokens = if x.count() - done >= 4 { 4 } else { 1 };
+        let tokens = if x.count() - done >= 2 { 2 } else { 1 };
         let some = x.some(done, tokens);
         let out = out[done..done + tokens].as_mut_ptr().cast::<f32>();
-        // SAFETY: as promised by the caller, for these of the tokens; the strips make up the panel.
-        unsafe {
-            if tokens == 4 {
-                for lane in (0..LANES).step_by(2 * LANES_PER_VECTOR) {
-                    strip::<BITS, 4, 2>(panel, lane, some, out);
-                }
-            } else {
-                for lane in (0..LANES).step_by(4 * LANES_PER_VECTOR) {
-                    strip::<BITS, 1, 4>(panel, lane, some, out);
+        for lane in (0..LANES).step_by(2 * LANES_PER_VECTOR) {
+            // SAFETY: as promised by the caller, for these of the tokens; the strips make up the panel.
+            unsafe {
+                match tokens {
+                    2 => strip::<BITS, 2, 2>(panel, lane, some, out),
+                    _ => strip::<BITS, 1, 2>(panel, lane, some, out),
                 }
             }
         }
@@ -125,28 +122,24 @@ unsafe fn strip<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(
             }
         }
     }
-    for number in 0..panel.pieces().len() {
+    for number in 0..panel.groups().len() {
         // SAFETY: the strip's lanes are in the panel, and there are TOKENS tokens.
-        unsafe { piece::<BITS, TOKENS, VECTORS>(Place::new(panel, number, lane, x), out.add(lane)) };
+        unsafe { group::<BITS, TOKENS, VECTORS>(Place::new(panel, number, lane, x), out.add(lane)) };
     }
 }
 
-/// Adds the products of TOKENS tokens with `VECTORS * 8` lanes over one piece to `out`, where tokens are [`LANES`] apart.
+/// Adds the products of TOKENS tokens with `VECTORS * 8` lanes over one group to `out`, where tokens are [`LANES`] apart.
 ///
 /// A function of its own, so that all sums stay in registers.
 ///
 /// # Safety
 /// AVX2 and FMA; there are so many tokens and lanes from the place on, and in `out`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn piece<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(at: Place, out: *mut f32) {
-    let mut dots = [[_mm256_setzero_si256(); VECTORS]; TOKENS];
-    for (token, dots) in dots.iter_mut().enumerate() {
-        // SAFETY: there is a sum for each token.
-        let sum = unsafe { *at.sums.add(token * at.pieces) };
-        *dots = [_mm256_set1_epi32(-at.zero_point * sum); VECTORS];
-    }
+unsafe fn group<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(at: Place, out: *mut f32) {
+    let mut products = [[_mm256_setzero_ps(); VECTORS]; TOKENS];
     for unit in 0..at.units {
-        // SAFETY: the unit is one of the piece's, for all lanes and tokens.
+        let mut dots = [[_mm256_setzero_si256(); VECTORS]; TOKENS];
+        // SAFETY: the unit is one of the group's, for all lanes and tokens.
         unsafe {
             let words = at.words.add(unit * BITS * LANES);
             let x_unit = at.codes.add(unit * DWORDS);
@@ -154,28 +147,30 @@ unsafe fn piece<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(at
                 let weights: [__m256i; VECTORS] =
                     std::array::from_fn(|vector| codes::<BITS>(words.add(vector * LANES_PER_VECTOR), DWORD));
                 for (token, dots) in dots.iter_mut().enumerate() {
-                    let x = _mm256_set1_epi32(*x_unit.add(token * at.stride + DWORD));
+                    let x = _mm256_set1_epi32(*x_unit.add(token * at.stride * DWORDS + DWORD));
                     for (dot, weights) in dots.iter_mut().zip(weights) {
                         *dot = add_products::<BITS>(*dot, weights, x);
                     }
                 }
             });
+            for (token, (products, dots)) in products.iter_mut().zip(dots).enumerate() {
+                let step = _mm256_set1_ps(*at.steps.add(token * at.stride + unit));
+                for (product, dot) in products.iter_mut().zip(dots) {
+                    *product = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), step, *product);
+                }
+            }
         }
     }
-    for (token, dots) in dots.iter().enumerate() {
-        for (vector, &dot) in dots.iter().enumerate() {
+    for (token, products) in products.iter().enumerate() {
+        for (vector, &product) in products.iter().enumerate() {
             let lane = vector * LANES_PER_VECTOR;
-            // SAFETY: the lane starts one of the strip's vectors, and there are a step, a sum and a row for each token.
+            // SAFETY: the lane starts one of the strip's vectors, and there are a sum and a row for each token.
             unsafe {
-                let mut dot = _mm256_cvtepi32_ps(dot);
-                if let Some(zero_points) = at.zero_points {
-                    let sum = _mm256_set1_ps(*at.sums.add(token * at.pieces) as f32);
-                    dot = _mm256_fnmadd_ps(_mm256_loadu_ps(zero_points.add(lane)), sum, dot);
-                }
-                let stepped = _mm256_mul_ps(dot, _mm256_set1_ps(*at.steps.add(token * at.pieces)));
-                let out = out.add(token * LANES + lane);
+                let sum = _mm256_set1_ps(*at.sums.add(token * at.groups));
+                let product = _mm256_fnmadd_ps(_mm256_loadu_ps(at.zero_points.add(lane)), sum, product);
                 let scale = _mm256_loadu_ps(at.scales.add(lane));
-                _mm256_storeu_ps(out, _mm256_fmadd_ps(scale, stepped, _mm256_loadu_ps(out)));
+                let out = out.add(token * LANES + lane);
+                _mm256_storeu_ps(out, _mm256_fmadd_ps(scale, product, _mm256_loadu_ps(out)));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::packed::arranged::kernel::{DWORDS, Int8Kernel, Panel, Place, TOKENS, Tokens, for_each_dword};
+use crate::packed::arranged::kernel::{DWORDS, Int8Kernel, Panel, Place, Tokens, for_each_dword};
 use crate::packed::arranged::planes::Plane;
 use crate::packed::kernel::LANES;
 
@@ -42,7 +42,7 @@ unsafe fn busy<const SUMS: usize>(rounds: usize) {
 impl Int8Kernel for Vnni {
     fn multiply(self, panel: Panel<'_>, x: Tokens<'_>, out: &mut [[f32; LANES]]) {
         assert!(out.len() == x.count() && x.fit(panel));
-        // SAFETY: `self` proves the instructions; `Panel` holds the words and grids of its pieces, `x` fits them, and `out` has a row for each
+        // SAFETY: `self` proves the instructions; `Panel` holds the words and grids of its groups, `x` fits them, and `out` has a row for each
         // token.
         unsafe {
             match panel.bits() {
@@ -64,8 +64,12 @@ impl Int8Kernel for Vnni {
 unsafe fn multiply<const BITS: usize>(panel: Panel<'_>, x: Tokens<'_>, out: &mut [[f32; LANES]]) {
     let mut done = 0;
     while done < x.count() {
-        let left = x.count() - done;
-        let tokens = if left >= TOKENS { TOKENS } else { 1 << left.ilog2() };
+        let tokens = match x.count() - done {
+            6.. => 6,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
         let some = x.some(done, tokens);
         let out = out[done..done + tokens].as_mut_ptr().cast::<f32>();
         // SAFETY: as promised by the caller, for these of the tokens.
@@ -73,10 +77,13 @@ unsafe fn multiply<const BITS: usize>(panel: Panel<'_>, x: Tokens<'_>, out: &mut
             match tokens {
                 1 => strip::<BITS, 1, 4>(panel, 0, some, out),
                 2 => strip::<BITS, 2, 4>(panel, 0, some, out),
-                4 => strip::<BITS, 4, 4>(panel, 0, some, out),
+                4 => {
+                    strip::<BITS, 4, 2>(panel, 0, some, out);
+                    strip::<BITS, 4, 2>(panel, LANES / 2, some, out);
+                }
                 _ => {
-                    strip::<BITS, TOKENS, 2>(panel, 0, some, out);
-                    strip::<BITS, TOKENS, 2>(panel, LANES / 2, some, out);
+                    strip::<BITS, 6, 2>(panel, 0, some, out);
+                    strip::<BITS, 6, 2>(panel, LANES / 2, some, out);
                 }
             }
         }
@@ -135,28 +142,24 @@ unsafe fn strip<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(
             }
         }
     }
-    for number in 0..panel.pieces().len() {
+    for number in 0..panel.groups().len() {
         // SAFETY: the strip's lanes are in the panel, and there are TOKENS tokens.
-        unsafe { piece::<BITS, TOKENS, VECTORS>(Place::new(panel, number, lane, x), out.add(lane)) };
+        unsafe { group::<BITS, TOKENS, VECTORS>(Place::new(panel, number, lane, x), out.add(lane)) };
     }
 }
 
-/// Adds the products of TOKENS tokens with `VECTORS * 16` lanes over one piece to `out`, where tokens are [`LANES`] apart.
+/// Adds the products of TOKENS tokens with `VECTORS * 16` lanes over one group to `out`, where tokens are [`LANES`] apart.
 ///
 /// A function of its own, so that all sums stay in registers.
 ///
 /// # Safety
 /// AVX-512 F and VNNI; there are so many tokens and lanes from the place on, and in `out`.
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn piece<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(at: Place, out: *mut f32) {
-    let mut dots = [[_mm512_setzero_si512(); VECTORS]; TOKENS];
-    for (token, dots) in dots.iter_mut().enumerate() {
-        // SAFETY: there is a sum for each token.
-        let sum = unsafe { *at.sums.add(token * at.pieces) };
-        *dots = [_mm512_set1_epi32(-at.zero_point * sum); VECTORS];
-    }
+unsafe fn group<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(at: Place, out: *mut f32) {
+    let mut products = [[_mm512_setzero_ps(); VECTORS]; TOKENS];
     for unit in 0..at.units {
-        // SAFETY: the unit is one of the piece's, for all lanes and tokens.
+        let mut dots = [[_mm512_setzero_si512(); VECTORS]; TOKENS];
+        // SAFETY: the unit is one of the group's, for all lanes and tokens.
         unsafe {
             let words = at.words.add(unit * BITS * LANES);
             let x_unit = at.codes.add(unit * DWORDS);
@@ -164,28 +167,30 @@ unsafe fn piece<const BITS: usize, const TOKENS: usize, const VECTORS: usize>(at
                 let weights: [__m512i; VECTORS] =
                     std::array::from_fn(|vector| codes::<BITS>(words.add(vector * LANES_PER_VECTOR), DWORD));
                 for (token, dots) in dots.iter_mut().enumerate() {
-                    let x = _mm512_set1_epi32(*x_unit.add(token * at.stride + DWORD));
+                    let x = _mm512_set1_epi32(*x_unit.add(token * at.stride * DWORDS + DWORD));
                     for (dot, weights) in dots.iter_mut().zip(weights) {
                         *dot = _mm512_dpbusd_epi32(*dot, weights, x);
                     }
                 }
             });
+            for (token, (products, dots)) in products.iter_mut().zip(dots).enumerate() {
+                let step = _mm512_set1_ps(*at.steps.add(token * at.stride + unit));
+                for (product, dot) in products.iter_mut().zip(dots) {
+                    *product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), step, *product);
+                }
+            }
         }
     }
-    for (token, dots) in dots.iter().enumerate() {
-        for (vector, &dot) in dots.iter().enumerate() {
+    for (token, products) in products.iter().enumerate() {
+        for (vector, &product) in products.iter().enumerate() {
             let lane = vector * LANES_PER_VECTOR;
-            // SAFETY: the lane starts one of the strip's vectors, and there are a step, a sum and a row for each token.
+            // SAFETY: the lane starts one of the strip's vectors, and there are a sum and a row for each token.
             unsafe {
-                let mut dot = _mm512_cvtepi32_ps(dot);
-                if let Some(zero_points) = at.zero_points {
-                    let sum = _mm512_set1_ps(*at.sums.add(token * at.pieces) as f32);
-                    dot = _mm512_fnmadd_ps(_mm512_loadu_ps(zero_points.add(lane)), sum, dot);
-                }
-                let stepped = _mm512_mul_ps(dot, _mm512_set1_ps(*at.steps.add(token * at.pieces)));
-                let out = out.add(token * LANES + lane);
+                let sum = _mm512_set1_ps(*at.sums.add(token * at.groups));
+                let product = _mm512_fnmadd_ps(_mm512_loadu_ps(at.zero_points.add(lane)), sum, product);
                 let scale = _mm512_loadu_ps(at.scales.add(lane));
-                _mm512_storeu_ps(out, _mm512_fmadd_ps(scale, stepped, _mm512_loadu_ps(out)));
+                let out = out.add(token * LANES + lane);
+                _mm512_storeu_ps(out, _mm512_fmadd_ps(scale, product, _mm512_loadu_ps(out)));
             }
         }
     }

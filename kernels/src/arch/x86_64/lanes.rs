@@ -85,6 +85,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, line: *const T) {
+        // SAFETY: a prefetch may name any address; every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    }
+
+    #[inline(always)]
     fn store(self, value: __m256, to: &mut [f32]) {
         let to = &mut to[..8];
         // SAFETY: `self` proves AVX2; the slice has 8 elements, and the store needs no alignment.
@@ -202,6 +208,12 @@ impl Lanes for Avx512 {
         let from = &from[..16];
         // SAFETY: `self` proves AVX-512F; the slice has 16 elements of 16 bits, and the load needs no alignment.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, line: *const T) {
+        // SAFETY: a prefetch may name any address; every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
     }
 
     #[inline(always)]

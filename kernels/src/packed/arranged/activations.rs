@@ -3,8 +3,9 @@
 use ndarray::{ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::kernel::{DWORDS, Piece, TOKENS, Tokens};
+use super::kernel::{DWORDS, Group, TOKENS, Tokens};
 use crate::arch::lanes::{Lanes, Task, Unit};
+use crate::packed::kernel::UNIT;
 
 /// The largest magnitude of a rounded activation.
 const MOST: f32 = 127.0;
@@ -15,59 +16,58 @@ const RUN: usize = 16;
 
 /// Some tokens' activations: see the module above for what they are.
 pub(super) struct Activations {
-    /// `[tokens, units, DWORDS]`, four to a number; what pads a piece to whole units is zero.
+    units: usize,
+    groups: usize,
+    /// `[tokens, units, DWORDS]`, four to a number; what pads a group to whole units is zero.
     codes: Vec<i32>,
-    dwords: usize,
-    pieces: usize,
-    /// `[tokens, pieces]`
+    /// `[tokens, units]`
     steps: Vec<f32>,
-    /// `[tokens, pieces]`
-    sums: Vec<i32>,
+    /// `[tokens, groups]`, of rounded activations times their steps.
+    sums: Vec<f32>,
 }
 
 impl Activations {
-    /// `x` is `[tokens, in_features]`; the pieces are those of its columns and take `units`.
-    pub(super) fn round(x: ArrayView2<'_, f32>, pieces: &[Piece], units: usize) -> Self {
+    /// `x` is `[tokens, in_features]`; the groups are those of its columns and take `units`.
+    pub(super) fn round(x: ArrayView2<'_, f32>, groups: &[Group], units: usize) -> Self {
         let tokens = x.nrows();
-        let dwords = units * DWORDS;
-        let mut codes = vec![0; tokens * dwords];
-        let mut steps = vec![0.0; tokens * pieces.len()];
-        let mut sums = vec![0; tokens * pieces.len()];
+        let mut codes = vec![0; tokens * units * DWORDS];
+        let mut steps = vec![0.0; tokens * units];
+        let mut sums = vec![0.0; tokens * groups.len()];
         let x = x.as_standard_layout();
         let unit = Unit::widest();
-        let by_run = codes.par_chunks_mut(RUN * dwords).zip(steps.par_chunks_mut(RUN * pieces.len()));
-        by_run.zip(sums.par_chunks_mut(RUN * pieces.len())).enumerate().for_each(
-            |(run, ((codes, steps), sums))| {
-                let rows = x.axis_iter(Axis(0)).skip(run * RUN);
-                let grid = steps.chunks_exact_mut(pieces.len()).zip(sums.chunks_exact_mut(pieces.len()));
-                for ((x, codes), (steps, sums)) in rows.zip(codes.chunks_exact_mut(dwords)).zip(grid) {
-                    let x = x.to_slice().expect("rows are contiguous");
-                    unit.run(RoundToken { x, pieces, codes, steps, sums });
-                }
-            },
-        );
-        Self { codes, dwords, pieces: pieces.len(), steps, sums }
+        let round = |run: usize, codes: &mut [i32], steps: &mut [f32], sums: &mut [f32]| {
+            let rows = x.axis_iter(Axis(0)).skip(run * RUN);
+            let rows = rows.zip(codes.chunks_exact_mut(units * DWORDS)).zip(steps.chunks_exact_mut(units));
+            for (((x, codes), steps), sums) in rows.zip(sums.chunks_exact_mut(groups.len())) {
+                let x = x.to_slice().expect("rows are contiguous");
+                unit.run(RoundToken { x, groups, codes, steps, sums });
+            }
+        };
+        if tokens <= RUN {
+            round(0, &mut codes, &mut steps, &mut sums);
+        } else {
+            let runs = codes.par_chunks_mut(RUN * units * DWORDS).zip(steps.par_chunks_mut(RUN * units));
+            let runs = runs.zip(sums.par_chunks_mut(RUN * groups.len())).enumerate();
+            runs.for_each(|(run, ((codes, steps), sums))| round(run, codes, steps, sums));
+        }
+        Self { units, groups: groups.len(), codes, steps, sums }
     }
 
     /// Tokens from `first` on, at most so many and at most [`TOKENS`].
     pub(super) fn tokens(&self, first: usize, most: usize) -> Tokens<'_> {
         let count = most.min(TOKENS);
         let by = |length: usize| first * length..(first + count) * length;
-        Tokens::new(
-            count,
-            &self.codes[by(self.dwords)],
-            &self.steps[by(self.pieces)],
-            &self.sums[by(self.pieces)],
-        )
+        let codes = &self.codes[by(self.units * DWORDS)];
+        Tokens::new(count, codes, &self.steps[by(self.units)], &self.sums[by(self.groups)])
     }
 }
 
 struct RoundToken<'a> {
     x: &'a [f32],
-    pieces: &'a [Piece],
+    groups: &'a [Group],
     codes: &'a mut [i32],
     steps: &'a mut [f32],
-    sums: &'a mut [i32],
+    sums: &'a mut [f32],
 }
 
 impl Task for RoundToken<'_> {
@@ -75,41 +75,40 @@ impl Task for RoundToken<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let Self { x, pieces, codes, steps, sums } = self;
-        for (piece, (step, sum)) in pieces.iter().zip(steps.iter_mut().zip(sums)) {
-            let x = &x[piece.columns.clone()];
-            // Without a sign, the bits of numbers are in the order of the numbers, and what is not finite is above.
-            let largest = x.iter().map(|value| value.to_bits() & !(1 << 31)).fold(0, u32::max);
-            let largest = f32::from_bits(largest);
-            let inverse = MOST / largest;
-            if !largest.is_finite() {
-                *step = f32::NAN;
-                continue;
+        let Self { x, groups, codes, steps, sums } = self;
+        for (group, group_sum) in groups.iter().zip(sums) {
+            let units = x[group.columns.clone()].chunks(UNIT);
+            let grid = codes.chunks_exact_mut(DWORDS).zip(steps.iter_mut()).skip(group.first_unit);
+            for (x, (codes, step)) in units.zip(grid) {
+                let mut padded = [0.0; UNIT];
+                padded[..x.len()].copy_from_slice(x);
+                let sum;
+                (*step, sum) = round_unit(&padded, codes);
+                *group_sum += *step * sum as f32;
             }
-            // Smaller ones have no inverse; they are zero.
-            if !inverse.is_finite() {
-                continue;
-            }
-            *step = largest / MOST;
-            let codes = &mut codes[piece.first_unit * DWORDS..];
-            let (fours, rest) = x.as_chunks::<4>();
-            let rounded = |value: f32| (value * inverse + ROUND).to_bits();
-            let mut total = 0_i32;
-            for (code, four) in codes.iter_mut().zip(fours) {
-                let bits = four.map(rounded);
-                // The low byte of each.
-                *code =
-                    (bits[0] & 0xFF | (bits[1] & 0xFF) << 8 | (bits[2] & 0xFF) << 16 | bits[3] << 24) as i32;
-                total += bits.iter().map(|&bits| i32::from(bits as i8)).sum::<i32>();
-            }
-            if let Some(code) = codes.get_mut(fours.len()) {
-                for (place, &value) in rest.iter().enumerate() {
-                    let byte = rounded(value) as u8;
-                    *code |= i32::from_le_bytes((u32::from(byte) << (8 * place)).to_le_bytes());
-                    total += i32::from(byte as i8);
-                }
-            }
-            *sum = total;
         }
     }
+}
+
+/// Gives the step and the sum of a unit's codes.
+#[inline(always)]
+fn round_unit(x: &[f32; UNIT], codes: &mut [i32]) -> (f32, i32) {
+    // Without a sign, the bits of numbers are in the order of the numbers, and what is not finite is above.
+    let largest = x.iter().map(|value| value.to_bits() & !(1 << 31)).fold(0, u32::max);
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() {
+        return (f32::NAN, 0);
+    }
+    let inverse = MOST / largest;
+    // Smaller ones have no inverse; they are zero.
+    if !inverse.is_finite() {
+        return (0.0, 0);
+    }
+    let bits = x.map(|value| (value * inverse + ROUND).to_bits());
+    for (code, four) in codes.iter_mut().zip(bits.as_chunks::<4>().0) {
+        // The low byte of each.
+        let bytes = (four[0] & 0xFF) | (four[1] & 0xFF) << 8 | (four[2] & 0xFF) << 16 | four[3] << 24;
+        *code = bytes.cast_signed();
+    }
+    (largest / MOST, bits.iter().map(|&bits| i32::from(bits as i8)).sum())
 }

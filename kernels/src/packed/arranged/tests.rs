@@ -7,18 +7,26 @@ use crate::packed::{CodeLayout, PackedShape};
 /// What the module says, in double precision: rounded activations `[tokens, in_features]` as numbers.
 fn rounded(x: ArrayView2<'_, f32>, group_size: usize) -> Array2<f32> {
     let mut rounded = Array2::zeros(x.dim());
-    for piece in pieces(x.ncols(), group_size) {
+    for unit in units(x.ncols(), group_size) {
         for (token, row) in x.rows().into_iter().enumerate() {
-            let row = row.slice(s![piece.columns.clone()]);
+            let row = row.slice(s![unit.clone()]);
             let largest = row.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             let step = f64::from(largest / 127.0);
             for (place, &value) in row.iter().enumerate() {
                 let code = (value * (127.0 / largest)).round_ties_even();
-                rounded[[token, piece.columns.start + place]] = (f64::from(code) * step) as f32;
+                rounded[[token, unit.start + place]] = (f64::from(code) * step) as f32;
             }
         }
     }
     rounded
+}
+
+/// Columns that share a step.
+fn units(in_features: usize, group_size: usize) -> Vec<std::ops::Range<usize>> {
+    let of_group = |first: usize| {
+        (first..first + group_size).step_by(32).map(move |start| start..(start + 32).min(first + group_size))
+    };
+    (0..in_features).step_by(group_size).flat_map(of_group).collect()
 }
 
 fn product_on(machine: Machine, matrix: &ArrangedMatrix, x: ArrayView2<'_, f32>) -> Array2<f32> {
@@ -46,7 +54,7 @@ fn products_of_every_machine_are_those_of_the_rounded_activations() {
     }
 }
 
-/// A largest activation of 127 in each piece makes steps of one, so that all is whole numbers.
+/// A largest activation of 127 in each unit makes steps of one, so that all is whole numbers.
 #[test]
 fn whole_numbers_are_multiplied_exactly_on_every_machine() {
     let mut state = 12;
@@ -60,8 +68,8 @@ fn whole_numbers_are_multiplied_exactly_on_every_machine() {
                 let ones = Array2::ones(zeros.dim());
                 let matrix = PackedMatrix::new(shape, case.matrix.words().to_vec(), ones, zeros).unwrap();
                 let mut x = random_x(5, in_features, &mut state).mapv(|value| (value * 127.0).round());
-                for piece in pieces(in_features, group_size) {
-                    x.column_mut(piece.columns.start).mapv_inplace(|value| 127.0_f32.copysign(value));
+                for unit in units(in_features, group_size) {
+                    x.column_mut(unit.start).mapv_inplace(|value| 127.0_f32.copysign(value));
                 }
                 let exact = crate::reference_product(x.view(), matrix.dequantize().view()).mapv(|y| y as f32);
                 let arranged = ArrangedMatrix::new(&matrix);
