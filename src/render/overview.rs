@@ -7,7 +7,8 @@ use crate::render::text::{bytes, table};
 use crate::report::Report;
 
 /// What is told of each output.
-const HEADER: [&str; 6] = ["output", "size", "bits a weight", "perplexity", "KL mean (nats)", "same top token"];
+const HEADER: [&str; 6] =
+    ["output", "size", "bits a weight", "perplexity", "KL mean (nats)", "same top token"];
 
 /// The last part of an output's path.
 fn name(report: &Report) -> String {
@@ -67,7 +68,8 @@ pub fn page(reports: &[Report]) -> String {
         rows.push_str(&format!("<td>{}</td></tr>\n", escape(&loads)));
     }
     let header: String = HEADER.iter().chain(&["loads in"]).map(|cell| format!("<th>{cell}</th>")).collect();
-    let original = original(reports).map_or_else(String::new, |text| format!("<p class=\"note\">{text}</p>\n"));
+    let original =
+        original(reports).map_or_else(String::new, |text| format!("<p class=\"note\">{text}</p>\n"));
     let table = format!(
         "<section>\n<h2>Outputs of one run</h2>\n<div class=\"wide\"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n{original}</section>\n"
     );

@@ -28,10 +28,7 @@ fn a_log_is_silent_detailed_or_for_programs_and_changes_no_byte() {
     assert_eq!(said(&place("quiet"), &["--quiet"]), "");
     let lines = said(&place("verbose"), &["-v"]);
     assert!(lines.contains("quantizing: 2 of 5, layer 1, down_proj, 256 tokens, relative loss"), "{lines}");
-    assert!(
-        lines.contains(" left") && lines.contains("quantizing: done in"),
-        "{lines}"
-    );
+    assert!(lines.contains(" left") && lines.contains("quantizing: done in"), "{lines}");
     let events = said(&place("json"), &["--log-format", "json"]);
     let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).cloned().collect::<Vec<_>>();
