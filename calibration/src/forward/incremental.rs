@@ -172,7 +172,7 @@ impl LayerCache {
     fn answer(
         &self,
         sequence: usize,
-        heads: &Heads,
+        heads: &Heads<'_>,
         head: usize,
         position: usize,
         query: &[f32],

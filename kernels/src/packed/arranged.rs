@@ -56,6 +56,7 @@ pub struct ArrangedMatrix {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each matrix")]
 enum ZeroPoints {
     /// The same one everywhere, as symmetric grids have it.
     Same([f32; LANES]),
