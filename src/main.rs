@@ -16,6 +16,7 @@ use quantc::render::text;
 use serde::Serialize;
 
 fn main() -> ExitCode {
+    kernels::allocation::keep_freed_memory();
     let print_panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // These become errors.
