@@ -192,8 +192,10 @@ impl LayerCache {
         single::inner_products(&scaled, &keys[from..], width, &mut scores);
         heads.cap_scores(&mut scores);
         heads.lean(head, position, first, &mut scores);
-        let highest = elementwise::max(&scores);
-        let total = elementwise::exponentiate(&mut scores, highest);
+        let sink = heads.sinks.map(|sinks| sinks[head]);
+        let highest = elementwise::max(&scores).max(sink.unwrap_or(f32::NEG_INFINITY));
+        let of_sink = sink.map_or(0.0, |sink| (sink - highest).exp());
+        let total = elementwise::exponentiate(&mut scores, highest) + of_sink;
         let (from, width) = rows(&self.values, heads.value_columns(shared));
         single::combination(&scores, &values[from..], width, out);
         let factor = 1.0 / total;
