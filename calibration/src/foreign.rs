@@ -29,8 +29,9 @@ pub(crate) fn call<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Stack of a thread that [`call_within`] makes, bytes: as much as a program's first thread has.
-const STACK: usize = 8 << 20;
+/// Stack of a thread that [`call_within`] makes, bytes. A template may nest lists as deep as its fuel lasts, some 570 000 times, and each level takes
+/// some hundred bytes when the value is printed or dropped. Only what is used is taken from the system.
+const STACK: usize = 1 << 30;
 
 /// [`call`] on a thread of its own, which is given up where it takes longer than `limit`: it goes on without anybody waiting for it, since a
 /// thread cannot be ended from outside.

@@ -124,10 +124,13 @@ impl TextTokenizer {
             Some(template) => {
                 let (template, messages) = (template.clone(), messages.clone());
                 let special = self.special.clone();
-                let render = move || chat::render(&template, &messages, &special, answer);
+                // The error as text: it may hold values of the template, which are not to be dropped on a smaller stack.
+                let render = move || {
+                    chat::render(&template, &messages, &special, answer).map_err(|error| format!("{error:#}"))
+                };
                 foreign::call_within(LONGEST_TEMPLATE, render)
                     .map_err(|problem| failed(format!("chat template: {problem}")))?
-                    .map_err(|error| failed(format!("chat template: {error:#}")))
+                    .map_err(|problem| failed(format!("chat template: {problem}")))
             }
         }
     }

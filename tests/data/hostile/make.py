@@ -687,6 +687,10 @@ def tokenizer():
     t("doubles-by-capture", "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(200) %}{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = t %}{% endfor %}")
     t("doubles-a-list", "{% set ns = namespace(s=[1]) %}{% for i in range(200) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s | length }}")
     t("doubles-by-join", "{% set ns = namespace(s='x') %}{% for i in range(200) %}{% set ns.s = ns.s.join(['a', 'b', 'c']) %}{% endfor %}")
+    nest = "{%% set ns = namespace(x=[]) %%}{%% for j in range(%d) %%}{%% for i in range(1000) %%}{%% set ns.x = [ns.x] %%}{%% endfor %%}{%% endfor %%}"
+    t("nests-lists-while-there-is-fuel", nest % 600)
+    t("nests-lists", nest % 300 + "hello")
+    t("nests-lists-and-prints-them", nest % 300 + "{{ ns.x | string | length }}{{ ns.x | tojson | length }}")
     t("repeats", "{{ 'x' * 10000000000 }}")
     t("repeats-within-the-limit", "{% for i in range(1000) %}{% set a = 'x' * 99999999 %}{% endfor %}")
     t("pads", "{{ 'x' | center(10000000000) }}{{ '%09999999999d' | format(1) }}")
