@@ -304,7 +304,9 @@ fn write(
 
 #[test]
 fn models_come_back_under_their_own_names_with_rows_in_their_own_order() {
-    for name in ["llama", "llama31", "qwen2", "qwen3"] {
+    let names =
+        ["llama", "llama31", "qwen2", "qwen3", "phi3", "glm", "glm4", "granite", "olmo2", "phi2", "cohere"];
+    for name in names.into_iter().chain(["stablelm", "stablelm_parallel"]) {
         let (folder, config, model) = source(name, &tokenizer());
         for format in gguf() {
             let output = tempfile::tempdir().unwrap();
@@ -330,6 +332,11 @@ fn models_come_back_under_their_own_names_with_rows_in_their_own_order() {
                 (here.head_dim, here.vocabulary, here.context, here.tied_head, here.rope.theta)
             );
             assert!(model.expected_tensors().eq(read.expected_tensors()), "{name}");
+            assert_eq!(
+                (there.factors, there.activation, there.norm_eps as f32, there.rope.dim, &there.rotations),
+                (here.factors, here.activation, here.norm_eps as f32, here.rope.dim, &here.rotations)
+            );
+            assert_eq!(read.architecture.layer.branches, model.architecture.layer.branches);
             let (stored, checkpoint) = file.into_parts(&read).unwrap();
             let original = Checkpoint::open(folder.path()).unwrap();
             for spec in &carried {
@@ -508,6 +515,39 @@ fn what_llama_cpp_has_no_place_for_is_refused_or_left_out() {
     assert_eq!(carried, [TensorSpec { dtype: Dtype::F32, ..spec("model.norm.weight") }]);
     let message = format.settle_carried(&model, &mut vec![spec("model.other")]).unwrap_err().to_string();
     assert!(message.contains("model.other"), "{message}");
+}
+
+#[test]
+fn a_model_that_llama_cpp_would_compute_otherwise_is_refused_with_the_difference() {
+    let cases = [
+        ("smollm3", None, "4th layer"),
+        ("cohere2", None, "windows"),
+        ("cohere", Some(("tie_word_embeddings", json!(false))), "tied"),
+        ("olmo2", Some(("attention_bias", json!(true))), "biases"),
+        ("starcoder2", Some(("use_bias", json!(false))), "biases"),
+        ("granite", Some(("hidden_act", json!("gelu"))), "silu"),
+        ("gemma", None, "not written for llama.cpp"),
+        ("phi3", None, "LongRope"),
+    ];
+    for (name, change, word) in cases {
+        let (folder, mut config, _) = source(name, &tokenizer());
+        if let Some((key, value)) = change {
+            config[key] = value;
+        }
+        let model = Model::resolve(&config).unwrap();
+        let contents = Contents {
+            source: folder.path(),
+            config: &config,
+            model: &model,
+            linears: &[],
+            carried: &[],
+            runtime: Dtype::F16,
+            untied: false,
+            max_shard_bytes: u64::MAX,
+        };
+        let message = gguf().next().unwrap().check(&contents).unwrap_err().to_string();
+        assert!(message.contains(word), "{name}: {message}");
+    }
 }
 
 #[test]

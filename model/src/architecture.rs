@@ -67,8 +67,8 @@ pub enum Setting {
 pub struct LlamaCpp {
     /// Its name there. Several architectures may share one: files of it are read as the first in the registry.
     pub name: &'static str,
-    /// Whether it rotates neighbouring features of a head, for which the rows of query and key projections change their order, and takes
-    /// factors of the rotation's frequencies from a tensor; otherwise it rotates a head's halves, and takes none.
+    /// Whether it rotates neighbouring features of a head, for which the rows of query and key projections change their order where the model
+    /// rotates halves; otherwise it rotates a head's halves.
     pub rotates_neighbours: bool,
 }
 

@@ -501,7 +501,7 @@ def check_family(results: Results, quantc: Quantc, kind: str, source: Path, text
 def sources(work: Path, demo: Path) -> dict[str, tuple[Path, Path]]:
     """Model and evaluation text of every kind: prose for the demo model, random tokens for the random ones."""
     found = {"demo": (demo / "model", demo / "evaluation.txt")}
-    for kind in [*models.CONFIGS, *models.FAMILIES]:
+    for kind in [*models.CONFIGS, *models.FAMILIES, *(f"gguf-{kind}" for kind in models.GGUF_FAMILIES)]:
         models.make(kind, demo / "model", work / kind)
         tokens = np.random.default_rng(7).integers(2, models.SHAPE["vocab_size"], (WINDOWS, CONTEXT))
         tokens[:, 0] = models.SHAPE["bos_token_id"]
@@ -509,6 +509,24 @@ def sources(work: Path, demo: Path) -> dict[str, tuple[Path, Path]]:
         text.write_text("".join(json.dumps({"input_ids": row.tolist()}) + "\n" for row in tokens))
         found[kind] = (work / kind, text)
     return found
+
+
+
+def check_gguf_family(results: Results, quantc: Quantc, kind: str, source: Path, text: Path, work: Path) -> None:
+    """llama.cpp on a family's tensors in single precision, and on packed ones."""
+    windows = evaluation_windows(source, text)
+    for to, compare in [("gguf:f32", compare_f32), ("gguf:q8_0", compare_perplexity)]:
+        name, out = f"{kind}: {to} in llama.cpp", work / f"{kind}-{to.split(':')[1]}"
+        with results.part(name):
+            quantc("quantize", source, "-o", out, "--to", to, "--recipe", "rtn", *CALIBRATION, "--no-evaluate")
+            quantc("verify", out)
+            (file,) = out.glob("*.gguf")
+            ours = quantc.evaluate(out, text)
+            compare(results, name, ours, runtimes.llama_cpp(file, windows, False)[0], windows)
+            if to == "gguf:f32":
+                original = quantc.evaluate(source, text)
+                results.at_most(f"{name}: what was read again", np.abs(original[0] - ours[0]).max() / np.abs(ours[0]).max(), 1e-5)
+    runtimes.forget()
 
 
 def check_choices(results: Results, quantc: Quantc, demo: Path, work: Path) -> None:
@@ -623,6 +641,11 @@ def main() -> int:
                 start = time.monotonic()
                 check_peer(results, quantc, peer, *found[peer.model], arguments.work)
                 results.say(f"     {peer.name}: {time.monotonic() - start:.1f} s")
+        for kind in (f"gguf-{kind}" for kind in models.GGUF_FAMILIES):
+            if re.search(arguments.only, kind):
+                start = time.monotonic()
+                check_gguf_family(results, quantc, kind, *found[kind], arguments.work)
+                results.say(f"     {kind}: {time.monotonic() - start:.1f} s")
         for kind in models.FAMILIES:
             if re.search(arguments.only, f"family-{kind}"):
                 start = time.monotonic()

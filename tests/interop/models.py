@@ -102,6 +102,22 @@ FAMILIES = {
 MLX_ALONE = {"gpt_oss"}
 WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"}
 
+# What llama.cpp runs, without windows where it has none, and with layers enough for its periods.
+GGUF_FAMILIES = {
+    # llama.cpp looks for "phi3" in the name of the model, and then for tokens of Phi-3's in its tokenizer.
+    "phi_3": ("phi3", dict(EVEN, sliding_window=None)),
+    "glm": FAMILIES["glm"],
+    "glm4": FAMILIES["glm4"],
+    "granite": FAMILIES["granite"],
+    "smollm3": ("smollm3", dict(EVEN, num_hidden_layers=4)),
+    "olmo2": FAMILIES["olmo2"],
+    "phi": FAMILIES["phi"],
+    "cohere": ("cohere", dict(EVEN, tie_word_embeddings=True)),
+    "cohere2": ("cohere2", dict(WIDE, num_hidden_layers=4, sliding_window=48, tie_word_embeddings=True)),
+    "stablelm": FAMILIES["stablelm"],
+    "starcoder2": ("starcoder2", dict(EVEN, sliding_window=None)),
+}
+
 
 def make(kind: str, tokenizer_of: Path, directory: Path) -> None:
     """Writes a random model of the given kind, with the tokenizer of another checkpoint."""
@@ -109,7 +125,7 @@ def make(kind: str, tokenizer_of: Path, directory: Path) -> None:
     if kind in CONFIGS:
         config = CONFIGS[kind]()
     else:
-        of_type, numbers = FAMILIES[kind]
+        of_type, numbers = GGUF_FAMILIES[kind.removeprefix("gguf-")] if kind.startswith("gguf-") else FAMILIES[kind]
         config = transformers.AutoConfig.for_model(of_type, **numbers)
     model = transformers.AutoModelForCausalLM.from_config(config).to(config.dtype)
     for name, buffer in model.named_buffers():

@@ -7,7 +7,7 @@ use model::Model;
 use serde_json::Value as Json;
 
 use super::names::ROPE_FACTORS;
-use super::{Header, MAGIC, TensorType, hyperparameters};
+use super::{Header, MAGIC, TensorType, config};
 use crate::checkpoint::Checkpoint;
 use crate::error::FormatsError;
 use crate::files::{inside, read_at};
@@ -93,7 +93,7 @@ impl GgufFile {
                 ));
             }
         };
-        hyperparameters::config(&self.header, factors.as_deref()).map_err(bad)
+        config::config(&self.header, factors.as_deref()).map_err(bad)
     }
 
     /// How linears of `model` are stored, and its tensors.

@@ -1,16 +1,15 @@
-//! A model's numbers as values of a file, and back as the config.json that would give them.
+//! A model's numbers as values of a file.
 
 use model::Model;
-use model::architecture::{Architecture, LlamaCpp, Mlp, Scores, SharedWidth};
-use model::architectures;
+use model::architecture::{Branches, Factor, LlamaCpp, Mlp, NormKind, Scores, Window};
 use model::experts::ExpertNumbers;
-use model::hyperparameters::Activation;
 use model::rope::{Rope, RopeScaling};
-use serde_json::json;
 
-use super::{Header, Value, Values, stored_rope};
+use super::{Value, Values, dialects};
 
-const ARCHITECTURE: &str = "general.architecture";
+pub(super) const ARCHITECTURE: &str = "general.architecture";
+/// Factors by llama.cpp's names. Their values are those of config.json's keys, whichever way they count.
+pub(super) const FACTORS: [&str; 4] = ["embedding_scale", "attention.scale", "residual_scale", "logit_scale"];
 
 /// YaRN as llama.cpp computes it where a file says no more than factor and original context.
 const BETAS: (f64, f64) = (32.0, 1.0);
@@ -19,12 +18,6 @@ const BETAS: (f64, f64) = (32.0, 1.0);
 pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, String> {
     let there = llama_cpp(model)?;
     let numbers = &model.hyperparameters;
-    if numbers.activation != Activation::Silu {
-        return Err(format!(
-            "llama.cpp runs {} with the activation silu, not {:?}",
-            there.name, numbers.activation
-        ));
-    }
     let sinks = model.architecture.layer.attention.sinks.is_some();
     if sinks || numbers.clamp.is_some() || numbers.latent.is_some() {
         return Err(format!(
@@ -32,8 +25,17 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
             there.name
         ));
     }
+    dialects::demand_same(model, there)?;
+    let dialect = dialects::of(there);
     let mut context = numbers.context;
-    if let Some(window) = numbers.windows.iter().flatten().min().filter(|window| **window < context) {
+    let some = matches!(model.architecture.layer.attention.window, Window::AllButEvery(_));
+    let window = dialects::window(model);
+    if some && window.is_none() {
+        return Err(format!("llama.cpp has windows on other layers of {} than the model", there.name));
+    }
+    if some {
+        // As it runs it.
+    } else if let Some(window) = numbers.windows.iter().flatten().min().filter(|window| **window < context) {
         context = *window;
         notes.push(format!("llama.cpp runs {} without a sliding window: the context is {window} tokens, for which there is no difference", there.name));
     }
@@ -57,7 +59,30 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
     put("attention.head_count_kv", count(numbers.key_value_heads));
     put("attention.key_length", count(numbers.head_dim));
     put("attention.value_length", count(numbers.head_dim));
-    put("attention.layer_norm_rms_epsilon", Value::F32(numbers.norm_eps as f32));
+    let norm = model.architecture.final_norm.map(|norm| norm.kind);
+    let eps = match norm {
+        Some(NormKind::Layer | NormKind::LayerWithoutBias) => "attention.layer_norm_epsilon",
+        Some(NormKind::Rms | NormKind::RmsPlusOne) | None => "attention.layer_norm_rms_epsilon",
+    };
+    put(eps, Value::F32(numbers.norm_eps as f32));
+    if let Some(window) = window {
+        put("attention.sliding_window", count(window));
+    }
+    if dialect.asks_parallel {
+        let parallel = model.architecture.layer.branches == Branches::Parallel;
+        put("use_parallel_residual", Value::Bool(parallel));
+    }
+    for (key, (factor, value)) in FACTORS.into_iter().zip(factors(model)) {
+        match factor {
+            Factor::Key(_) => drop(put(key, Value::F32(value))),
+            Factor::OneOver(_) => drop(put(key, Value::F32(1.0 / value))),
+            // Built in.
+            Factor::One
+            | Factor::OneOverRootOf(_)
+            | Factor::TemperedOneOverRootOf(_)
+            | Factor::RoundedRootOf(_) => {}
+        }
+    }
     put("vocab_size", count(numbers.vocabulary));
     put("rope.dimension_count", count(numbers.rope.dim));
     put("rope.freq_base", Value::F32(numbers.rope.theta as f32));
@@ -67,7 +92,7 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
     };
     match &numbers.rope.scaling {
         RopeScaling::Default => {}
-        RopeScaling::Llama3 { .. } if there.rotates_neighbours => {}
+        RopeScaling::Llama3 { .. } if dialect.rope_tensor => {}
         RopeScaling::Linear { factor } => scaling("linear", *factor),
         RopeScaling::Yarn {
             factor,
@@ -84,7 +109,7 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
         }
         other => return Err(format!("llama.cpp does not rotate {} like {other:?}", there.name)),
     }
-    if numbers.rope.dim != numbers.head_dim {
+    if numbers.rope.dim != numbers.head_dim && !dialect.part_of_heads {
         return Err(format!(
             "llama.cpp rotates whole heads of {}, not {} of {} features",
             there.name, numbers.rope.dim, numbers.head_dim
@@ -92,6 +117,17 @@ pub(crate) fn values(model: &Model, notes: &mut Vec<String>) -> Result<Values, S
     }
     values.insert(ARCHITECTURE.to_owned(), Value::Text(there.name.to_owned()));
     Ok(values)
+}
+
+/// Factors with their values, in the order of [`FACTORS`].
+fn factors(model: &Model) -> [(Factor, f32); 4] {
+    let (of, value) = (&model.architecture.factors, &model.hyperparameters.factors);
+    [
+        (of.embedding, value.embedding),
+        (of.attention, value.attention),
+        (of.residual, value.residual),
+        (of.logits, value.logits),
+    ]
 }
 
 /// Fails where llama.cpp would send tokens elsewhere, or weigh their experts otherwise.
@@ -125,58 +161,4 @@ pub(crate) fn rope_factors(rope: &Rope) -> Option<Vec<f32>> {
     let (stretched, _) = rope.frequencies(0);
     let (plain, _) = Rope { scaling: RopeScaling::Default, ..rope.clone() }.frequencies(0);
     Some(plain.iter().zip(&stretched).map(|(plain, stretched)| (plain / stretched) as f32).collect())
-}
-
-/// config.json of the model in a file; `rope_factors` is what its tensor of them holds.
-pub(crate) fn config(header: &Header, rope_factors: Option<&[f32]>) -> Result<serde_json::Value, String> {
-    let name = header.text(ARCHITECTURE)?;
-    let known = || architectures::ALL.iter().filter_map(|known| Some((known, known.llama_cpp?)));
-    let sends =
-        header.values.get(&format!("{name}.expert_count")).and_then(Value::as_u64).is_some_and(|n| n > 0);
-    let fits = |known: &Architecture| sends == matches!(known.layer.mlp, Mlp::Experts { .. });
-    let found = known().find(|(known, there)| there.name == name && fits(known));
-    let (architecture, _) = found.ok_or_else(|| {
-        let mut names: Vec<&str> = known().map(|(_, there)| there.name).collect();
-        names.dedup();
-        format!("holds a model of the architecture `{name}`, known are {}", names.join(", "))
-    })?;
-    let get = |key: &str| header.values.get(&format!("{name}.{key}"));
-    let number = |key: &str| {
-        let value = get(key).ok_or_else(|| format!("has no `{name}.{key}`"))?;
-        value.as_u64().ok_or_else(|| format!("has no single number for `{name}.{key}`"))
-    };
-    let real = |key: &str| get(key).and_then(Value::as_f32).map(f64::from);
-    let heads = number("attention.head_count")?;
-    let (hidden, context) = (number("embedding_length")?, number("context_length")?);
-    let head_dim = number("attention.key_length").or_else(|_| {
-        hidden.checked_div(heads).ok_or_else(|| format!("has no heads in `{name}.attention.head_count`"))
-    })?;
-    let embedding = header.tensors.get("token_embd.weight").ok_or("has no tensor `token_embd.weight`")?;
-    let rope = stored_rope::read(header, name, head_dim, context, rope_factors)?;
-    let has = |tensor: &str| header.tensors.contains_key(tensor);
-    let mut config = json!({
-        "architectures": [architecture.class], "model_type": architecture.model_type, "hidden_size": hidden, "intermediate_size": number("feed_forward_length")?,
-        "num_hidden_layers": number("block_count")?, "num_attention_heads": heads,
-        "num_key_value_heads": number("attention.head_count_kv").unwrap_or(heads), "head_dim": head_dim,
-        "vocab_size": embedding.shape.first(), "max_position_embeddings": context, "hidden_act": "silu",
-        "rms_norm_eps": real("attention.layer_norm_rms_epsilon"), "rope_parameters": rope,
-        "tie_word_embeddings": !has("output.weight"), "attention_bias": has("blk.0.attn_output.bias"),
-        "mlp_bias": has("blk.0.ffn_up.bias")
-    });
-    if let Mlp::Experts { experts, .. } = architecture.layer.mlp {
-        config[experts.keys.count[0]] = json!(number("expert_count")?);
-        config["num_experts_per_tok"] = json!(number("expert_used_count")?);
-        config["norm_topk_prob"] = json!(experts.llama_cpp_normalizes);
-        let width = number("expert_feed_forward_length").or_else(|_| number("feed_forward_length"))?;
-        config[experts.keys.width] = json!(width);
-        if let Some(SharedWidth::Key(key)) = experts.shared.map(|shared| shared.width) {
-            config[key] = json!(number("expert_shared_feed_forward_length")?);
-        }
-    }
-    for key in ["bos_token_id", "eos_token_id"] {
-        if let Some(id) = header.values.get(&format!("tokenizer.ggml.{key}")).and_then(Value::as_u64) {
-            config[key] = json!(id);
-        }
-    }
-    Ok(config)
 }

@@ -10,6 +10,8 @@
 //! [`Header`] reads, [`GgufWriter`] writes; [`blocks`] has one file for each layout of packed weights.
 
 pub mod blocks;
+mod config;
+mod dialects;
 mod file;
 mod header;
 pub(crate) mod hyperparameters;

@@ -1,7 +1,8 @@
 //! What llama.cpp calls each tensor of a model, derived from the model's description, and how its rows lie there.
 
 use model::Model;
-use model::graph::NormPlace;
+use model::architecture::{Pairs, Positions};
+use model::graph::{NormPlace, NormTensor};
 use model::linear::{Linear, Part, Role};
 
 /// Factors of the rotation's frequencies, which no checkpoint has as a tensor.
@@ -65,6 +66,12 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
         expert: None,
         is_row: false,
     };
+    let bias_of =
+        |original: String, name: &str| Named { name: format!("{name}.bias"), ..vector(original, "") };
+    let norm_of = |norm: &NormTensor, name: &str| {
+        let bias = norm.bias.clone().map(|bias| bias_of(bias, name));
+        std::iter::once(vector(norm.weight.clone(), name)).chain(bias).collect::<Vec<_>>()
+    };
     let mut found = vec![Named { is_matrix: true, ..vector(model.embedding(), "token_embd") }];
     for layer in &model.layers {
         let of_layer = |name: &str| format!("blk.{}.{name}", layer.index);
@@ -79,7 +86,7 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
                 NormPlace::MlpInput => "ffn_norm",
                 NormPlace::MlpOutput | NormPlace::MlpJoined => "post_ffw_norm",
             };
-            found.push(vector(norm.weight.clone(), &of_layer(name)));
+            found.extend(norm_of(norm, &of_layer(name)));
         }
         if let Some(router) = &layer.router {
             found.push(vector(router.weight.clone(), &of_layer("ffn_gate_inp")));
@@ -116,16 +123,19 @@ pub(crate) fn tensors(model: &Model) -> Vec<Named> {
             }));
         }
     }
-    found.extend(model.final_norm().map(|norm| vector(norm.weight, "output_norm")));
+    found.extend(model.final_norm().iter().flat_map(|norm| norm_of(norm, "output_norm")));
     if !model.hyperparameters.tied_head {
         found.push(Named { is_matrix: true, ..vector(model.head(), "output") });
     }
+    found.extend(model.head_bias().map(|bias| bias_of(bias, "output")));
     found
 }
 
 /// Heads whose rows are interleaved in this linear.
 pub(crate) fn heads(model: &Model, linear: &Linear) -> Option<usize> {
-    let interleaves = model.architecture.llama_cpp.is_some_and(|there| there.rotates_neighbours);
+    let positions = model.architecture.layer.attention.positions;
+    let interleaves = model.architecture.llama_cpp.is_some_and(|there| there.rotates_neighbours)
+        && matches!(positions, Positions::Rotary { pairs: Pairs::Halves, .. });
     match linear.id.role {
         Role::Query if interleaves => Some(model.hyperparameters.heads),
         Role::Key if interleaves => Some(model.hyperparameters.key_value_heads),

@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, DecoderLayer, Mlp, Norm, NormKind, Pairs, Positions, Setting,
-    Unturned,
+    Architecture, Attention, Bias, BranchNorms, DecoderLayer, LlamaCpp, Mlp, Norm, NormKind, Pairs,
+    Positions, Setting, Unturned,
 };
 
 /// Llama with half-turned heads.
@@ -17,7 +17,7 @@ pub(super) const GLM: Architecture = Architecture {
         ("partial_rotary_factor", Setting::Number(0.5)),
         ("rms_norm_eps", Setting::Number(1.5625e-7)),
     ],
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp { name: "chatglm", rotates_neighbours: true }),
     layer: DecoderLayer {
         attention: Attention {
             output_bias: Bias::Never,
@@ -36,6 +36,7 @@ pub(super) const GLM4: Architecture = Architecture {
     model_type: "glm4",
     class: "Glm4ForCausalLM",
     summary: "GLM-4-0414 and GLM-Z1",
+    llama_cpp: Some(LlamaCpp { name: "glm4", rotates_neighbours: true }),
     layer: DecoderLayer {
         attention_norms: BranchNorms {
             after: Some(Norm { name: "post_self_attn_layernorm", kind: NormKind::Rms }),

@@ -3,7 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Gating, Mlp, Norm, NormKind, Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Gating, LlamaCpp, Mlp, Norm,
+    NormKind, Setting,
 };
 
 /// Parallel branches behind one norm.
@@ -19,7 +20,7 @@ pub(super) const PHI: Architecture = Architecture {
     ],
     final_norm: Some(Norm { name: "model.final_layernorm", kind: NormKind::Layer }),
     head_bias: true,
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp { name: "phi2", rotates_neighbours: false }),
     layer: DecoderLayer {
         branches: Branches::Parallel,
         attention_norms: BranchNorms::before(Norm { name: "input_layernorm", kind: NormKind::Layer }),

@@ -3,7 +3,7 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Norm, NormKind, Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, LlamaCpp, Norm, NormKind, Setting,
 };
 
 const fn norm(name: &'static str) -> Norm {
@@ -18,7 +18,7 @@ pub(super) const STABLELM: Architecture = Architecture {
     when: &[("use_parallel_residual", Setting::Flag(false)), ("qk_layernorm", Setting::Flag(false))],
     defaults: &[("partial_rotary_factor", Setting::Number(0.25)), ("rms_norm_eps", Setting::Number(1e-5))],
     final_norm: Some(norm("model.norm")),
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp { name: "stablelm", rotates_neighbours: false }),
     layer: DecoderLayer {
         attention_norms: BranchNorms::before(norm("input_layernorm")),
         attention: Attention {
