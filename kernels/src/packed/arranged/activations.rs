@@ -81,9 +81,15 @@ impl Task for RoundToken<'_> {
             let grid = codes.chunks_exact_mut(DWORDS).zip(steps.iter_mut()).skip(group.first_unit);
             for (x, (codes, step)) in units.zip(grid) {
                 let mut padded = [0.0; UNIT];
-                padded[..x.len()].copy_from_slice(x);
+                let x = match x.first_chunk::<UNIT>() {
+                    Some(whole) => whole,
+                    None => {
+                        padded[..x.len()].copy_from_slice(x);
+                        &padded
+                    }
+                };
                 let sum;
-                (*step, sum) = round_unit(&padded, codes);
+                (*step, sum) = round_unit(x, codes);
                 *group_sum += *step * sum as f32;
             }
         }
@@ -104,11 +110,17 @@ fn round_unit(x: &[f32; UNIT], codes: &mut [i32]) -> (f32, i32) {
     if !inverse.is_finite() {
         return (0.0, 0);
     }
-    let bits = x.map(|value| (value * inverse + ROUND).to_bits());
-    for (code, four) in codes.iter_mut().zip(bits.as_chunks::<4>().0) {
-        // The low byte of each.
-        let bytes = (four[0] & 0xFF) | (four[1] & 0xFF) << 8 | (four[2] & 0xFF) << 16 | four[3] << 24;
-        *code = bytes.cast_signed();
+    // Loops over bytes, which compilers turn into few instructions. The low byte of each is the code.
+    let mut bytes = [0_u8; UNIT];
+    for (byte, value) in bytes.iter_mut().zip(x) {
+        *byte = (value * inverse + ROUND).to_bits() as u8;
     }
-    (largest / MOST, bits.iter().map(|&bits| i32::from(bits as i8)).sum())
+    let mut sum = 0;
+    for &byte in &bytes {
+        sum += i32::from(byte as i8);
+    }
+    for (code, four) in codes.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *code = i32::from_le_bytes(*four);
+    }
+    (largest / MOST, sum)
 }
