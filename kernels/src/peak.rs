@@ -10,14 +10,14 @@ use crate::arch::x86_64::int8_vnni::Vnni;
 /// Independent sums: more than a processor's multipliers have stages.
 const SUMS: usize = 16;
 
-/// Multiplies and adds in single precision, `rounds` times in each lane of [`SUMS`] vectors, on the widest unit; gives how many operations that
+/// Multiplies and adds in single precision, `rounds` times in each lane of `SUMS` vectors, on the widest unit; gives how many operations that
 /// were.
 #[must_use]
 pub fn multiply_and_add(rounds: usize) -> usize {
     Unit::widest().run(MultiplyAndAdd { rounds })
 }
 
-/// Multiplies and adds bytes, four to a lane of [`SUMS`] vectors; gives how many operations that were. None where no instruction does that.
+/// Multiplies and adds bytes, four to a lane of `SUMS` vectors; gives how many operations that were. None where no instruction does that.
 #[must_use]
 pub fn multiply_and_add_bytes(rounds: usize) -> Option<usize> {
     #[cfg(target_arch = "x86_64")]

@@ -13,7 +13,7 @@
 //! So an activation is off by at most half a step of its unit, and one outlier costs no other unit anything. A unit that holds what is not finite gives
 //! what is not a number.
 //!
-//! The words of a checkpoint are arranged anew for it, once: see [`planes`]. [`PackedMatrix::product`], which takes activations as they are, is
+//! The words of a checkpoint are arranged anew for it, once: see `planes`. [`PackedMatrix::product`], which takes activations as they are, is
 //! what measurements and checks go by.
 
 mod activations;
