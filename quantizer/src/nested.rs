@@ -13,17 +13,23 @@ use ndarray::ArrayView2;
 
 use crate::scheme::NESTED_GROUPS;
 
+/// What the numbers of each stretch of the table are multiplied by.
+const UNITS: [f32; 7] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
+
 /// The table, ascending.
 pub static TABLE: LazyLock<Vec<f32>> = LazyLock::new(|| {
     let mut table = vec![0.0, 1.0];
-    for power in 0..7_u32 {
+    for (power, unit) in UNITS.into_iter().enumerate() {
         let steps = 1_usize << power;
         let step = (1.0_f32 - 0.1) / steps as f32;
-        // From both ends, as PyTorch's `linspace` counts.
+        // From both ends and rounded once, as PyTorch's `linspace` counts.
         let bound = |k: usize| {
-            if 2 * k < steps + 1 { 0.1 + step * k as f32 } else { 1.0 - step * (steps - k) as f32 }
+            if 2 * k < steps + 1 {
+                step.mul_add(k as f32, 0.1)
+            } else {
+                step.mul_add(-((steps - k) as f32), 1.0)
+            }
         };
-        let unit = 10.0_f64.powi(power as i32 - 6) as f32;
         let means = (0..steps).map(|k| unit * ((bound(k) + bound(k + 1)) / 2.0));
         table.extend(means.flat_map(|mean| [mean, -mean]));
     }
