@@ -127,12 +127,12 @@ const REPLACED: &str = "replaced";
 /// one with a new one goes.
 fn settle_replaced(target: &Path) -> Result<(), FormatsError> {
     let aside = hidden_beside(target, REPLACED);
-    if fs::symlink_metadata(&aside).is_err() {
-        return Ok(());
-    }
-    match fs::symlink_metadata(target) {
-        Err(_) => files::rename(&aside, target),
-        Ok(_) => fs::remove_dir_all(&aside).map_err(FormatsError::io(&aside)),
+    // What cannot be looked at is not taken for gone.
+    let stands = |path: &Path| path.try_exists().map_err(FormatsError::io(path));
+    match (stands(&aside)?, stands(target)?) {
+        (false, _) => Ok(()),
+        (true, false) => files::rename(&aside, target),
+        (true, true) => fs::remove_dir_all(&aside).map_err(FormatsError::io(&aside)),
     }
 }
 
