@@ -9,6 +9,7 @@
 
 pub mod activations;
 pub mod backward;
+mod charsmap;
 mod chat;
 pub mod corpus;
 mod error;

@@ -4,12 +4,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::{
     DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
     Tokenizer,
 };
 
+use crate::charsmap;
 use crate::chat::{self, SpecialTokens};
 use crate::error::CalibrationError;
 use crate::foreign;
@@ -40,29 +41,27 @@ impl TextTokenizer {
         let path = directory.join("tokenizer.json");
         let Some(bytes) = read(&path)? else { return Ok(None) };
         let failed = |problem: String| CalibrationError::Tokenizer { path: path.clone(), problem };
-        check_charsmap(&bytes).map_err(&failed)?;
+        charsmap::check(&bytes).map_err(&failed)?;
         let parsed = foreign::call(|| Tokenizer::from_bytes(&bytes)).map_err(&failed)?;
         let mut tokenizer = parsed.map_err(|problem| failed(problem.to_string()))?;
         // A file may ask for texts to be cut or filled up, which is meant for other uses.
         tokenizer.with_truncation(None).map_err(|problem| failed(problem.to_string()))?;
         tokenizer.with_padding(None);
-        let configuration = read_json(&directory.join("tokenizer_config.json"))?;
-        let special = read_json(&directory.join("special_tokens_map.json"))?;
+        let configuration = Settings::read(directory.join("tokenizer_config.json"))?;
+        let special = Settings::read(directory.join("special_tokens_map.json"))?;
         let named = |key: &str| {
             // A configuration that says null means none, whatever the older file says.
-            match configuration.get(key) {
-                Some(value) => token_text(value),
-                None => special.get(key).and_then(token_text),
-            }
+            let says = if configuration.has(key) { &configuration } else { &special };
+            says.token(key)
         };
-        let begin_text = named("bos_token");
+        let begin_text = named("bos_token")?;
         let begin = begin_text.as_deref().and_then(|text| tokenizer.token_to_id(text));
         let chat_template = match read(&directory.join("chat_template.jinja"))? {
             Some(bytes) => Some(
                 String::from_utf8(bytes)
                     .map_err(|_| failed("`chat_template.jinja` is not UTF-8".to_owned()))?,
             ),
-            None => configuration.get("chat_template").and_then(default_template),
+            None => configuration.chat_template()?,
         };
         Ok(Some(Self {
             path,
@@ -70,9 +69,9 @@ impl TextTokenizer {
             begin,
             special: SpecialTokens {
                 begin: begin_text.unwrap_or_default(),
-                end: named("eos_token").unwrap_or_default(),
-                unknown: named("unk_token"),
-                padding: named("pad_token"),
+                end: named("eos_token")?.unwrap_or_default(),
+                unknown: named("unk_token")?,
+                padding: named("pad_token")?,
             },
             chat_template,
         }))
@@ -195,55 +194,54 @@ impl TextStream<'_> {
     }
 }
 
-/// A special token is text, or an object with its text.
-fn token_text(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value.get("content").and_then(Value::as_str)).map(str::to_owned)
+/// A file of settings beside the tokenizer; empty where there is none.
+struct Settings {
+    path: PathBuf,
+    values: Map<String, Value>,
 }
 
-/// One template, or a list of named ones with a default.
-fn default_template(value: &Value) -> Option<String> {
-    if let Some(template) = value.as_str() {
-        return Some(template.to_owned());
+impl Settings {
+    fn read(path: PathBuf) -> Result<Self, CalibrationError> {
+        let values = match read(&path)? {
+            None => Ok(Map::new()),
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| e.to_string()),
+        };
+        match values {
+            Ok(values) => Ok(Self { path, values }),
+            Err(problem) => Err(CalibrationError::Tokenizer { path, problem }),
+        }
     }
-    let named = value.as_array()?.iter().find(|entry| entry["name"] == "default")?;
-    named["template"].as_str().map(str::to_owned)
-}
 
-/// Fails where a `precompiled_charsmap` lies about its length: four bytes of base64 would make its reader take gigabytes.
-fn check_charsmap(bytes: &[u8]) -> Result<(), String> {
-    let holds = |word: &[u8]| bytes.windows(word.len()).any(|part| part == word);
-    // Few files need to be read for it; a name may be spelled with escapes.
-    if !holds(b"recompiled") && !holds(b"\\u00") {
-        return Ok(());
+    fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
     }
-    // What is no JSON has a better error from its own reader.
-    let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-    let mut open = vec![&value["normalizer"]];
-    while let Some(step) = open.pop() {
-        open.extend(step["normalizers"].as_array().into_iter().flatten());
-        let Some(map) = step["precompiled_charsmap"].as_str() else { continue };
-        let mut length = 0_u64;
-        for (place, digit) in map.bytes().take(6).enumerate() {
-            let digit = match digit {
-                b'A'..=b'Z' => digit - b'A',
-                b'a'..=b'z' => digit - b'a' + 26,
-                b'0'..=b'9' => digit - b'0' + 52,
-                b'+' => 62,
-                b'/' => 63,
-                _ => return Err("has a `precompiled_charsmap` that is not base64".to_owned()),
-            };
-            // Little-endian: the first digits hold the first byte.
-            length |= u64::from(digit) << (30 - 6 * place);
-        }
-        let length = u64::from(((length >> 4) as u32).swap_bytes());
-        let room = (map.len() as u64 / 4 * 3).saturating_sub(4);
-        if length > room {
-            return Err(format!(
-                "has a `precompiled_charsmap` of {room} bytes whose first table is said to have {length}"
-            ));
-        }
+
+    fn problem(&self, key: &str, expected: &str) -> CalibrationError {
+        CalibrationError::Tokenizer { path: self.path.clone(), problem: format!("`{key}` is not {expected}") }
     }
-    Ok(())
+
+    /// A special token: its text, an object that has it, or null.
+    fn token(&self, key: &str) -> Result<Option<String>, CalibrationError> {
+        let Some(value) = self.values.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
+        let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
+        text.map(|text| Some(text.to_owned()))
+            .ok_or_else(|| self.problem(key, "a text or an object with one"))
+    }
+
+    /// One template, or of a list of named ones the default, if there is one.
+    fn chat_template(&self) -> Result<Option<String>, CalibrationError> {
+        const KEY: &str = "chat_template";
+        const EXPECTED: &str = "a text or a list of named texts";
+        let template = match self.values.get(KEY) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Array(entries)) => match entries.iter().find(|entry| entry["name"] == "default") {
+                None => return Ok(None),
+                Some(entry) => entry["template"].as_str(),
+            },
+            Some(value) => value.as_str(),
+        };
+        template.map(|text| Some(text.to_owned())).ok_or_else(|| self.problem(KEY, EXPECTED))
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, CalibrationError> {
@@ -264,12 +262,4 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, CalibrationError> {
     // It may grow while it is read.
     file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     Ok(Some(bytes))
-}
-
-fn read_json(path: &Path) -> Result<Value, CalibrationError> {
-    match read(path)? {
-        None => Ok(Value::Null),
-        Some(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|e| CalibrationError::Tokenizer { path: path.to_owned(), problem: e.to_string() }),
-    }
 }

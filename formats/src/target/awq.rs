@@ -27,6 +27,7 @@ use super::gptq::GPTQMODEL_EXPERTS;
 use super::gptq::rules::dynamic;
 use super::packed_parts::{PackedParts, StoredLinear};
 use super::safetensors::{self, Described};
+use super::settings::{bad, given, names};
 use super::{
     Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
     demand_whole_codes, group_size, lower_groups, most_common,
@@ -246,12 +247,7 @@ struct Stored {
 
 impl Stored {
     fn read(config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        let get = |keys: [&str; 2]| {
-            keys.into_iter().find_map(|key| config.get(key)).filter(|value| !value.is_null())
-        };
+        let get = |keys: [&str; 2]| keys.into_iter().find_map(|key| given(config, key));
         let required = |keys: [&str; 2]| get(keys).ok_or_else(|| bad(format!("has no `{}`", keys[0])));
         if let Some(version) = get(["version", "format"])
             && !version.as_str().is_some_and(|text| text.eq_ignore_ascii_case("gemm"))
@@ -273,11 +269,8 @@ impl Stored {
         if *zero_point != true {
             return Err(bad(format!("has `zero_point` {zero_point}, expected true")));
         }
-        let kept = get(["modules_to_not_convert", "modules_to_not_convert"]);
-        let kept = kept.and_then(Value::as_array).into_iter().flatten().map(|name| {
-            name.as_str().map(str::to_owned).ok_or_else(|| bad(format!("leaves out {name}, expected a name")))
-        });
-        let kept = kept.collect::<Result<_, _>>()?;
+        let kept = names(config, "modules_to_not_convert").map_err(bad)?;
+        let kept = kept.into_iter().map(str::to_owned).collect();
         let symmetry = Symmetry::Asymmetric;
         Ok(Self {
             scheme: Scheme {

@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::StoredFormat;
 use super::floats::{F8, e4m3};
 use super::packed_parts::StoredLinear;
+use super::settings::{bad, given, names};
 use crate::checkpoint::Checkpoint;
 use crate::error::FormatsError;
 
@@ -42,13 +43,10 @@ pub(super) fn open(config: &Value) -> Option<Result<Box<dyn StoredFormat>, Forma
 
 impl Stored {
     fn read(config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        if let Some(kind) = config.get("fmt").filter(|kind| !kind.is_null() && **kind != "e4m3") {
+        if let Some(kind) = given(config, "fmt").filter(|kind| **kind != "e4m3") {
             return Err(bad(format!("has the floats {kind}, only e4m3 are read")));
         }
-        let tile = match config.get("weight_block_size").filter(|size| !size.is_null()) {
+        let tile = match given(config, "weight_block_size") {
             None => None,
             Some(size) => {
                 let sides: Option<Vec<usize>> = size.as_array().and_then(|sides| {
@@ -65,9 +63,10 @@ impl Stored {
                 }
             }
         };
-        let kept =
-            ["modules_to_not_convert", "ignored_layers"].iter().filter_map(|key| config.get(key)?.as_array());
-        let kept = kept.flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        let mut kept = Vec::new();
+        for key in ["modules_to_not_convert", "ignored_layers"] {
+            kept.extend(names(config, key).map_err(bad)?.into_iter().map(str::to_owned));
+        }
         Ok(Self { tile, kept })
     }
 

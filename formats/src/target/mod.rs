@@ -18,6 +18,7 @@ mod onnx;
 mod packed_parts;
 mod parallel;
 mod safetensors;
+mod settings;
 pub mod usage;
 
 use std::collections::BTreeMap;

@@ -27,7 +27,7 @@ struct Stored {
 pub(in super::super) fn open(config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
     let ours =
         config.get("quant_method")? == METHOD && config.get("load_in_8bit") == Some(&Value::Bool(true));
-    ours.then(|| Ok(Box::new(Stored { kept: kept(config) }) as Box<dyn StoredFormat>))
+    ours.then(|| Ok(Box::new(Stored { kept: kept(config)? }) as Box<dyn StoredFormat>))
 }
 
 impl StoredFormat for Stored {

@@ -9,6 +9,7 @@ use quantizer::tensor::{QuantizedTensor, ScaleParts};
 use serde_json::{Value, json};
 
 use super::super::packed_parts::StoredLinear;
+use super::super::settings::{bad, flag, names};
 use super::super::{StoredFormat, TargetFormat};
 use super::{ALL, BitsAndBytes};
 use crate::checkpoint::{Checkpoint, Dtype};
@@ -37,14 +38,13 @@ struct State {
 
 impl Stored {
     pub(super) fn read(format: &BitsAndBytes, config: &Value) -> Result<Self, FormatsError> {
-        if config.get("load_in_4bit").and_then(Value::as_bool) != Some(true) {
-            let problem = "`quantization_config` does neither `load_in_4bit` nor `load_in_8bit`";
-            return Err(FormatsError::malformed("config.json".as_ref(), problem));
+        if !flag(config, "load_in_4bit").map_err(bad)? {
+            return Err(bad("does neither `load_in_4bit` nor `load_in_8bit`".to_owned()));
         }
         let format = ALL.into_iter().find(|known| known.id == format.id);
         let format =
             format.ok_or_else(|| FormatsError::malformed("config.json".as_ref(), "names no table"))?;
-        Ok(Self { format, kept: kept(config) })
+        Ok(Self { format, kept: kept(config)? })
     }
 
     fn state(&self, stored: &StoredLinear<'_>) -> Result<State, FormatsError> {
@@ -133,9 +133,9 @@ impl Nested {
 }
 
 /// Parts of names of linears that a configuration leaves out.
-pub(super) fn kept(config: &Value) -> Vec<String> {
-    let kept = config.get("llm_int8_skip_modules").and_then(Value::as_array).into_iter().flatten();
-    kept.filter_map(Value::as_str).map(str::to_owned).collect()
+pub(super) fn kept(config: &Value) -> Result<Vec<String>, FormatsError> {
+    let kept = names(config, "llm_int8_skip_modules").map_err(bad)?;
+    Ok(kept.into_iter().map(str::to_owned).collect())
 }
 
 impl StoredFormat for Stored {

@@ -7,6 +7,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::super::PlannedLinear;
+use super::super::settings::names;
 
 /// What config.json says of linears stored as `format`, whose inputs are rounded as `activations` says, or not. `routers` stay as they are.
 pub(super) fn describe(
@@ -110,8 +111,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    fn read(value: &Value) -> Result<Self, String> {
-        let text = value.as_str().ok_or_else(|| format!("names the target {value}"))?;
+    fn read(text: &str) -> Result<Self, String> {
         Ok(match text.strip_prefix("re:") {
             Some(pattern) => {
                 let anchored = Regex::new(&format!("^(?:{pattern})"));
@@ -122,8 +122,8 @@ impl Target {
         })
     }
 
-    pub(super) fn read_all(value: Option<&Value>) -> Result<Vec<Self>, String> {
-        value.and_then(Value::as_array).into_iter().flatten().map(Self::read).collect()
+    pub(super) fn read_all(config: &Value, key: &str) -> Result<Vec<Self>, String> {
+        names(config, key)?.into_iter().map(Self::read).collect()
     }
 
     pub(super) fn matches(&self, linear: &Linear) -> bool {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::super::floats::{F8, e4m3, power_of_two};
 use super::super::packed_parts::{PackedParts, StoredLinear, gathered};
+use super::super::settings::{bad, given, object, text};
 use super::super::{StoredFormat, TargetFormat};
 use super::FORMAT;
 use super::config::{self, Grid, Target};
@@ -66,13 +67,16 @@ impl Form {
 
 impl Group {
     fn read(group: &Value, format: &str) -> Result<Self, String> {
-        if group.get("output_activations").is_some_and(|value| !value.is_null()) {
+        if given(group, "output_activations").is_some() {
             return Err("quantizes `output_activations`, which is not read".to_owned());
         }
-        let weights = group.get("weights").filter(|weights| !weights.is_null());
-        let weights = weights.ok_or_else(|| "has a group without `weights`".to_owned())?;
+        let inputs = given(group, "input_activations").and_then(|inputs| given(inputs, "dynamic"));
+        if let Some(dynamic) = inputs.filter(|dynamic| !dynamic.is_boolean() && **dynamic != "local") {
+            return Err(format!("has inputs that are dynamic {dynamic}, expected true, false or \"local\""));
+        }
+        let weights = given(group, "weights").ok_or_else(|| "has a group without `weights`".to_owned())?;
         let grid = config::grid(weights)?;
-        let format = group.get("format").and_then(Value::as_str).unwrap_or(format);
+        let format = text(group, "format", format)?;
         let form = Form::named(format, grid.scheme.levels)
             .filter(|form| grid.tile.is_none() || *form == Form::Numbers)
             .ok_or_else(|| {
@@ -81,28 +85,23 @@ impl Group {
         if grid.columns_apart && form != Form::Words {
             return Err(format!("orders columns of the format `{format}`, which is not read"));
         }
-        Ok(Self { targets: Target::read_all(group.get("targets"))?, grid, form })
+        Ok(Self { targets: Target::read_all(group, "targets")?, grid, form })
     }
 }
 
 impl Stored {
     pub(super) fn read(config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
         // Weights behind these would decode to numbers that no runtime multiplies with.
         for key in ["transform_config", "sparsity_config"] {
-            let given =
-                config.get(key).filter(|value| value.as_object().is_some_and(|object| !object.is_empty()));
-            if given.is_some() {
+            if object(config, key).map_err(bad)?.is_some_and(|object| !object.is_empty()) {
                 return Err(bad(format!("has a `{key}`, which is not read")));
             }
         }
-        let described = config.get("config_groups").and_then(Value::as_object);
+        let described = object(config, "config_groups").map_err(bad)?;
         let described = described.ok_or_else(|| bad("has no `config_groups`".to_owned()))?;
-        let format = config.get("format").and_then(Value::as_str).unwrap_or(FORMAT);
+        let format = text(config, "format", FORMAT).map_err(bad)?;
         let groups = described.values().map(|group| Group::read(group, format));
-        let groups: Vec<Group> = groups.collect::<Result<_, String>>().map_err(&bad)?;
+        let groups: Vec<Group> = groups.collect::<Result<_, String>>().map_err(bad)?;
         let mut inputs =
             described.values().map(|group| group.get("input_activations").unwrap_or(&Value::Null));
         let first = inputs.clone().next().unwrap_or(&Value::Null);
@@ -120,7 +119,7 @@ impl Stored {
         Ok(Self {
             id,
             groups,
-            ignore: Target::read_all(config.get("ignore")).map_err(&bad)?,
+            ignore: Target::read_all(config, "ignore").map_err(bad)?,
             rounds_inputs: inputs.any(|inputs| !inputs.is_null()),
         })
     }

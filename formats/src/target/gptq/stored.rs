@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::super::StoredFormat;
 use super::super::packed_parts::{PackedParts, StoredLinear, gathered};
+use super::super::settings::{bad, given, object};
 use super::{Version, specs};
 use crate::checkpoint::Checkpoint;
 use crate::error::FormatsError;
@@ -27,10 +28,7 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn read(id: &'static str, config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        let named = config.get("checkpoint_format").or_else(|| config.get("format"));
+        let named = given(config, "checkpoint_format").or_else(|| given(config, "format"));
         let version = match named {
             None => Version::First,
             Some(name) => [Version::First, Version::Second]
@@ -38,19 +36,19 @@ impl Stored {
                 .find(|version| name == version.name())
                 .ok_or_else(|| bad(format!("has the checkpoint format {name}")))?,
         };
-        if let Some(word) = config.get("pack_dtype").filter(|word| *word != "int32" && !word.is_null()) {
+        if let Some(word) = given(config, "pack_dtype").filter(|word| **word != "int32") {
             return Err(bad(format!("packs codes into {word}, only int32 is read")));
         }
-        let base = scheme(config, None).map_err(&bad)?;
+        let base = scheme(config, None).map_err(bad)?;
         let mut rules = Vec::new();
-        for (key, value) in config.get("dynamic").and_then(Value::as_object).into_iter().flatten() {
+        for (key, value) in object(config, "dynamic").map_err(bad)?.into_iter().flatten() {
             let (excluded, pattern) = match key.strip_prefix("-:") {
                 Some(pattern) => (true, pattern),
                 None => (false, key.strip_prefix("+:").unwrap_or(key)),
             };
             let regex = Regex::new(&format!("^(?:{pattern})"))
                 .map_err(|e| bad(format!("has the rule `{key}`: {e}")))?;
-            let scheme = if excluded { None } else { Some(scheme(value, Some(base)).map_err(&bad)?) };
+            let scheme = if excluded { None } else { Some(scheme(value, Some(base)).map_err(bad)?) };
             rules.push((regex, scheme));
         }
         // Readers take exclusions first.
@@ -135,7 +133,7 @@ impl StoredFormat for Stored {
 
 /// The scheme that an object's keys describe; keys it lacks are those of `base`.
 fn scheme(config: &Value, base: Option<Scheme>) -> Result<Scheme, String> {
-    let get = |key: &str| config.get(key).filter(|value| !value.is_null());
+    let get = |key: &str| given(config, key);
     let bits = match (get("bits"), base) {
         (Some(value), _) => value
             .as_u64()

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::super::floats::{e4m3, nibbles, power_of_two};
 use super::super::packed_parts::{PackedParts, StoredLinear};
+use super::super::settings::{bad, given};
 use super::super::{StoredFormat, TargetFormat};
 use super::modes::Mode;
 use super::{Mlx, WIDTHS, bias, module, stack};
@@ -34,10 +35,7 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn read(config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        let base = scheme(config).map_err(&bad)?;
+        let base = scheme(config).map_err(bad)?;
         let modules = config.as_object().into_iter().flatten();
         let others = modules.filter(|(key, _)| !["group_size", "bits", "mode"].contains(&key.as_str())).map(
             |(module, value)| match value {
@@ -211,7 +209,7 @@ impl StoredFormat for Stored {
 
 /// The scheme that an object's keys describe.
 fn scheme(config: &Value) -> Result<Scheme, String> {
-    let get = |key: &str| config.get(key).filter(|value| !value.is_null());
+    let get = |key: &str| given(config, key);
     let floats = match get("mode").filter(|mode| **mode != "affine") {
         None => None,
         Some(mode) => {

@@ -10,6 +10,7 @@ use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Sy
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
+use super::super::settings::{bad, object};
 use super::{ID, Onnx, WIDTHS};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
@@ -26,10 +27,7 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn read(config: &Value) -> Result<Self, FormatsError> {
-        let bad = |problem: String| {
-            FormatsError::malformed("config.json".as_ref(), format!("`quantization_config` {problem}"))
-        };
-        let linears = config.get("linears").and_then(Value::as_object);
+        let linears = object(config, "linears").map_err(bad)?;
         let linears = linears.ok_or_else(|| bad("has no `linears`".to_owned()))?;
         let read = |(name, grid): (&String, &Value)| {
             let scheme = scheme(grid).ok_or_else(|| bad(format!("gives `{name}` the grid {grid}")))?;
