@@ -11,6 +11,9 @@ use crate::hyperparameters::Keys;
 /// Most experts of a layer: far above every model there is.
 const MOST_EXPERTS: u64 = 4096;
 
+/// Most experts of all layers together: each takes about a kilobyte before anything of it is read. The largest models have some 25 000.
+const MOST_EXPERTS_IN_ALL: usize = 1 << 16;
+
 /// The numbers of one model's experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpertNumbers {
@@ -64,6 +67,9 @@ impl ExpertNumbers {
         let key = count.iter().copied().find(|key| keys.get(key).is_some()).unwrap_or(count[0]);
         let count = keys.bounded(key, MOST_EXPERTS)?;
         let chosen = keys.bounded("num_experts_per_tok", MOST_EXPERTS)?;
+        if count * layers > MOST_EXPERTS_IN_ALL {
+            return Err(keys.wrong(key, format!("at most {MOST_EXPERTS_IN_ALL} in all {layers} layers")));
+        }
         if chosen > count {
             return Err(keys.wrong("num_experts_per_tok", format!("at most the {count} experts")));
         }

@@ -19,9 +19,35 @@ struct Likeness {
     /// Tensors that are there as the known one has them.
     common: usize,
     /// Tensors that it has and the checkpoint has not, or not of that shape.
-    missing: Vec<String>,
+    missing: Names,
     /// Tensors of the checkpoint that it does not know.
-    unknown: Vec<String>,
+    unknown: Names,
+}
+
+/// Names, of which the first few are kept: a configuration may ask for any number of layers.
+#[derive(Default)]
+struct Names {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl Names {
+    fn add(&mut self, name: &str) {
+        self.count += 1;
+        if self.count <= NAMED {
+            self.first.push(format!("`{name}`"));
+        }
+    }
+
+    fn listed(&self, what: &str) -> String {
+        match self.count {
+            0 => String::new(),
+            count if count > NAMED => {
+                format!("; {what}: {} and {} more", self.first.join(", "), count - NAMED)
+            }
+            _ => format!("; {what}: {}", self.first.join(", ")),
+        }
+    }
 }
 
 /// The error for a checkpoint of the unknown `model_type`; none where no known architecture can be made of its numbers.
@@ -33,27 +59,18 @@ pub(super) fn unknown(
 ) -> Option<Error> {
     let likeness = registry::all().into_iter().filter_map(|known| likeness(known, config, checkpoint));
     let share = |one: &Likeness| {
-        let all = one.common + one.missing.len() + one.unknown.len();
+        let all = one.common + one.missing.count + one.unknown.count;
         (one.common as f64 / all.max(1) as f64 * 1e6) as u64
     };
     // The first of several that are alike: later ones are written as differences from it.
     let nearest = likeness.rev().max_by_key(share).filter(|nearest| nearest.common > 0)?;
-    let listed = |what: &str, names: &[String]| {
-        if names.is_empty() {
-            return String::new();
-        }
-        let some: Vec<String> = names.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
-        let more =
-            if names.len() > NAMED { format!(" and {} more", names.len() - NAMED) } else { String::new() };
-        format!("; {what}: {}{more}", some.join(", "))
-    };
     let problem = format!(
         "unknown architecture `{model_type}`; the nearest known one is `{}`, of whose {} tensors {} are here with their shapes{}{}",
         nearest.known.model_type,
-        nearest.common + nearest.missing.len(),
+        nearest.common + nearest.missing.count,
         nearest.common,
-        listed("missing or of other shapes", &nearest.missing),
-        listed("unknown to it", &nearest.unknown),
+        nearest.missing.listed("missing or of other shapes"),
+        nearest.unknown.listed("unknown to it"),
     );
     let hint = "if it computes what a known one does but for names and choices, describe it in a file: --architecture FILE (docs/architectures.md); `quantc list architectures` shows those that are known";
     Some(Error::NotSuitable { path: path.to_owned(), problem, hint })
@@ -64,16 +81,20 @@ fn likeness(known: &'static Architecture, config: &Value, checkpoint: &Checkpoin
     let part = if config["text_config"].is_object() { &mut config["text_config"] } else { &mut config };
     part["model_type"] = json!(known.model_type);
     let model = Model::resolve_for(&config, &|name| checkpoint.contains(name)).ok()?;
-    let (mut common, mut missing, mut expected) = (0, Vec::new(), BTreeSet::new());
+    let (mut common, mut missing, mut expected) = (0, Names::default(), BTreeSet::new());
     for tensor in model.expected_tensors() {
         let fits = checkpoint.info(&tensor.name).is_ok_and(|found| found.shape == tensor.shape);
         if fits {
             common += 1;
+            expected.insert(tensor.name);
+        } else if checkpoint.contains(&tensor.name) {
+            missing.add(&tensor.name);
+            expected.insert(tensor.name);
         } else {
-            missing.push(tensor.name.clone());
+            missing.add(&tensor.name);
         }
-        expected.insert(tensor.name);
     }
-    let unknown = checkpoint.names().filter(|name| !expected.contains(*name)).map(str::to_owned).collect();
+    let mut unknown = Names::default();
+    checkpoint.names().filter(|name| !expected.contains(*name)).for_each(|name| unknown.add(name));
     Some(Likeness { known: model.architecture, common, missing, unknown })
 }

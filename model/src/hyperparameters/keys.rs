@@ -8,7 +8,7 @@ use crate::error::ModelError;
 /// Largest value of any extent: far above every model there is, far below what could overflow a product of three.
 const MOST: u64 = 1 << 24;
 /// Largest number of decoder layers.
-const MOST_LAYERS: u64 = 4096;
+const MOST_LAYERS: u64 = 1024;
 
 /// What else a key may be called (`attribute_map` of the configurations in transformers).
 const SPELLINGS: [(&str, &[&str]); 13] = [

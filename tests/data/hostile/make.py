@@ -184,7 +184,11 @@ def config():
     p("vocab_size-larger-than-the-embedding", vocab_size=105)
     p("vocab_size-smaller-than-the-embedding", vocab_size=103)
     p("layers-one-more", num_hidden_layers=2)
-    p("layers-most", num_hidden_layers=4096)
+    p("layers-most", num_hidden_layers=1024)
+    p("layers-most-of-an-unknown-architecture", model_type="llam1", num_hidden_layers=1024)
+    experts = {"model_type": "qwen3_moe", "head_dim": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hidden_layers": 1024}
+    p("experts-most", **experts, num_experts=64)
+    p("experts-above-the-most", **experts, num_experts=65)
     p("heads-do-not-divide", num_attention_heads=3)
     p("key-value-heads-do-not-divide", num_attention_heads=4, num_key_value_heads=3)
     p("key-value-heads-zero", num_key_value_heads=0)
