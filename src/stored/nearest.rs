@@ -79,6 +79,11 @@ pub(super) fn unknown(
 fn likeness(known: &'static Architecture, config: &Value, checkpoint: &Checkpoint) -> Option<Likeness> {
     let mut config = config.clone();
     let part = if config["text_config"].is_object() { &mut config["text_config"] } else { &mut config };
+    // No layer is without a tensor: what asks for more is like nothing, and would take long to compare.
+    let tensors = checkpoint.names().count() as u64;
+    if part["num_hidden_layers"].as_u64().is_some_and(|layers| layers > tensors) {
+        return None;
+    }
     part["model_type"] = json!(known.model_type);
     let model = Model::resolve_for(&config, &|name| checkpoint.contains(name)).ok()?;
     let (mut common, mut missing, mut expected) = (0, Names::default(), BTreeSet::new());
