@@ -389,7 +389,7 @@ fn built_in(name: &str) -> Option<&'static BuiltIn> {
 
 /// What a built-in recipe adds to the calibration text, see [`Recipe::own_text`].
 fn own_text(recipe: &BuiltIn) -> usize {
-    if recipe.name == "max" { 3 } else { 0 }
+    if recipe.name == "max" { 7 } else { 0 }
 }
 
 /// Passes in which a built-in recipe's scales learn, see [`Recipe::scale_passes`].

@@ -35,9 +35,9 @@ use crate::memory::Memory;
 use crate::progress::{Progress, go_on};
 
 /// Windows that are learned from and judged on, spread evenly over the calibration text.
-pub(crate) const WINDOWS: usize = 128;
+pub(crate) const WINDOWS: usize = 512;
 /// Every so many windows one is held out.
-const HELD_OUT: usize = 4;
+const HELD_OUT: usize = 8;
 /// Windows of a step.
 pub(crate) const BATCH: usize = 8;
 /// Largest share of itself that a scale moves in the first step.
