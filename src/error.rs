@@ -251,7 +251,7 @@ impl Error {
                 Some("2048 tokens, or the model's own context, are usual; --samples says how many windows".to_owned())
             }
             Self::Calibration(calibration::CalibrationError::NoTokenizer { .. }) => Some(
-                "put the original's tokenizer.json beside config.json, or give token ids: JSON lines with `input_ids`"
+                "put the original's tokenizer.json beside config.json (where there is only tokenizer.model, `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('DIR').save_pretrained('DIR')\"` makes it), or give token ids: JSON lines with `input_ids`"
                     .to_owned(),
             ),
             Self::Calibration(calibration::CalibrationError::TooShort { .. }) => {

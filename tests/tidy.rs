@@ -87,8 +87,10 @@ fn names_of_architectures_formats_and_solvers_stay_in_their_own_files() {
         (root().join("quantizer/src/settings.rs"), "rtn"),
         // GGUF calls ways to split text, and a kind of tokenizer, after the models that had them first.
         (root().join("formats/src/gguf/pretokenizers.rs"), "qwen2"),
-        (root().join("formats/src/gguf/tokenizer.rs"), "llama"),
-        (root().join("formats/src/gguf/tokenizer.rs"), "gpt2"),
+        (root().join("formats/src/gguf/pretokenizers.rs"), "falcon"),
+        (root().join("formats/src/gguf/pretokenizers.rs"), "bloom"),
+        (root().join("formats/src/gguf/vocabulary.rs"), "llama"),
+        (root().join("formats/src/gguf/vocabulary.rs"), "gpt2"),
     ];
     for (crate_name, _) in LEVELS {
         for path in sources(&source_folder(crate_name)) {

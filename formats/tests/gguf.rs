@@ -165,7 +165,8 @@ fn tokenizer() -> serde_json::Value {
     json!({
         "added_tokens": [{"id": 60, "content": "<s>", "special": true}, {"id": 61, "content": "<user>", "special": false}],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
-        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]},
+        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
         "model": {"type": "BPE", "vocab": vocabulary, "merges": [["t", "1"], "t 2"]}
     })
 }
@@ -495,11 +496,13 @@ fn tokenizers_with_bytes_as_a_last_resort_have_scores_and_others_are_refused() {
     assert!(
         changed(
             "/pre_tokenizer",
-            json!({"type": "Split", "behavior": "Isolated", "pattern": {"Regex": "x"}})
+            json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": "x"}},
+                {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]})
         )
         .contains("llama-bpe")
     );
-    assert!(changed("/added_tokens/0/id", json!(64)).contains("64 rows"));
+    assert!(changed("/model/vocab/t9", json!(64)).contains("64 rows"));
     assert!(changed("/model/merges", json!([["a"]])).contains("merge"));
     assert!(changed("/model", json!(null)).contains("tokenizer.json"));
 }

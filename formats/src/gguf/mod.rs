@@ -21,6 +21,7 @@ mod stored_rope;
 pub(crate) mod tokenizer;
 mod types;
 mod value;
+mod vocabulary;
 mod writer;
 
 pub use file::GgufFile;

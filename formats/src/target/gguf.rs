@@ -131,7 +131,7 @@ impl Gguf {
         let mut values = hyperparameters::values(contents.model, notes)
             .map_err(|problem| FormatsError::malformed(&path, problem))?;
         let vocabulary = contents.model.hyperparameters.vocabulary;
-        values.extend(tokenizer::values(contents.source, contents.config, vocabulary)?);
+        values.extend(tokenizer::values(contents.source, contents.config, vocabulary, notes)?);
         let name = contents.source.canonicalize().ok();
         let name = name.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
         let mut put = |key: &str, value: Value| values.insert(key.to_owned(), value);
