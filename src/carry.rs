@@ -65,8 +65,9 @@ struct Carrier<'w> {
 
 impl Carrier<'_> {
     fn put(&mut self, spec: &TensorSpec, bytes: Vec<u8>) -> Result<(), Error> {
-        self.digests.insert(spec.name.clone(), bytes_digest(&bytes));
-        Ok(self.writer.carry(&TensorData { name: spec.name.clone(), bytes })?)
+        let tensor = self.writer.held(TensorData { name: spec.name.clone(), bytes });
+        self.digests.insert(spec.name.clone(), bytes_digest(&tensor.bytes));
+        Ok(self.writer.carry(&tensor)?)
     }
 
     /// Bytes as they are, or narrowed where the output has a narrower type; numbers that the model computes with must be finite.

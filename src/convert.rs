@@ -44,7 +44,7 @@ pub struct ConvertJob {
     /// Whether values that the format cannot hold are rounded to what it can.
     pub lossy: bool,
     /// Largest file of weights, bytes.
-    pub max_shard_size: u64,
+    pub max_shard_size: Option<u64>,
     /// Whether an existing output is replaced.
     pub force: bool,
 }

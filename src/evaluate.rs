@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use calibration::CalibrationError;
 use calibration::evaluation::{self, Estimate, Evaluation, Score};
 use calibration::weights::WeightSource;
+use model::rope::{Rope, RopeScaling};
 
 use crate::adapted::AdaptedModel;
 use crate::choices::{ChoicesReport, Questions};
@@ -154,13 +155,22 @@ fn perplexity(score: &Score) -> Perplexity {
     Perplexity { perplexity: value, perplexity_stderr: stderr }
 }
 
+/// The rotation but for what GGUF cannot say: whether the ends of YaRN's ramp are whole features.
+fn comparable(rope: &Rope) -> Rope {
+    let mut rope = rope.clone();
+    if let RopeScaling::Yarn { truncate, .. } = &mut rope.scaling {
+        *truncate = true;
+    }
+    rope
+}
+
 /// A divergence needs the same vocabulary; the layers are run by one description, so they have to be the same too.
 fn demand_same_shape(measured: &StoredModel, reference: &StoredModel) -> Result<(), Error> {
     let (ours, theirs) = (&measured.model, &reference.model);
     let (here, there) = (&ours.hyperparameters, &theirs.hyperparameters);
     // GGUF has single precision, and other ways to say the same.
     let ((turns, factor), (turns_there, factor_there)) =
-        (here.rope.frequencies(0), there.rope.frequencies(0));
+        (comparable(&here.rope).frequencies(0), comparable(&there.rope).frequencies(0));
     let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.abs();
     let turns_alike = turns.len() == turns_there.len()
         && turns.iter().zip(&turns_there).all(|(a, b)| near(*a, *b))

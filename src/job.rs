@@ -47,8 +47,8 @@ pub struct QuantizeJob {
     pub min_expert_tokens: Option<usize>,
     /// Text that both models are measured on; none: no measurement.
     pub evaluation: Option<(Text, WindowRequest)>,
-    /// Largest file of weights, bytes.
-    pub max_shard_size: u64,
+    /// Largest file of weights, bytes; none: what the format's readers are used to.
+    pub max_shard_size: Option<u64>,
     /// Whether a head that is tied to the embedding is written as a tensor of its own.
     pub untie: bool,
     /// Whether an existing output is replaced.
@@ -111,7 +111,7 @@ impl QuantizeJob {
             calibration_windows: windows,
             min_expert_tokens: None,
             evaluation: Some((Text::BuiltInEvaluation, windows)),
-            max_shard_size: 5_000_000_000,
+            max_shard_size: None,
             untie: false,
             force: false,
             fresh: false,

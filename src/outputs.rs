@@ -106,8 +106,9 @@ impl OpenOutput {
 
     /// Writes a tensor that is not quantized and that nobody carried over.
     pub(crate) fn carry(&mut self, name: String, bytes: Vec<u8>) -> Result<(), Error> {
-        self.tensors.insert(name.clone(), bytes_digest(&bytes));
-        Ok(self.writer.carry(&TensorData { name, bytes })?)
+        let tensor = self.writer.held(TensorData { name, bytes });
+        self.tensors.insert(tensor.name.clone(), bytes_digest(&tensor.bytes));
+        Ok(self.writer.carry(&tensor)?)
     }
 
     /// Where solutions go.

@@ -97,9 +97,7 @@ fn names_of_architectures_formats_and_solvers_stay_in_their_own_files() {
             let here = path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/");
             let code = code_without_tests(&path);
             let mut banned: Vec<&str> = Vec::new();
-            // What llama.cpp makes of each of its own architectures, by its own names.
-            let of_llama_cpp = here == "formats/src/gguf/dialects.rs";
-            if !here.starts_with("model/src/architectures/") && !of_llama_cpp {
+            if !here.starts_with("model/src/architectures/") {
                 banned.extend(&architectures);
             }
             if !here.starts_with("formats/src/target/") && !here.starts_with("quantizer/src/solver/") {

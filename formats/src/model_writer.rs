@@ -37,12 +37,17 @@ pub struct Contents<'a> {
     pub runtime: Dtype,
     /// Whether a head that was tied gets a tensor of its own.
     pub untied: bool,
-    /// Largest file of weights, bytes, where a format splits them.
-    pub max_shard_bytes: u64,
+    /// Largest file of weights, bytes; none: what the format's readers are used to.
+    pub max_shard_bytes: Option<u64>,
 }
 
 /// An output that was begun.
 pub trait ModelWriter {
+    /// What is read again of a tensor that is carried: as it is, unless the output holds numbers of which some lose their last bits.
+    fn held(&self, tensor: TensorData) -> TensorData {
+        tensor
+    }
+
     /// Writes a tensor of [`Contents::carried`], as the checkpoint has it but for its type.
     ///
     /// # Errors

@@ -131,7 +131,7 @@ fn write(
         carried: &[],
         runtime: Dtype::Bf16,
         untied: false,
-        max_shard_bytes: 1 << 16,
+        max_shard_bytes: Some(1 << 16),
     };
     let mut writer = format.begin(folder, &contents).unwrap();
     for (planned, tensor) in plan.iter().zip(tensors).filter(|(planned, _)| planned.scheme.is_some()) {
@@ -363,7 +363,7 @@ fn the_rotation_is_spelled_where_mlx_lm_reads_it() {
         carried: &[],
         runtime: Dtype::F16,
         untied: false,
-        max_shard_bytes: 1 << 16,
+        max_shard_bytes: Some(1 << 16),
     };
     find("mlx").begin(folder.path(), &contents).unwrap().finish().unwrap();
     let written = formats::json::read(folder.path(), "config.json").unwrap();

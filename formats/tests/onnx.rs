@@ -80,7 +80,7 @@ fn write(folder: &Path, config: &Value, plan: &[PlannedLinear]) {
         carried: &carried,
         runtime: Dtype::F16,
         untied: false,
-        max_shard_bytes: 1 << 30,
+        max_shard_bytes: Some(1 << 30),
     };
     let mut writer = format().begin(folder, &contents).unwrap();
     for spec in &carried {
@@ -153,7 +153,7 @@ fn what_the_runtime_has_no_kernel_for_is_refused() {
         carried: &[],
         runtime: Dtype::F16,
         untied: false,
-        max_shard_bytes: 1 << 30,
+        max_shard_bytes: Some(1 << 30),
     };
     assert!(format().check(&contents).unwrap_err().to_string().contains("length of the text"));
 }

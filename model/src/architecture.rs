@@ -3,9 +3,13 @@
 //! Everything else is derived from a description: tensor names and shapes, the stages of a layer, who shares a Hessian, the forward pass.
 //! A case that every consumer has to understand is an enum variant, so that adding one lets the compiler list the work.
 
+mod llama_cpp;
+
 use serde::{Deserialize, Serialize};
 
 use crate::linear::LinearClass;
+
+pub use llama_cpp::{Divisors, LlamaCpp, LlamaCppParts, LoadedBiases, NormNames};
 
 /// A family of models: how its checkpoints name things and how its layers compute.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,17 +63,6 @@ pub enum Setting {
     Number(f64),
     /// Text.
     Text(&'static str),
-}
-
-/// What llama.cpp makes of an architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LlamaCpp {
-    /// Its name there. Several architectures may share one: files of it are read as the first in the registry.
-    pub name: &'static str,
-    /// Whether it rotates neighbouring features of a head, for which the rows of query and key projections change their order where the model
-    /// rotates halves; otherwise it rotates a head's halves.
-    pub rotates_neighbours: bool,
 }
 
 /// A decoder layer: two branches, attention and MLP, that read the residual stream and are added to it.

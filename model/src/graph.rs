@@ -263,6 +263,16 @@ impl Model {
         routers.filter_map(|router| router.correction.as_deref()).collect()
     }
 
+    /// Whether a tensor that the description does not expect is of something beside the decoder, which is whole without it: another tower, or layers behind
+    /// the last one, which predict further tokens.
+    #[must_use]
+    pub fn is_beside(&self, tensor: &str) -> bool {
+        let layers = format!("{}.", self.naming.module(self.architecture.layers));
+        let layer =
+            tensor.strip_prefix(&layers).and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        layer.is_some_and(|layer| layer >= self.layers.len()) || self.naming.is_of_another_tower(tensor)
+    }
+
     /// The embedding as a matrix that may be packed like a linear's.
     #[must_use]
     pub fn embedding_linear(&self) -> Linear {

@@ -22,9 +22,9 @@ pub struct ConvertArgs {
     /// Round what the format cannot hold to the nearest that it can, instead of refusing
     #[arg(long)]
     lossy: bool,
-    /// Largest file of weights, such as 5GB or 500MB
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
-    max_shard_size: u64,
+    /// Largest file of weights, such as 500MB; without it 5GB, and GGUF and ONNX in one
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_shard_size: Option<u64>,
     /// Replace an existing output
     #[arg(long)]
     force: bool,

@@ -87,9 +87,9 @@ pub struct QuantizeArgs {
     /// Refuse what a runtime would not load cut over N devices
     #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true)]
     tensor_parallel: usize,
-    /// Largest file of weights, such as 5GB or 500MB
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size, hide_short_help = true)]
-    max_shard_size: u64,
+    /// Largest file of weights, such as 500MB; without it 5GB, and GGUF and ONNX in one
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, hide_short_help = true)]
+    max_shard_size: Option<u64>,
     /// Do not measure perplexity and KL divergence
     #[arg(long, conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"])]
     no_evaluate: bool,

@@ -77,7 +77,7 @@ impl<'s> Conversion<'s> {
     }
 
     /// What the output will hold.
-    pub(super) fn contents(&self, max_shard_bytes: u64) -> Contents<'_> {
+    pub(super) fn contents(&self, max_shard_bytes: Option<u64>) -> Contents<'_> {
         Contents {
             source: self.beside.path(),
             config: &self.config,

@@ -86,7 +86,7 @@ fn what_a_format_cannot_hold_is_refused_with_the_reason() {
         ("phi2", "onnx", "parallel"),
         ("gemma2", "onnx", "RMS norm"),
         ("granite", "onnx", "factors"),
-        ("bloom", "gguf:f16", "llama.cpp"),
+        ("gptj", "gguf:f16", "llama.cpp"),
     ] {
         let model = tiny(name);
         let mut arguments = vec!["quantize", text(&model), "-o", text(&out), "--to", format, "--no-evaluate"];

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::run::{demo, fail, quantize, succeed, text};
+use crate::run::{demo, fail, quantize, succeed, text, tiny, with_tokenizer};
 
 #[test]
 fn an_output_is_one_file_that_is_proven_measured_and_read_again() {
@@ -56,6 +56,41 @@ fn a_type_that_quantizes_nothing_needs_no_text_and_is_proven_as_well() {
 }
 
 #[test]
+fn what_llama_cpp_wants_otherwise_is_proven_and_computes_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let window = folder.path().join("window.jsonl");
+    fs::write(&window, "{\"input_ids\": [5, 9, 63, 2, 17, 40, 8, 33, 21, 0, 50, 11]}\n").unwrap();
+    let measure = ["--evaluate-on", text(&window), "--evaluate-samples", "1", "--evaluate-context", "12"];
+    // One more in norms; matrices turned; rows regrouped; experts stacked.
+    for name in ["gemma", "gpt2", "bloom", "deepseek_v3", "gpt_oss"] {
+        let source = with_tokenizer(&tiny(name));
+        let (output, report) =
+            quantize(folder.path(), source.path(), &[&["--to", "gguf:f32"][..], &measure].concat());
+        let divergence = report["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap();
+        assert!(divergence.abs() < 1e-9, "{name}: {divergence}");
+        succeed(&["verify", text(&output)]);
+        fs::remove_dir_all(&output).unwrap();
+    }
+    let output = folder.path().join("several");
+    let limit = ["--to", "gguf:q4_0", "--recipe", "rtn", "--no-evaluate", "--max-shard-size", "2MB"];
+    succeed(&[&["quantize", text(&demo()), "-o", text(&output)][..], &limit].concat());
+    let first = output.join("model-q4_0-00001-of-00002.gguf");
+    assert!(first.is_file(), "{:?}", crate::run::files(&output));
+    succeed(&["verify", text(&output)]);
+    succeed(&["inspect", text(&first)]);
+    let pieces = folder.path().join("pieces");
+    fs::create_dir(&pieces).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(demo().join(file), pieces.join(file)).unwrap();
+    }
+    fs::write(pieces.join("tokenizer.model"), "").unwrap();
+    let none = folder.path().join("none");
+    let refused = ["quantize", text(&pieces), "-o", text(&none), "--to", "gguf:f16"];
+    let message = fail(1, &refused);
+    assert!(message.contains("tokenizer.model") && message.contains("save_pretrained"), "{message}");
+}
+
+#[test]
 fn what_a_type_leaves_no_choice_of_is_not_asked_for_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
@@ -71,7 +106,6 @@ fn what_a_type_leaves_no_choice_of_is_not_asked_for_otherwise() {
             fail(1, &[&["quantize", text(&demo()), "-o", text(&output), "--to", to][..], flags].concat());
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     }
-    let message =
-        fail(1, &["quantize", text(&crate::run::tiny("llama")), "-o", text(&output), "--to", "gguf:f16"]);
+    let message = fail(1, &["quantize", text(&tiny("llama")), "-o", text(&output), "--to", "gguf:f16"]);
     assert!(message.contains("tokenizer.json"), "{message}");
 }

@@ -81,6 +81,18 @@ pub(crate) fn copy(model: &Path) -> TempDir {
     folder
 }
 
+/// A copy of a tiny checkpoint of 64 tokens, with a tokenizer of as many.
+pub(crate) fn with_tokenizer(model: &Path) -> TempDir {
+    let folder = copy(model);
+    let tokens: serde_json::Map<String, Value> = (0..64).map(|id| (format!("t{id}"), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": tokens, "merges": []}
+    });
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
 /// Names of the files of a directory, sorted.
 pub(crate) fn files(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(directory)

@@ -30,6 +30,7 @@ import decoder  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
 import runtimes  # noqa: E402
+import vocabularies  # noqa: E402
 from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONNX, WEIGHT_ERROR, Case  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -518,15 +519,38 @@ def check_gguf_family(results: Results, quantc: Quantc, kind: str, source: Path,
     for to, compare in [("gguf:f32", compare_f32), ("gguf:q8_0", compare_perplexity)]:
         name, out = f"{kind}: {to} in llama.cpp", work / f"{kind}-{to.split(':')[1]}"
         with results.part(name):
-            quantc("quantize", source, "-o", out, "--to", to, "--recipe", "rtn", *CALIBRATION, "--no-evaluate")
+            parts = ["--max-shard-size", "2MB"] if kind in models.IN_PARTS else []
+            quantc("quantize", source, "-o", out, "--to", to, "--recipe", "rtn", *CALIBRATION, "--no-evaluate", *parts)
             quantc("verify", out)
-            (file,) = out.glob("*.gguf")
+            file, *others = sorted(out.glob("*.gguf"))
+            results.no(f"{name}: in so many files", [f"{1 + len(others)}"] * (bool(others) != bool(parts)))
             ours = quantc.evaluate(out, text)
-            compare(results, name, ours, runtimes.llama_cpp(file, windows, False)[0], windows)
+            theirs = runtimes.llama_cpp(file, windows, False)[0]
+            if to == "gguf:f32" and kind in models.DEEP_GELU:
+                rounded = runtimes.logits(runtimes.with_table_of_gelu(runtimes.original(source)), windows)
+                results.at_most(f"{name}: logits, with its activation", np.abs(rounded - theirs).max() / np.abs(theirs).max(), LOGITS)
+                compare = partial(compare_f32, exact=False)
+            compare(results, name, ours, theirs, windows)
             if to == "gguf:f32":
                 original = quantc.evaluate(source, text)
                 results.at_most(f"{name}: what was read again", np.abs(original[0] - ours[0]).max() / np.abs(ours[0]).max(), 1e-5)
     runtimes.forget()
+
+
+def check_vocabulary(results: Results, quantc: Quantc, kind: str, demo: Path, work: Path) -> None:
+    """llama.cpp's tokens of many texts, of the vocabulary alone."""
+    source, out = work / f"tokenizer-{kind}", work / f"tokenizer-{kind}-gguf"
+    corpus = vocabularies.corpus_of(demo)
+    known = vocabularies.BYTE_LEVEL.get(kind)
+    tokenizer, settings = vocabularies.byte_level(kind, corpus) if known else vocabularies.sentencepiece(kind, corpus, work)
+    vocabularies.write(tokenizer, settings, source)
+    with results.part(f"tokenizer {kind}"):
+        quantc("quantize", source, "-o", out, "--to", "gguf:f16", "--no-evaluate")
+        (file,) = out.glob("*.gguf")
+        named = vocabularies.pre(file)
+        results.no(f"tokenizer {kind}: way to split", [named] * (named != (known[0] if known else "default")))
+        found = vocabularies.differences(source, file, vocabularies.OTHERWISE.get(kind, set()))
+        results.no(f"tokenizer {kind}: llama.cpp's tokens", found)
 
 
 def check_choices(results: Results, quantc: Quantc, demo: Path, work: Path) -> None:
@@ -641,6 +665,9 @@ def main() -> int:
                 start = time.monotonic()
                 check_peer(results, quantc, peer, *found[peer.model], arguments.work)
                 results.say(f"     {peer.name}: {time.monotonic() - start:.1f} s")
+        for kind in [*vocabularies.BYTE_LEVEL, *vocabularies.PIECES]:
+            if re.search(arguments.only, f"tokenizer-{kind}"):
+                check_vocabulary(results, quantc, kind, arguments.demo, arguments.work)
         for kind in (f"gguf-{kind}" for kind in models.GGUF_FAMILIES):
             if re.search(arguments.only, kind):
                 start = time.monotonic()

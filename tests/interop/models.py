@@ -65,6 +65,7 @@ LATENT = dict(
     qk_rope_head_dim=32, v_head_dim=64, routed_scaling_factor=1.5, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 0.7,
                                                        "mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
 )
+TEMPERED = dict(LATENT["rope_parameters"], mscale=0.707, mscale_all_dim=0.707)
 FAMILIES = {
     "mixtral": ("mixtral", dict(EVEN, num_local_experts=8, num_experts_per_tok=3)),
     "qwen2_moe": ("qwen2_moe", dict(EVEN, **EXPERTS, num_experts=8, shared_expert_intermediate_size=256)),
@@ -116,7 +117,30 @@ GGUF_FAMILIES = {
     "cohere2": ("cohere2", dict(WIDE, num_hidden_layers=4, sliding_window=48, tie_word_embeddings=True)),
     "stablelm": FAMILIES["stablelm"],
     "starcoder2": ("starcoder2", dict(EVEN, sliding_window=None)),
+    "gemma": FAMILIES["gemma"],
+    # Products over the root of the head's features, as in all sizes but the largest.
+    "gemma2": ("gemma2", dict(WIDE, **ALIKE, query_pre_attn_scalar=64, tie_word_embeddings=True)),
+    "gemma3": ("gemma3_text", dict(WIDE, num_hidden_layers=6, sliding_window=48, query_pre_attn_scalar=64, tie_word_embeddings=True)),
+    "gpt2": FAMILIES["gpt2"],
+    "gpt_neox": FAMILIES["gpt_neox"],
+    "gpt_neox_in_turn": ("gpt_neox", dict(EVEN, num_key_value_heads=4, use_parallel_residual=False)),
+    "falcon": FAMILIES["falcon"],
+    "falcon_grouped": ("falcon", dict(FALCON, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1)),
+    "falcon_two_norms": FAMILIES["falcon_two_norms"],
+    "bloom": FAMILIES["bloom"],
+    # One temperature for all of a head, and no groups in the older one.
+    "deepseek_v2": ("deepseek_v2", dict(LATENT, q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1, rope_parameters=TEMPERED)),
+    "deepseek_v3": ("deepseek_v3", dict(LATENT, q_lora_rank=192, n_group=4, topk_group=2, rope_parameters=TEMPERED)),
+    "gpt_oss": FAMILIES["gpt_oss"],
+    "phi_3_long": ("phi3", dict(EVEN, sliding_window=None, original_max_position_embeddings=64, rope_parameters={
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.01 * at for at in range(32)],
+        "long_factor": [1.0 + 0.1 * at for at in range(32)]})),
 }
+
+# Written in several files, of which llama.cpp is given the first.
+IN_PARTS = {"gguf-olmo2"}
+# ggml looks this activation up in a table of half precision, which six layers add up to more than a thousandth.
+DEEP_GELU = {"gguf-gemma3"}
 
 
 def make(kind: str, tokenizer_of: Path, directory: Path) -> None:

@@ -255,6 +255,18 @@ def llama_cpp(file: Path, windows: np.ndarray, writes: bool) -> tuple[np.ndarray
     return np.stack(found), sentence, ids
 
 
+def with_table_of_gelu(model):
+    """The same with the activation as ggml has it: from and to half precision."""
+
+    class Table(torch.nn.Module):
+        def forward(self, features):
+            return torch.nn.functional.gelu(features.half().float(), approximate="tanh").half().float()
+
+    for layer in model.model.layers:
+        layer.mlp.act_fn = Table()
+    return model
+
+
 def peft(model, adapter: Path):
     """An adapter on top of a model that is loaded."""
     from peft import PeftModel

@@ -14,6 +14,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use super::dtype::Dtype;
 use crate::error::FormatsError;
 use crate::files::read_at;
+use crate::gguf::rows::RowOrder;
 
 /// Longest header, bytes: the standard's own limit.
 pub(crate) const MOST_HEADER: u64 = 100_000_000;
@@ -36,8 +37,10 @@ pub(super) struct Entry {
 pub(super) enum Order {
     /// One after another.
     Rows,
-    /// Those of so many heads interleaved, in each head.
-    Heads(usize),
+    /// In another order.
+    Moved(RowOrder),
+    /// One after another, with one more in each number (single precision).
+    OneMore,
     /// As every `step`th column from the `first` on.
     Columns {
         /// Place of the first.

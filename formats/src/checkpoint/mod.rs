@@ -23,7 +23,7 @@ pub(crate) use onnx::ONNX_GRAPH;
 
 use crate::error::FormatsError;
 use crate::files::{self, read_at};
-use crate::gguf::names::stored_row;
+use crate::gguf::rows::{self, RowOrder};
 use crate::stacks::Stacks;
 use header::{Order, UniqueMap};
 
@@ -396,7 +396,8 @@ impl Checkpoint {
         }
         let read = match entry.order {
             Order::Rows => read_at(file, buffer, entry.offset + offset),
-            Order::Heads(heads) => read_interleaved(file, entry, heads, offset, buffer),
+            Order::Moved(order) => read_moved(file, entry, order, offset, buffer),
+            Order::OneMore => read_one_less(file, entry, offset, buffer),
             Order::Columns { first, step } => {
                 side_by_side::read_columns(file, entry, (first, step), offset, buffer)
             }
@@ -439,11 +440,11 @@ impl Checkpoint {
     }
 }
 
-/// Bytes of a tensor whose heads' rows are interleaved in the file, in their own order, row by row.
-fn read_interleaved(
+/// Bytes of a tensor whose rows lie in another order in the file, in their own order, row by row.
+fn read_moved(
     file: &File,
     entry: &header::Entry,
-    heads: usize,
+    order: RowOrder,
     offset: u64,
     mut buffer: &mut [u8],
 ) -> io::Result<()> {
@@ -454,11 +455,22 @@ fn read_interleaved(
         let (row, within) = ((place / row_bytes) as usize, place % row_bytes);
         let taken = buffer.len().min((row_bytes - within) as usize);
         let (part, rest) = buffer.split_at_mut(taken);
-        let stored = stored_row(row, rows, heads) as u64;
+        let stored = order.stored(row, rows) as u64;
         read_at(file, part, entry.offset + stored * row_bytes + within)?;
         place += taken as u64;
         buffer = rest;
     }
+    Ok(())
+}
+
+/// Bytes of numbers in single precision of which the file has one more.
+fn read_one_less(file: &File, entry: &header::Entry, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let first = offset / 4 * 4;
+    let end = (offset + buffer.len() as u64).next_multiple_of(4).min(entry.bytes);
+    let mut whole = vec![0; (end - first) as usize];
+    read_at(file, &mut whole, entry.offset + first)?;
+    let within = (offset - first) as usize;
+    buffer.copy_from_slice(&rows::one_less(&whole)[within..within + buffer.len()]);
     Ok(())
 }
 

@@ -11,12 +11,14 @@
 
 pub mod blocks;
 mod config;
-mod dialects;
 mod file;
 mod header;
 pub(crate) mod hyperparameters;
 pub(crate) mod names;
+mod parts;
 mod pretokenizers;
+mod refused;
+pub(crate) mod rows;
 mod stored_rope;
 pub(crate) mod tokenizer;
 mod types;

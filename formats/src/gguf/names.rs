@@ -1,12 +1,17 @@
 //! What llama.cpp calls each tensor of a model, derived from the model's description, and how its rows lie there.
 
 use model::Model;
-use model::architecture::{Pairs, Positions};
+use model::architecture::{Divisors, FusedRows, NormKind, NormNames, Pairs, Positions, Qkv};
 use model::graph::{NormPlace, NormTensor};
 use model::linear::{Linear, Part, Role};
 
-/// Factors of the rotation's frequencies, which no checkpoint has as a tensor.
+use super::rows::RowOrder;
+
+/// Divisors of the rotation's frequencies, which no checkpoint has as tensors: those of llama.cpp's architectures that have one list, and those
+/// for contexts up to the original one and beyond it.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(crate) const SHORT_FACTORS: &str = "rope_factors_short.weight";
+pub(crate) const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// A tensor under both names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,28 +20,61 @@ pub(crate) struct Named {
     pub(crate) original: String,
     /// In the file.
     pub(crate) name: String,
-    /// Heads whose rows are interleaved; none: rows lie as in the checkpoint.
-    pub(crate) heads: Option<usize>,
+    /// How its rows lie in the file.
+    pub(crate) order: RowOrder,
     /// Whether rows are rounded; what is not is always in single precision.
     pub(crate) is_matrix: bool,
     /// Its number where experts' tensors lie behind one another in one of this name.
     pub(crate) expert: Option<usize>,
     /// Whether the checkpoint has one row where the file has a vector.
     pub(crate) is_row: bool,
+    /// Whether the checkpoint has `[in_features, out_features]`, where it is not packed.
+    pub(crate) is_transposed: bool,
+    /// Whether the file has one more than each number.
+    pub(crate) adds_one: bool,
+}
+
+impl Named {
+    fn new(original: String, name: String) -> Self {
+        Self {
+            original,
+            name,
+            order: RowOrder::Same,
+            is_matrix: false,
+            expert: None,
+            is_row: false,
+            is_transposed: false,
+            adds_one: false,
+        }
+    }
+
+    fn matrix(original: String, name: &str) -> Self {
+        Self { is_matrix: true, ..Self::vector(original, name) }
+    }
+
+    fn vector(original: String, name: &str) -> Self {
+        Self::new(original, format!("{name}.weight"))
+    }
+
+    fn bias(original: String, name: &str) -> Self {
+        Self::new(original, format!("{name}.bias"))
+    }
 }
 
 /// What GGUF calls a linear's weight.
 #[must_use]
 pub fn weight(linear: &Linear) -> String {
-    format!("{}.weight", module(linear))
+    format!("{}.weight", module(linear, false))
 }
 
-fn module(linear: &Linear) -> String {
+/// `latent` says whether queries are made of latent features.
+fn module(linear: &Linear, latent: bool) -> String {
     let role = match linear.id.role {
         Role::Embedding => return "token_embd".to_owned(),
         Role::Head => return "output".to_owned(),
         Role::QueryKeyValue => "attn_qkv",
         Role::GateUp => "ffn_up",
+        Role::Query if latent => "attn_q_b",
         Role::Query => "attn_q",
         Role::Key => "attn_k",
         Role::Value => "attn_v",
@@ -56,124 +94,102 @@ fn module(linear: &Linear) -> String {
     format!("blk.{}.{role}{part}", linear.id.layer)
 }
 
+/// What it calls a norm of a layer.
+fn norm_name(model: &Model, place: NormPlace, of_both: bool) -> &'static str {
+    let names = model.architecture.llama_cpp.map_or(NormNames::Usual, |there| there.norms);
+    match (place, names) {
+        (NormPlace::AttentionInput, NormNames::Numbered) if of_both => "attn_norm_2",
+        (NormPlace::MlpInput, NormNames::Numbered) if of_both => "attn_norm",
+        (NormPlace::MlpInput, NormNames::AfterAttention) => "post_attention_norm",
+        (NormPlace::AttentionInput, _) => "attn_norm",
+        (NormPlace::QueryLatent, _) => "attn_q_a_norm",
+        (NormPlace::KeyValueLatent, _) => "attn_kv_a_norm",
+        (NormPlace::Query, _) => "attn_q_norm",
+        (NormPlace::Key, _) => "attn_k_norm",
+        (NormPlace::AttentionOutput | NormPlace::AttentionJoined, _) => "post_attention_norm",
+        (NormPlace::MlpInput, _) => "ffn_norm",
+        (NormPlace::MlpOutput | NormPlace::MlpJoined, _) => "post_ffw_norm",
+    }
+}
+
+fn norm(norm: &NormTensor, name: &str) -> impl Iterator<Item = Named> {
+    let adds_one = norm.kind == NormKind::RmsPlusOne;
+    let weight = Named { adds_one, ..Named::vector(norm.weight.clone(), name) };
+    std::iter::once(weight).chain(norm.bias.clone().map(|bias| Named::bias(bias, name)))
+}
+
 /// Every tensor that a checkpoint of `model` has, in the order in which it is written.
 pub(crate) fn tensors(model: &Model) -> Vec<Named> {
-    let vector = |original: String, name: &str| Named {
-        original,
-        name: format!("{name}.weight"),
-        heads: None,
-        is_matrix: false,
-        expert: None,
-        is_row: false,
-    };
-    let bias_of =
-        |original: String, name: &str| Named { name: format!("{name}.bias"), ..vector(original, "") };
-    let norm_of = |norm: &NormTensor, name: &str| {
-        let bias = norm.bias.clone().map(|bias| bias_of(bias, name));
-        std::iter::once(vector(norm.weight.clone(), name)).chain(bias).collect::<Vec<_>>()
-    };
-    let mut found = vec![Named { is_matrix: true, ..vector(model.embedding(), "token_embd") }];
+    let latent = model.hyperparameters.latent.is_some_and(|latent| latent.query_rank.is_some());
+    let mut found = vec![Named::matrix(model.embedding(), "token_embd")];
+    found.extend(model.embedding_norm().iter().flat_map(|tensor| norm(tensor, "token_embd_norm")));
+    found.extend(model.positions().map(|(table, _)| Named::vector(table, "position_embd")));
     for layer in &model.layers {
         let of_layer = |name: &str| format!("blk.{}.{name}", layer.index);
-        for (place, norm) in &layer.norms {
-            let name = match place {
-                NormPlace::AttentionInput => "attn_norm",
-                NormPlace::QueryLatent => "attn_q_a_norm",
-                NormPlace::KeyValueLatent => "attn_kv_a_norm",
-                NormPlace::Query => "attn_q_norm",
-                NormPlace::Key => "attn_k_norm",
-                NormPlace::AttentionOutput | NormPlace::AttentionJoined => "post_attention_norm",
-                NormPlace::MlpInput => "ffn_norm",
-                NormPlace::MlpOutput | NormPlace::MlpJoined => "post_ffw_norm",
-            };
-            found.extend(norm_of(norm, &of_layer(name)));
+        let of_both = layer.norms.contains_key(&NormPlace::AttentionInput)
+            && layer.norms.contains_key(&NormPlace::MlpInput);
+        for (place, tensor) in &layer.norms {
+            found.extend(norm(tensor, &of_layer(norm_name(model, *place, of_both))));
         }
+        found.extend(
+            layer.sinks.iter().map(|(sinks, _)| Named::vector(sinks.clone(), &of_layer("attn_sinks"))),
+        );
         if let Some(router) = &layer.router {
-            found.push(vector(router.weight.clone(), &of_layer("ffn_gate_inp")));
+            found.push(Named::vector(router.weight.clone(), &of_layer("ffn_gate_inp")));
+            found.extend(router.bias.iter().map(|bias| Named::bias(bias.clone(), &of_layer("ffn_gate_inp"))));
             let gate = router.shared_gate.iter();
-            found.extend(
-                gate.map(|gate| Named {
-                    is_row: true,
-                    ..vector(gate.clone(), &of_layer("ffn_gate_inp_shexp"))
-                }),
-            );
-            found.extend(router.correction.iter().map(|correction| Named {
-                name: of_layer("exp_probs_b.bias"),
-                ..vector(correction.clone(), "")
+            found.extend(gate.map(|gate| Named {
+                is_row: true,
+                ..Named::vector(gate.clone(), &of_layer("ffn_gate_inp_shexp"))
             }));
+            let correction = router.correction.iter();
+            found.extend(
+                correction.map(|correction| Named::bias(correction.clone(), &of_layer("exp_probs_b"))),
+            );
         }
         for linear in layer.stages.iter().flat_map(|stage| &stage.linears) {
-            let expert = linear.id.part.expert();
-            let heads = heads(model, linear);
+            let (expert, order) = (linear.id.part.expert(), order(model, linear));
+            let module = module(linear, latent);
+            let is_transposed = linear.is_transposed();
             found.push(Named {
-                original: linear.weight_name(),
-                name: weight(linear),
-                heads,
-                is_matrix: true,
+                order,
                 expert,
-                is_row: false,
+                is_transposed,
+                ..Named::matrix(linear.weight_name(), &module)
             });
-            found.extend(linear.bias_name().map(|original| Named {
-                original,
-                name: format!("{}.bias", module(linear)),
-                heads,
-                is_matrix: false,
-                expert,
-                is_row: false,
-            }));
+            let bias = linear.bias_name();
+            found.extend(bias.map(|bias| Named { order, expert, ..Named::bias(bias, &module) }));
         }
     }
-    found.extend(model.final_norm().iter().flat_map(|norm| norm_of(norm, "output_norm")));
+    found.extend(model.final_norm().iter().flat_map(|tensor| norm(tensor, "output_norm")));
     if !model.hyperparameters.tied_head {
-        found.push(Named { is_matrix: true, ..vector(model.head(), "output") });
+        found.push(Named::matrix(model.head(), "output"));
     }
-    found.extend(model.head_bias().map(|bias| bias_of(bias, "output")));
+    found.extend(model.head_bias().map(|bias| Named::bias(bias, "output")));
     found
 }
 
-/// Heads whose rows are interleaved in this linear.
-pub(crate) fn heads(model: &Model, linear: &Linear) -> Option<usize> {
-    let positions = model.architecture.layer.attention.positions;
+/// How the rows of a linear lie in a file.
+pub(crate) fn order(model: &Model, linear: &Linear) -> RowOrder {
+    let (numbers, attention) = (&model.hyperparameters, &model.architecture.layer.attention);
     let interleaves = model.architecture.llama_cpp.is_some_and(|there| there.rotates_neighbours)
-        && matches!(positions, Positions::Rotary { pairs: Pairs::Halves, .. });
-    match linear.id.role {
-        Role::Query if interleaves => Some(model.hyperparameters.heads),
-        Role::Key if interleaves => Some(model.hyperparameters.key_value_heads),
-        _ => None,
+        && matches!(attention.positions, Positions::Rotary { pairs: Pairs::Halves, .. });
+    match (linear.id.role, attention.qkv) {
+        (Role::Query, _) if interleaves => RowOrder::Interleaved { heads: numbers.heads },
+        (Role::Key, _) if interleaves => RowOrder::Interleaved { heads: numbers.key_value_heads },
+        (Role::QueryKeyValue, Qkv::Fused { rows: FusedRows::ByKeyHead, .. }) => RowOrder::Regrouped {
+            key_heads: numbers.key_value_heads,
+            queries: numbers.heads / numbers.key_value_heads,
+        },
+        _ => RowOrder::Same,
     }
 }
 
-/// The row of the checkpoint that lies at `row` in the file: within a head the halves alternate there.
-pub(crate) fn original_row(row: usize, rows: usize, heads: usize) -> usize {
-    let features = rows / heads;
-    let (head, feature) = (row / features, row % features);
-    head * features + feature % 2 * (features / 2) + feature / 2
-}
-
-/// The row of the file at which the checkpoint's `row` lies.
-pub(crate) fn stored_row(row: usize, rows: usize, heads: usize) -> usize {
-    let features = rows / heads;
-    let (head, feature) = (row / features, row % features);
-    head * features + feature % (features / 2) * 2 + feature / (features / 2)
-}
-
-/// Rows of the checkpoint's order in the file's.
-pub(crate) fn interleaved(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let row_bytes = bytes.len() / rows.max(1);
-    let order = (0..rows).map(|row| original_row(row, rows, heads));
-    order.flat_map(|row| &bytes[row * row_bytes..][..row_bytes]).copied().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_move_as_llama_cpp_moves_them_and_back() {
-        let order: Vec<usize> = (0..16).map(|row| original_row(row, 16, 2)).collect();
-        assert_eq!(order, [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]);
-        assert!((0..16).all(|row| original_row(stored_row(row, 16, 2), 16, 2) == row));
-        let bytes: Vec<u8> = (0..32).collect();
-        assert_eq!(interleaved(&bytes, 16, 2)[..6], [0, 1, 8, 9, 2, 3]);
+/// The tensors of divisors that a file of this model may have.
+pub(crate) fn divisors(model: &Model) -> &'static [&'static str] {
+    match model.architecture.llama_cpp.map(|there| there.divisors) {
+        Some(Divisors::One) => &[ROPE_FACTORS],
+        Some(Divisors::ShortAndLong) => &[SHORT_FACTORS, LONG_FACTORS],
+        Some(Divisors::None) | None => &[],
     }
 }

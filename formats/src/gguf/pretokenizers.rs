@@ -121,9 +121,10 @@ impl Steps {
                     step["pattern"]["Regex"].as_str().ok_or("splits by text that is no expression")?;
                 let expression = in_one_spelling(expression);
                 // What matches is kept and what does not is dropped: the same, where everything matches.
-                let keeps = step["behavior"] == "Removed" && step["invert"] == true;
+                let matches_all = expression.ends_with(r"|\s+(?!\S)|\s+");
+                let keeps = step["behavior"] == "Removed" && step["invert"] == true && matches_all;
                 let isolates = step["behavior"] == "Isolated" && step["invert"] != true;
-                if !isolates && !(keeps && expression.ends_with(r"|\s+(?!\S)|\s+")) {
+                if !isolates && !keeps {
                     return Err(format!("splits text by {step}, which is not known"));
                 }
                 push(&expression);

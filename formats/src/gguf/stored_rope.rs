@@ -4,11 +4,13 @@
 //! cosines and sines by `attn_factor`. Factors that Llama 3's rule makes are recognised, so that other formats can say them too; what no rule
 //! says is spelled as LongRope, whose arithmetic is the same.
 
+use std::collections::BTreeMap;
+
 use model::rope::{Rope, RopeScaling};
 use serde_json::{Value as Json, json};
 
-use super::hyperparameters::rope_factors;
-use super::names::ROPE_FACTORS;
+use super::hyperparameters::{rope_factors, usual_attention};
+use super::names::{LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS};
 use super::{Header, Value};
 
 /// Llama 3's rule has been published with these: low and high frequency factor.
@@ -16,14 +18,25 @@ const LLAMA3_BANDS: (f64, f64) = (1.0, 4.0);
 /// Largest relative difference of a factor, which other programs compute in single precision.
 const SAME: f32 = 1e-5;
 
-/// `rope_parameters` of the model `name` in a file; `factors` is what its tensor of them holds.
+/// What rotates.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RotatedHeads {
+    /// Features of a head.
+    pub(super) head_dim: u64,
+    /// The longest sequence, tokens.
+    pub(super) context: u64,
+    /// Whether features are made of latent ones, of which those that rotate are apart.
+    pub(super) latent: bool,
+}
+
+/// `rope_parameters` of the model `name` in a file; `divisors` is what its tensors of them hold.
 pub(super) fn read(
     header: &Header,
     name: &str,
-    head_dim: u64,
-    context: u64,
-    factors: Option<&[f32]>,
+    RotatedHeads { head_dim, context, latent }: RotatedHeads,
+    divisors: &BTreeMap<&str, Vec<f32>>,
 ) -> Result<Json, String> {
+    let factors = divisors.get(ROPE_FACTORS).map(Vec::as_slice);
     let get = |key: &str| header.values.get(&format!("{name}.rope.{key}"));
     let real = |key: &str| match get(key) {
         None => Ok(None),
@@ -48,8 +61,14 @@ pub(super) fn read(
     if rotated == 0 || rotated > head_dim {
         return Err(format!("rotates {rotated} features of heads of {head_dim}"));
     }
-    if rotated != head_dim {
+    if rotated != head_dim && !latent {
         rope["partial_rotary_factor"] = json!(rotated as f64 / head_dim as f64);
+    }
+    if let (Some(short), Some(long)) = (divisors.get(SHORT_FACTORS), divisors.get(LONG_FACTORS)) {
+        divide(&mut rope, short, original);
+        rope["long_factor"] = json!(long);
+        rope["attention_factor"] = json!(attention);
+        return Ok(rope);
     }
     match (kind, factors, factor) {
         ("none" | "linear", Some(factors), None) => {
@@ -90,8 +109,11 @@ pub(super) fn read(
                 }
             }
             attention *= real("scaling.yarn_attn_factor")?.filter(|&share| share >= 0.0).unwrap_or(1.0);
+            if let Some(log) = real("scaling.yarn_log_multiplier")?.filter(|_| latent) {
+                (rope["mscale"], rope["mscale_all_dim"]) = (json!(log * 10.0), json!(log * 10.0));
+            }
             if attention != 1.0 {
-                attention *= 0.1 * factor.ln() + 1.0;
+                attention *= usual_attention(factor, latent);
                 rope["attention_factor"] = json!(attention);
             }
             return Ok(rope);
@@ -154,6 +176,11 @@ mod tests {
         Header { values, tensors: std::collections::BTreeMap::new() }
     }
 
+    fn read(header: &Header, head_dim: u64, context: u64, factors: Option<&[f32]>) -> Result<Json, String> {
+        let divisors = factors.map(|factors| (ROPE_FACTORS, factors.to_vec())).into_iter().collect();
+        super::read(header, "llama", RotatedHeads { head_dim, context, latent: false }, &divisors)
+    }
+
     fn text(text: &str) -> Value {
         Value::Text(text.to_owned())
     }
@@ -168,7 +195,7 @@ mod tests {
         };
         let factors = rope_factors(&Rope { theta: 500_000.0, first: 0, dim: 64, scaling }).unwrap();
         let file = header(&[("freq_base", Value::F32(500_000.0))]);
-        let found = read(&file, "llama", 64, 131_072, Some(&factors)).unwrap();
+        let found = read(&file, 64, 131_072, Some(&factors)).unwrap();
         assert_eq!(
             (&found["rope_type"], &found["original_max_position_embeddings"]),
             (&json!("llama3"), &json!(8192))
@@ -179,18 +206,14 @@ mod tests {
         );
         let mut other = factors.clone();
         other[20] *= 1.01;
-        assert_eq!(read(&file, "llama", 64, 131_072, Some(&other)).unwrap()["rope_type"], "longrope");
+        assert_eq!(read(&file, 64, 131_072, Some(&other)).unwrap()["rope_type"], "longrope");
         // Another base has other frequencies.
-        assert_eq!(
-            read(&header(&[]), "llama", 64, 131_072, Some(&factors)).unwrap()["rope_type"],
-            "longrope"
-        );
+        assert_eq!(read(&header(&[]), 64, 131_072, Some(&factors)).unwrap()["rope_type"], "longrope");
     }
 
     #[test]
     fn what_changes_cosines_and_ramps_is_read_or_refused() {
-        let plain =
-            read(&header(&[("scaling.attn_factor", Value::F32(1.25))]), "llama", 8, 64, None).unwrap();
+        let plain = read(&header(&[("scaling.attn_factor", Value::F32(1.25))]), 8, 64, None).unwrap();
         assert_eq!((&plain["rope_type"], &plain["attention_factor"]), (&json!("longrope"), &json!(1.25)));
         assert_eq!(plain["long_factor"], json!([1.0, 1.0, 1.0, 1.0]));
         let yarn = [
@@ -198,20 +221,20 @@ mod tests {
             ("scaling.factor", Value::F32(4.0)),
             ("scaling.attn_factor", Value::F32(0.5)),
         ];
-        let found = read(&header(&yarn), "llama", 8, 64, None).unwrap();
+        let found = read(&header(&yarn), 8, 64, None).unwrap();
         let expected = 0.5 * (0.1 * 4.0_f64.ln() + 1.0);
         assert!((found["attention_factor"].as_f64().unwrap() - expected).abs() < 1e-12);
         let beta = [yarn.to_vec(), vec![("scaling.yarn_beta_fast", Value::F32(16.0))]].concat();
-        assert_eq!(read(&header(&beta), "llama", 8, 64, None).unwrap()["beta_fast"], 16.0);
+        assert_eq!(read(&header(&beta), 8, 64, None).unwrap()["beta_fast"], 16.0);
         let mixed = [yarn.to_vec(), vec![("scaling.yarn_ext_factor", Value::F32(0.5))]].concat();
-        assert!(read(&header(&mixed), "llama", 8, 64, None).unwrap_err().contains("yarn_ext_factor"));
+        assert!(read(&header(&mixed), 8, 64, None).unwrap_err().contains("yarn_ext_factor"));
         let linear = [
             ("scaling.type", text("linear")),
             ("scaling.factor", Value::F32(4.0)),
             ("scaling.attn_factor", Value::F32(0.5)),
         ];
-        assert!(read(&header(&linear), "llama", 8, 64, None).is_err());
-        let older = read(&header(&[("scale_linear", Value::F32(4.0))]), "llama", 8, 64, None).unwrap();
+        assert!(read(&header(&linear), 8, 64, None).is_err());
+        let older = read(&header(&[("scale_linear", Value::F32(4.0))]), 8, 64, None).unwrap();
         assert_eq!((&older["rope_type"], &older["factor"]), (&json!("linear"), &json!(4.0)));
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::value::put_text;
-use super::{ALIGNMENT, MAGIC, TensorType, VERSION, Values};
+use super::{ALIGNMENT, MAGIC, TensorType, VERSION, Values, parts};
 use crate::error::FormatsError;
 use crate::placed::PlacedFiles;
 use crate::stacks::{self, Stacks};
@@ -41,10 +41,11 @@ impl GgufWriter {
     /// # Errors
     /// The system's, and a name that comes twice.
     pub fn create(path: &Path, values: &Values, specs: &[GgufSpec]) -> Result<Self, FormatsError> {
-        Self::create_stacked(path, values, specs, &Stacks::new())
+        Self::create_stacked(path, values, specs, &Stacks::new(), None)
     }
 
-    /// The same where some of the tensors are stacks, of which each member is put by its own name.
+    /// The same where some of the tensors are stacks, of which each member is put by its own name; in several files, where one would have more than
+    /// `most` bytes of tensors (a larger tensor has a file of its own).
     ///
     /// # Errors
     /// As [`GgufWriter::create`].
@@ -53,16 +54,21 @@ impl GgufWriter {
         values: &Values,
         specs: &[GgufSpec],
         stacks: &Stacks,
+        most: Option<u64>,
     ) -> Result<Self, FormatsError> {
-        let header = header(values, specs);
-        let mut end = header.len() as u64;
-        let mut places = Vec::new();
-        for spec in specs {
-            places.extend(stacks::places(stacks, &spec.name, end, spec.bytes()));
-            end += spec.bytes().next_multiple_of(ALIGNMENT);
-        }
         let mut files = PlacedFiles::default();
-        files.add(path, &header, end, places.into_iter())?;
+        let shards = shards(specs, most.unwrap_or(u64::MAX));
+        for (number, shard) in shards.iter().enumerate() {
+            let (path, values) = parts::of(path, values, number, shards.len(), specs.len());
+            let header = header(&values, shard);
+            let mut end = header.len() as u64;
+            let mut places = Vec::new();
+            for spec in *shard {
+                places.extend(stacks::places(stacks, &spec.name, end, spec.bytes()));
+                end += spec.bytes().next_multiple_of(ALIGNMENT);
+            }
+            files.add(&path, &header, end, places.into_iter())?;
+        }
         Ok(Self { files, tensor_bytes: specs.iter().map(GgufSpec::bytes).sum() })
     }
 
@@ -87,6 +93,21 @@ impl GgufWriter {
     pub fn finish(self) -> Result<(), FormatsError> {
         self.files.finish()
     }
+}
+
+/// The tensors of each file.
+fn shards(specs: &[GgufSpec], most: u64) -> Vec<&[GgufSpec]> {
+    let mut shards = Vec::new();
+    let (mut first, mut filled) = (0, 0);
+    for (place, spec) in specs.iter().enumerate() {
+        if filled > 0 && spec.bytes() > most.saturating_sub(filled) {
+            shards.push(&specs[first..place]);
+            (first, filled) = (place, 0);
+        }
+        filled += spec.bytes();
+    }
+    shards.push(&specs[first..]);
+    shards
 }
 
 /// Everything before the tensors' bytes, up to the alignment.

@@ -247,7 +247,7 @@ impl TargetFormat for BitsAndBytes {
         safetensors::begin(self, directory, contents)
     }
 
-    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64 {
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
     }
 

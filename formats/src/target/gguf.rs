@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::Model;
-use model::linear::Linear;
+use model::linear::{Linear, LinearClass};
 use quantizer::scheme::{ScaleDtype, Scheme};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value as Json;
@@ -47,16 +47,23 @@ enum Matrices {
 }
 use Matrices::{Dense, Mixed, Packed};
 
+/// Ends of names of what older checkpoints store and nobody reads.
+const OLDER: [&str; 5] =
+    [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
 const FILE_TYPE: &str = "general.file_type";
 /// What a file is called whose type is not among those that are written.
 const UNKNOWN_TYPE: &str = "gguf";
 
 const WIDTHS: [u8; 6] = [2, 3, 4, 5, 6, 8];
+/// Names and order are its own, whatever others make of linears.
+const ALL_CLASSES: [LinearClass; 4] =
+    [LinearClass::Plain, LinearClass::Own, LinearClass::Transposed, LinearClass::Stacked];
 static LOADERS: [LoaderRule; 1] = [LoaderRule {
     runtime: "llama.cpp 0c1e570 (2026-10)",
     symmetric_bits: &WIDTHS,
     asymmetric_bits: &WIDTHS,
     experts: Experts::Stacked,
+    linear_classes: &ALL_CLASSES,
     ..LoaderRule::ANY
 }];
 
@@ -247,9 +254,17 @@ impl TargetFormat for Gguf {
                     };
                     kept.push(spec);
                 }
-                // A tied head that is stored all the same, and what older checkpoints keep of the rotation.
-                None if spec.name == model.untied_head() || spec.name.ends_with(".rotary_emb.inv_freq") => {
+                // A tied head that is stored all the same, and what older checkpoints keep of rotation and mask.
+                None if spec.name == model.untied_head()
+                    || OLDER.iter().any(|end| spec.name.ends_with(end)) =>
+                {
                     left_out.push(spec.name);
+                }
+                None if model.is_beside(&spec.name) => {
+                    let part = part_of(&spec.name);
+                    if !left_out.contains(&part) {
+                        left_out.push(part);
+                    }
                 }
                 None => {
                     return Err(FormatsError::Unsupported {
@@ -281,7 +296,7 @@ impl TargetFormat for Gguf {
         output::begin(self, &directory.join(format!("model-{name}.gguf")), &values, contents)
     }
 
-    fn weights_bytes(&self, tensors: &[TensorSpec], _max_shard_bytes: u64) -> u64 {
+    fn weights_bytes(&self, tensors: &[TensorSpec], _max_shard_bytes: Option<u64>) -> u64 {
         tensors.iter().map(TensorSpec::bytes).sum()
     }
 
@@ -289,6 +304,19 @@ impl TargetFormat for Gguf {
         // It is told by its files, not by config.json.
         None
     }
+}
+
+/// What is said of a tensor beside the decoder: its tower or its layer.
+fn part_of(tensor: &str) -> String {
+    let mut parts = tensor.split('.');
+    let layer =
+        parts.by_ref().position(|part| part.parse::<usize>().is_ok()).filter(|_| tensor.contains(".layers."));
+    let kept = match layer {
+        Some(place) if place < 4 => place + 1,
+        _ if tensor.starts_with("model.") => 2,
+        _ => 1,
+    };
+    format!("{}.*", tensor.split('.').take(kept).collect::<Vec<_>>().join("."))
 }
 
 /// Weights of the smallest piece.

@@ -191,7 +191,7 @@ pub trait TargetFormat: Sync {
     ) -> Result<Box<dyn ModelWriter>, FormatsError>;
 
     /// Length of the files of weights with these tensors.
-    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: u64) -> u64;
+    fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64;
 
     /// Opens a checkpoint in this format; none where `quantization_config` is another format's.
     ///

@@ -195,7 +195,7 @@ impl TargetFormat for Onnx {
         output::begin(directory, contents)
     }
 
-    fn weights_bytes(&self, tensors: &[TensorSpec], _max_shard_bytes: u64) -> u64 {
+    fn weights_bytes(&self, tensors: &[TensorSpec], _max_shard_bytes: Option<u64>) -> u64 {
         tensors.iter().map(TensorSpec::bytes).sum()
     }
 

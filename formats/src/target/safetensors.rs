@@ -66,7 +66,7 @@ pub(super) fn begin<F: Described>(
         let (module, suffix) = name.rsplit_once('.')?;
         stacks.get(module).map(|(stack, expert)| (format!("{stack}.{suffix}"), *expert))
     });
-    let (most, framework) = (contents.max_shard_bytes, format.framework());
+    let (most, framework) = (contents.max_shard_bytes.unwrap_or(MOST_SHARD), format.framework());
     let writer = SafetensorsWriter::create_stacked(directory, &specs, &stacks, most, framework)?;
     let dtype = contents.runtime.torch_name().unwrap_or("float16");
     let routers = contents.model.routers();
@@ -97,9 +97,16 @@ fn untouched(contents: &Contents<'_>) -> Vec<String> {
     modules
 }
 
+/// Largest file, bytes, unless another size is asked for: what transformers writes.
+const MOST_SHARD: u64 = 5_000_000_000;
+
 /// Length of the files of weights with these tensors.
-pub(super) fn weights_bytes<F: Described>(format: &F, specs: &[TensorSpec], max_shard_bytes: u64) -> u64 {
-    file_bytes(specs, max_shard_bytes, format.framework())
+pub(super) fn weights_bytes<F: Described>(
+    format: &F,
+    specs: &[TensorSpec],
+    max_shard_bytes: Option<u64>,
+) -> u64 {
+    file_bytes(specs, max_shard_bytes.unwrap_or(MOST_SHARD), format.framework())
 }
 
 struct Output {

@@ -2,8 +2,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, DecoderLayer, FusedRows, Mlp, Norm, NormKind, Positions, Qkv,
-    Setting,
+    Architecture, Attention, Bias, BranchNorms, DecoderLayer, FusedRows, LlamaCpp, LlamaCppParts,
+    LoadedBiases, Mlp, Norm, NormKind, Positions, Qkv, Setting,
 };
 
 const fn norm(name: &'static str) -> Norm {
@@ -26,7 +26,11 @@ pub(super) const BLOOM: Architecture = Architecture {
     embedding_norm: Some(norm("transformer.word_embeddings_layernorm")),
     layers: "transformer.h",
     final_norm: Some(norm("transformer.ln_f")),
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Always,
+        parts: LlamaCppParts { embedding_norm: true, alibi: true, ..LlamaCppParts::NONE },
+        ..LlamaCpp::halves("bloom")
+    }),
     layer: DecoderLayer {
         attention_norms: BranchNorms::before(norm("input_layernorm")),
         attention: Attention {

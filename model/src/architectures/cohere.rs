@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, BranchNorms, Branches, DecoderLayer, Factor, Factors, LlamaCpp, Norm, NormKind,
-    Pairs, Positions, Setting, Unturned, Window,
+    Architecture, Attention, BranchNorms, Branches, DecoderLayer, Factor, Factors, LlamaCpp, LoadedBiases,
+    Norm, NormKind, Pairs, Positions, Setting, Unturned, Window,
 };
 
 /// Parallel branches behind one norm.
@@ -20,7 +20,11 @@ pub(super) const COHERE: Architecture = Architecture {
     ],
     final_norm: Some(Norm { name: "model.norm", kind: NormKind::LayerWithoutBias }),
     factors: Factors { logits: Factor::Key("logit_scale"), ..Factors::PLAIN },
-    llama_cpp: Some(LlamaCpp { name: "command-r", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Never,
+        tied_head: true,
+        ..LlamaCpp::neighbours("command-r")
+    }),
     layer: DecoderLayer {
         branches: Branches::Parallel,
         attention_norms: BranchNorms::before(Norm {
@@ -42,7 +46,11 @@ pub(super) const COHERE2: Architecture = Architecture {
     model_type: "cohere2",
     class: "Cohere2ForCausalLM",
     summary: "Command R7B and Command A",
-    llama_cpp: Some(LlamaCpp { name: "cohere2", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Never,
+        tied_head: true,
+        ..LlamaCpp::neighbours("cohere2")
+    }),
     defaults: &[
         ("tie_word_embeddings", Setting::Flag(true)),
         ("logit_scale", Setting::Number(0.0625)),

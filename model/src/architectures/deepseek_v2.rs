@@ -3,8 +3,8 @@
 use super::llama::LLAMA;
 use crate::architecture::{
     Architecture, Attention, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, Factor, Factors,
-    GatedMlp, LatentProjections, Mlp, Normalized, Pairs, Positions, Qkv, RoutingRule, Scores, Setting,
-    SharedExpert, SharedWidth, StoredExperts, Unturned,
+    GatedMlp, LatentProjections, LlamaCpp, LlamaCppParts, LoadedBiases, Mlp, Normalized, Pairs, Positions,
+    Qkv, RoutingRule, Scores, Setting, SharedExpert, SharedWidth, StoredExperts, Unturned,
 };
 
 /// Llama whose queries, keys and values are made of latent features.
@@ -25,7 +25,13 @@ pub(super) const DEEPSEEK_V2: Architecture = Architecture {
         ("v_head_dim", Setting::Number(128.0)),
     ],
     factors: Factors { attention: Factor::TemperedOneOverRootOf("head_dim"), ..Factors::PLAIN },
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Never,
+        part_of_heads: true,
+        says_routing: true,
+        parts: LlamaCppParts { latent: true, ..LlamaCppParts::NONE },
+        ..LlamaCpp::neighbours("deepseek2")
+    }),
     layer: DecoderLayer {
         attention: Attention {
             qkv: Qkv::Latent(LatentProjections {

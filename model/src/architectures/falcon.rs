@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Gating, Mlp, Norm,
-    NormKind, Qkv, Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Gating, LlamaCpp,
+    LoadedBiases, Mlp, Norm, NormKind, NormNames, Qkv, Setting,
 };
 use crate::linear::LinearClass;
 
@@ -36,7 +36,11 @@ pub(super) const FALCON: Architecture = Architecture {
     layers: "transformer.h",
     final_norm: Some(norm("transformer.ln_f")),
     linears: LinearClass::Own,
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Never,
+        norms: NormNames::Numbered,
+        ..LlamaCpp::halves("falcon")
+    }),
     layer: DecoderLayer {
         branches: Branches::Parallel,
         attention_norms: BranchNorms::before(norm("input_layernorm")),

@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, BranchNorms, DecoderLayer, Factor, Factors, HeadNorms, Norm, NormKind,
-    NormWidth, Pairs, Positions, Setting, Unturned, Window,
+    Architecture, Attention, BranchNorms, DecoderLayer, Factor, Factors, HeadNorms, LlamaCpp, LlamaCppParts,
+    LoadedBiases, Norm, NormKind, NormWidth, Pairs, Positions, Setting, Unturned, Window,
 };
 
 const fn norm(name: &'static str) -> Norm {
@@ -24,7 +24,7 @@ pub(super) const GEMMA: Architecture = Architecture {
     ],
     final_norm: Some(norm("model.norm")),
     factors: Factors { embedding: Factor::RoundedRootOf("hidden_size"), ..Factors::PLAIN },
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp { biases: LoadedBiases::Never, tied_head: true, ..LlamaCpp::halves("gemma") }),
     layer: DecoderLayer {
         attention_norms: BranchNorms::before(norm("input_layernorm")),
         mlp_norms: BranchNorms::before(norm("post_attention_layernorm")),
@@ -53,6 +53,13 @@ pub(super) const GEMMA2: Architecture = Architecture {
         logit_cap: Some("final_logit_softcapping"),
         ..GEMMA.factors
     },
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Never,
+        tied_head: true,
+        rooted_by_hidden: Some(46),
+        parts: LlamaCppParts { caps: true, ..LlamaCppParts::NONE },
+        ..LlamaCpp::halves("gemma2")
+    }),
     layer: DecoderLayer {
         attention_norms: BranchNorms {
             after: Some(norm("post_attention_layernorm")),
@@ -87,6 +94,12 @@ pub(super) const GEMMA3: Architecture = Architecture {
         ("rope_theta", Setting::Number(1e6)),
         ("rope_local_base_freq", Setting::Number(1e4)),
     ],
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Never,
+        rooted_by_hidden: Some(62),
+        parts: LlamaCppParts { local_frequencies: true, ..LlamaCppParts::NONE },
+        ..LlamaCpp::halves("gemma3")
+    }),
     layer: DecoderLayer {
         attention: Attention {
             head_norms: Some(HeadNorms {

@@ -17,7 +17,7 @@ pub(super) const GLM: Architecture = Architecture {
         ("partial_rotary_factor", Setting::Number(0.5)),
         ("rms_norm_eps", Setting::Number(1.5625e-7)),
     ],
-    llama_cpp: Some(LlamaCpp { name: "chatglm", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp { part_of_heads: true, ..LlamaCpp::neighbours("chatglm") }),
     layer: DecoderLayer {
         attention: Attention {
             output_bias: Bias::Never,
@@ -36,7 +36,7 @@ pub(super) const GLM4: Architecture = Architecture {
     model_type: "glm4",
     class: "Glm4ForCausalLM",
     summary: "GLM-4-0414 and GLM-Z1",
-    llama_cpp: Some(LlamaCpp { name: "glm4", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp { part_of_heads: true, ..LlamaCpp::neighbours("glm4") }),
     layer: DecoderLayer {
         attention_norms: BranchNorms {
             after: Some(Norm { name: "post_self_attn_layernorm", kind: NormKind::Rms }),

@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, DecoderLayer, FusedRows, LearnedPositions, Mlp, Norm,
-    NormKind, Positions, Qkv, Setting,
+    Architecture, Attention, Bias, BranchNorms, DecoderLayer, FusedRows, LearnedPositions, LlamaCpp,
+    LlamaCppParts, LoadedBiases, Mlp, Norm, NormKind, Positions, Qkv, Setting,
 };
 use crate::linear::LinearClass;
 
@@ -33,7 +33,11 @@ pub(super) const GPT2: Architecture = Architecture {
     layers: "transformer.h",
     final_norm: Some(norm("transformer.ln_f")),
     linears: LinearClass::Transposed,
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Always,
+        parts: LlamaCppParts { positions: true, ..LlamaCppParts::NONE },
+        ..LlamaCpp::halves("gpt2")
+    }),
     layer: DecoderLayer {
         attention_norms: BranchNorms::before(norm("ln_1")),
         attention: Attention {

@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Gating, Mlp, Norm,
-    NormKind, Qkv, Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, FusedRows, Gating, LlamaCpp,
+    LoadedBiases, Mlp, Norm, NormKind, Qkv, Setting,
 };
 
 const fn norm(name: &'static str) -> Norm {
@@ -28,7 +28,12 @@ pub(super) const GPT_NEOX: Architecture = Architecture {
     layers: "gpt_neox.layers",
     final_norm: Some(norm("gpt_neox.final_layer_norm")),
     head: "embed_out",
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Always,
+        part_of_heads: true,
+        asks_parallel: true,
+        ..LlamaCpp::halves("gptneox")
+    }),
     layer: DecoderLayer {
         branches: Branches::Parallel,
         attention_norms: BranchNorms::before(norm("input_layernorm")),

@@ -3,7 +3,8 @@
 use super::llama::LLAMA;
 use crate::architecture::{
     Architecture, Attention, Bias, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp,
-    Gating, Mlp, Normalized, RoutingRule, Scores, Setting, StoredExperts, Window,
+    Gating, LlamaCpp, LlamaCppParts, LoadedBiases, Mlp, NormNames, Normalized, RoutingRule, Scores, Setting,
+    StoredExperts, Window,
 };
 
 /// Llama with sinks whose MLPs are experts with clamped gates.
@@ -20,7 +21,12 @@ pub(super) const GPT_OSS: Architecture = Architecture {
         ("swiglu_alpha", Setting::Number(1.702)),
         ("swiglu_limit", Setting::Number(7.0)),
     ],
-    llama_cpp: None,
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Always,
+        norms: NormNames::AfterAttention,
+        parts: LlamaCppParts { sinks: true, ..LlamaCppParts::NONE },
+        ..LlamaCpp::halves("gpt-oss")
+    }),
     layer: DecoderLayer {
         attention: Attention {
             window: Window::AllButEvery(2),

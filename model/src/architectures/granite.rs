@@ -1,7 +1,7 @@
 //! Granite 3 (IBM, 2024), dense: Llama with four factors.
 
 use super::llama::LLAMA;
-use crate::architecture::{Architecture, Factor, Factors, LlamaCpp, Setting};
+use crate::architecture::{Architecture, Divisors, Factor, Factors, LlamaCpp, Setting};
 
 /// Llama with factors on embedding, products of queries and keys, branches and logits.
 pub(super) const GRANITE: Architecture = Architecture {
@@ -21,6 +21,6 @@ pub(super) const GRANITE: Architecture = Architecture {
         logits: Factor::OneOver("logits_scaling"),
         ..Factors::PLAIN
     },
-    llama_cpp: Some(LlamaCpp { name: "granite", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp { divisors: Divisors::One, ..LlamaCpp::neighbours("granite") }),
     ..LLAMA
 };

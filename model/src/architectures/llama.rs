@@ -1,8 +1,8 @@
 //! Llama 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783), and the many models that share its shape.
 
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Factors, Gating, LlamaCpp, Mlp, Norm,
-    NormKind, Pairs, Positions, Qkv, Unturned, Window,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Divisors, Factors, Gating, LlamaCpp,
+    Mlp, Norm, NormKind, Pairs, Positions, Qkv, Unturned, Window,
 };
 use crate::linear::LinearClass;
 
@@ -23,7 +23,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     head_bias: false,
     factors: Factors::PLAIN,
     linears: LinearClass::Plain,
-    llama_cpp: Some(LlamaCpp { name: "llama", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp { divisors: Divisors::One, ..LlamaCpp::neighbours("llama") }),
     layer: DecoderLayer {
         branches: Branches::InTurn,
         attention_norms: BranchNorms::before(Norm { name: "input_layernorm", kind: NormKind::Rms }),

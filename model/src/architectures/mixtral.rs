@@ -2,8 +2,8 @@
 
 use super::mistral::MISTRAL;
 use crate::architecture::{
-    Architecture, DecoderLayer, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp, LlamaCpp, Mlp,
-    Normalized, RoutingRule, Scores, StoredExperts,
+    Architecture, DecoderLayer, Divisors, ExpertGroups, ExpertKeys, ExpertLayers, Experts, GatedMlp,
+    LlamaCpp, Mlp, Normalized, RoutingRule, Scores, StoredExperts,
 };
 
 /// Mistral whose MLPs are experts.
@@ -11,7 +11,7 @@ pub(super) const MIXTRAL: Architecture = Architecture {
     model_type: "mixtral",
     class: "MixtralForCausalLM",
     summary: "Mixtral 8x7B and 8x22B (mixture of experts)",
-    llama_cpp: Some(LlamaCpp { name: "llama", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp { divisors: Divisors::One, ..LlamaCpp::neighbours("llama") }),
     layer: DecoderLayer {
         mlp: Mlp::Experts {
             experts: &Experts {

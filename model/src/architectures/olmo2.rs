@@ -2,8 +2,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, DecoderLayer, HeadNorms, LlamaCpp, Norm, NormKind, NormWidth,
-    Setting,
+    Architecture, Attention, Bias, BranchNorms, DecoderLayer, HeadNorms, LlamaCpp, LoadedBiases, Norm,
+    NormKind, NormWidth, Setting,
 };
 
 const fn after(name: &'static str) -> BranchNorms {
@@ -16,7 +16,7 @@ pub(super) const OLMO2: Architecture = Architecture {
     class: "Olmo2ForCausalLM",
     summary: "OLMo 2",
     defaults: &[("rms_norm_eps", Setting::Number(1e-5))],
-    llama_cpp: Some(LlamaCpp { name: "olmo2", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp { biases: LoadedBiases::Never, ..LlamaCpp::halves("olmo2") }),
     layer: DecoderLayer {
         attention_norms: after("post_attention_layernorm"),
         attention: Attention {

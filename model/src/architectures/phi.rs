@@ -3,8 +3,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Gating, LlamaCpp, Mlp, Norm,
-    NormKind, Setting,
+    Architecture, Attention, Bias, BranchNorms, Branches, DecoderLayer, Gating, LlamaCpp, LoadedBiases, Mlp,
+    Norm, NormKind, Setting,
 };
 
 /// Parallel branches behind one norm.
@@ -20,7 +20,11 @@ pub(super) const PHI: Architecture = Architecture {
     ],
     final_norm: Some(Norm { name: "model.final_layernorm", kind: NormKind::Layer }),
     head_bias: true,
-    llama_cpp: Some(LlamaCpp { name: "phi2", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp {
+        biases: LoadedBiases::Always,
+        part_of_heads: true,
+        ..LlamaCpp::halves("phi2")
+    }),
     layer: DecoderLayer {
         branches: Branches::Parallel,
         attention_norms: BranchNorms::before(Norm { name: "input_layernorm", kind: NormKind::Layer }),

@@ -2,7 +2,7 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, DecoderLayer, FusedRows, LlamaCpp, Mlp, Qkv, Setting, Window,
+    Architecture, Attention, Bias, DecoderLayer, Divisors, FusedRows, LlamaCpp, Mlp, Qkv, Setting, Window,
 };
 
 /// Llama, fused.
@@ -11,7 +11,11 @@ pub(super) const PHI3: Architecture = Architecture {
     class: "Phi3ForCausalLM",
     summary: "Phi-3, Phi-3.5 and Phi-4",
     defaults: &[("rms_norm_eps", Setting::Number(1e-5))],
-    llama_cpp: Some(LlamaCpp { name: "phi3", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp {
+        part_of_heads: true,
+        divisors: Divisors::ShortAndLong,
+        ..LlamaCpp::halves("phi3")
+    }),
     layer: DecoderLayer {
         attention: Attention {
             qkv: Qkv::Fused { name: "self_attn.qkv_proj", rows: FusedRows::Concatenated },

@@ -8,7 +8,7 @@ pub(super) const QWEN2: Architecture = Architecture {
     model_type: "qwen2",
     class: "Qwen2ForCausalLM",
     summary: "Qwen2 and Qwen2.5",
-    llama_cpp: Some(LlamaCpp { name: "qwen2", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp::halves("qwen2")),
     layer: DecoderLayer {
         attention: Attention {
             input_bias: Bias::Always,

@@ -11,7 +11,7 @@ pub(super) const QWEN2_MOE: Architecture = Architecture {
     model_type: "qwen2_moe",
     class: "Qwen2MoeForCausalLM",
     summary: "Qwen1.5-MoE and Qwen2-57B-A14B (mixture of experts, one shared)",
-    llama_cpp: Some(LlamaCpp { name: "qwen2moe", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp::halves("qwen2moe")),
     layer: DecoderLayer {
         mlp: Mlp::Experts {
             experts: &Experts {

@@ -10,7 +10,7 @@ pub(super) const QWEN3: Architecture = Architecture {
     model_type: "qwen3",
     class: "Qwen3ForCausalLM",
     summary: "Qwen3, dense",
-    llama_cpp: Some(LlamaCpp { name: "qwen3", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp::halves("qwen3")),
     layer: DecoderLayer {
         attention: Attention {
             head_norms: Some(HeadNorms {

@@ -11,7 +11,7 @@ pub(super) const QWEN3_MOE: Architecture = Architecture {
     model_type: "qwen3_moe",
     class: "Qwen3MoeForCausalLM",
     summary: "Qwen3-30B-A3B and Qwen3-235B-A22B (mixture of experts)",
-    llama_cpp: Some(LlamaCpp { name: "qwen3moe", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp::halves("qwen3moe")),
     layer: DecoderLayer {
         mlp: Mlp::Experts {
             experts: &Experts {

@@ -2,7 +2,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, DecoderLayer, LlamaCpp, Pairs, Positions, Setting, Unturned, Window,
+    Architecture, Attention, DecoderLayer, LlamaCpp, LoadedBiases, Pairs, Positions, Setting, Unturned,
+    Window,
 };
 
 /// Llama with layers without positions.
@@ -15,7 +16,7 @@ pub(super) const SMOLLM3: Architecture = Architecture {
         ("rope_theta", Setting::Number(2e6)),
         ("num_key_value_heads", Setting::Number(4.0)),
     ],
-    llama_cpp: Some(LlamaCpp { name: "smollm3", rotates_neighbours: true }),
+    llama_cpp: Some(LlamaCpp { biases: LoadedBiases::Never, ..LlamaCpp::neighbours("smollm3") }),
     layer: DecoderLayer {
         attention: Attention {
             positions: Positions::Rotary { pairs: Pairs::Halves, unturned: Unturned::Listed, local: false },

@@ -18,7 +18,7 @@ pub(super) const STABLELM: Architecture = Architecture {
     when: &[("use_parallel_residual", Setting::Flag(false)), ("qk_layernorm", Setting::Flag(false))],
     defaults: &[("partial_rotary_factor", Setting::Number(0.25)), ("rms_norm_eps", Setting::Number(1e-5))],
     final_norm: Some(norm("model.norm")),
-    llama_cpp: Some(LlamaCpp { name: "stablelm", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp { part_of_heads: true, asks_parallel: true, ..LlamaCpp::halves("stablelm") }),
     layer: DecoderLayer {
         attention_norms: BranchNorms::before(norm("input_layernorm")),
         attention: Attention {

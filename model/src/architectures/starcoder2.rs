@@ -2,7 +2,8 @@
 
 use super::llama::LLAMA;
 use crate::architecture::{
-    Architecture, Attention, Bias, BranchNorms, DecoderLayer, LlamaCpp, Mlp, Norm, NormKind, Setting, Window,
+    Architecture, Attention, Bias, BranchNorms, DecoderLayer, LlamaCpp, LoadedBiases, Mlp, Norm, NormKind,
+    Setting, Window,
 };
 
 const fn norm(name: &'static str) -> Norm {
@@ -21,7 +22,7 @@ pub(super) const STARCODER2: Architecture = Architecture {
         ("rms_norm_eps", Setting::Number(1e-5)),
     ],
     final_norm: Some(norm("model.norm")),
-    llama_cpp: Some(LlamaCpp { name: "starcoder2", rotates_neighbours: false }),
+    llama_cpp: Some(LlamaCpp { biases: LoadedBiases::Always, ..LlamaCpp::halves("starcoder2") }),
     layer: DecoderLayer {
         attention_norms: BranchNorms::before(norm("input_layernorm")),
         attention: Attention {

@@ -35,6 +35,11 @@ impl Naming {
         known.unwrap_or(&ways[0]).clone()
     }
 
+    /// Whether a name is outside a text tower, where the decoder is one.
+    pub(super) fn is_of_another_tower(&self, name: &str) -> bool {
+        self.stored != self.base && !self.stored.is_empty() && !name.starts_with(&self.stored)
+    }
+
     /// A module's name in the checkpoint.
     pub(super) fn module(&self, module: &str) -> String {
         match module.strip_prefix(&self.base) {

@@ -12,6 +12,7 @@ use crate::checkpoint::Dtype;
 use crate::container::TensorData;
 use crate::error::FormatsError;
 use crate::gguf::names::{self, Named};
+use crate::gguf::rows::{self, RowOrder};
 use crate::gguf::{GgufSpec, GgufWriter, TensorType, Values, hyperparameters};
 use crate::model_writer::{Contents, ModelWriter};
 use crate::side_files;
@@ -22,8 +23,25 @@ struct Output {
     source: PathBuf,
     path: PathBuf,
     writer: GgufWriter,
-    /// By the checkpoint's names, with their rows.
-    tensors: BTreeMap<String, (Named, usize)>,
+    /// By the checkpoint's names.
+    tensors: BTreeMap<String, Placed>,
+}
+
+/// A tensor and what is needed to arrange it.
+#[derive(Clone)]
+struct Placed {
+    named: Named,
+    /// Rows in the checkpoint, of what is packed those of the linear.
+    rows: usize,
+    /// Bytes of a number; 0 where it is packed.
+    width: usize,
+}
+
+impl Placed {
+    /// What it is put by.
+    fn name(&self) -> &str {
+        if self.named.expert.is_some() { &self.named.original } else { &self.named.name }
+    }
 }
 
 /// Begins a file at `path`.
@@ -42,10 +60,10 @@ pub(super) fn begin(
         .iter()
         .filter_map(|spec| Some((spec.name.clone(), (dense_type(spec.dtype)?, spec.shape.clone()))));
     let mut shapes: BTreeMap<String, (TensorType, Vec<usize>)> = packed.chain(carried).collect();
-    let factors = hyperparameters::rope_factors(&contents.model.hyperparameters.rope);
+    let divisors = hyperparameters::divisors(contents.model);
     let mut specs: Vec<GgufSpec> = Vec::new();
-    if let Some(factors) = &factors {
-        let (name, shape) = (names::ROPE_FACTORS.to_owned(), vec![factors.len()]);
+    for (name, numbers) in &divisors {
+        let (name, shape) = ((*name).to_owned(), vec![numbers.len()]);
         specs.push(GgufSpec { name, tensor_type: TensorType::F32, shape });
     }
     let mut tensors = BTreeMap::new();
@@ -57,6 +75,10 @@ pub(super) fn begin(
         if named.is_row {
             shape.remove(0);
         }
+        let width = if tensor_type.weights == 1 { tensor_type.bytes as usize } else { 0 };
+        if named.is_transposed && width > 0 {
+            shape.reverse();
+        }
         let members = named.expert.map(|_| stacks.entry(named.name.clone()).or_default());
         if members.as_ref().is_none_or(|members| members.is_empty()) {
             specs.push(GgufSpec { name: named.name.clone(), tensor_type, shape });
@@ -64,17 +86,17 @@ pub(super) fn begin(
         if let Some(members) = members {
             members.push(named.original.clone());
         }
-        tensors.insert(named.original.clone(), (named, rows));
+        tensors.insert(named.original.clone(), Placed { named, rows, width });
     }
     for spec in &mut specs {
         if let Some(members) = stacks.get(&spec.name) {
             spec.shape.insert(0, members.len());
         }
     }
-    let mut writer = GgufWriter::create_stacked(path, values, &specs, &stacks)?;
-    if let Some(factors) = factors {
-        let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
-        writer.put(names::ROPE_FACTORS, &bytes)?;
+    let mut writer = GgufWriter::create_stacked(path, values, &specs, &stacks, contents.max_shard_bytes)?;
+    for (name, numbers) in divisors {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        writer.put(name, &bytes)?;
     }
     let (source, path) = (contents.source.to_owned(), path.to_owned());
     Ok(Box::new(Output { format, source, path, writer, tensors }))
@@ -95,19 +117,46 @@ fn not_announced(path: &Path, tensor: &str) -> FormatsError {
     FormatsError::Writer { path: path.to_owned(), tensor: tensor.to_owned(), problem }
 }
 
+impl Output {
+    fn placed(&self, tensor: &str) -> Result<Placed, FormatsError> {
+        self.tensors.get(tensor).cloned().ok_or_else(|| not_announced(&self.path, tensor))
+    }
+
+    fn write(&mut self, placed: &Placed, bytes: &[u8]) -> Result<(), FormatsError> {
+        match placed.named.order {
+            RowOrder::Same => self.writer.put(placed.name(), bytes),
+            order => self.writer.put(placed.name(), &order.arrange(bytes, placed.rows)),
+        }
+    }
+}
+
 impl ModelWriter for Output {
-    fn carry(&mut self, tensor: &TensorData) -> Result<(), FormatsError> {
-        let found = self.tensors.get(&tensor.name);
-        let (named, rows) = found.ok_or_else(|| not_announced(&self.path, &tensor.name))?;
-        match named.heads {
-            None if named.expert.is_some() => self.writer.put(&named.original, &tensor.bytes),
-            None => self.writer.put(&named.name, &tensor.bytes),
-            Some(heads) => self.writer.put(&named.name, &names::interleaved(&tensor.bytes, *rows, heads)),
+    fn held(&self, tensor: TensorData) -> TensorData {
+        match self.tensors.get(&tensor.name) {
+            Some(placed) if placed.named.adds_one => {
+                TensorData { bytes: rows::one_less(&rows::one_more(&tensor.bytes)), ..tensor }
+            }
+            _ => tensor,
         }
     }
 
+    fn carry(&mut self, tensor: &TensorData) -> Result<(), FormatsError> {
+        let placed = self.placed(&tensor.name)?;
+        if placed.named.adds_one {
+            return self.write(&placed, &rows::one_more(&tensor.bytes));
+        }
+        if placed.named.is_transposed {
+            return self.write(&placed, &rows::transposed(&tensor.bytes, placed.rows, placed.width));
+        }
+        self.write(&placed, &tensor.bytes)
+    }
+
     fn put(&mut self, linear: &Linear, tensor: &QuantizedTensor) -> Result<(), FormatsError> {
-        self.format.encode(linear, tensor).iter().try_for_each(|tensor| self.carry(tensor))
+        for tensor in self.format.encode(linear, tensor) {
+            let placed = self.placed(&tensor.name)?;
+            self.write(&placed, &tensor.bytes)?;
+        }
+        Ok(())
     }
 
     fn tensor_bytes(&self) -> u64 {
