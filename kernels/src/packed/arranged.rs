@@ -31,7 +31,7 @@ use super::product::{Tile, tiles};
 use super::stage::Aligned;
 use crate::arch::generic::int8::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::arch::x86_64::{int8_avx2::Avx2, int8_vnni::Vnni};
+use crate::arch::x86_64::{int8_vnni::Vnni, lanes::Avx2};
 
 /// Tiles that a matrix is cut into, at most.
 const TILES: usize = 64;
