@@ -12,6 +12,7 @@ use formats::model_writer::{Contents, ModelWriter};
 use formats::output::OutputDirectory;
 use formats::side_files::{CARD, REPORT};
 use formats::target::TargetFormat;
+use kernels::account::section;
 
 use crate::adapted::{AdaptedModel, AdapterWriter};
 use crate::card::Card;
@@ -98,6 +99,7 @@ impl OpenOutput {
         place: &Path,
     ) -> Result<Self, Error> {
         let directory = OutputDirectory::create(place, force)?;
+        let _section = section("carrying over");
         let mut writer = format.begin(directory.path(), contents)?;
         let tensors = carry_over(source, transformed, copied, writer.as_mut())?;
         let (place, format) = (place.to_owned(), format.id());
@@ -135,8 +137,11 @@ impl OpenOutput {
         adapter: Option<AdapterSummary>,
         card: Card,
     ) -> Result<ClosedOutput, Error> {
+        let writing = section("packing and writing");
         let tensor_bytes = self.writer.tensor_bytes();
         self.writer.finish()?;
+        drop(writing);
+        let _section = section("hashing");
         let directory = self.directory.path();
         let path = directory.join(CARD);
         let text = card.text(tensor_bytes, &weights_file(directory)?, None);
@@ -158,6 +163,7 @@ impl OpenOutput {
 impl ClosedOutput {
     /// Opens it again and compares it with what was solved.
     pub(crate) fn verify(self, progress: &dyn Progress) -> Result<VerifiedOutput, Error> {
+        let _section = section("verifying");
         let verification = verify::verify(self.directory.path(), progress)?;
         if verification.problems.is_empty() {
             Ok(VerifiedOutput { closed: self, verification })

@@ -1,6 +1,7 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
 use formats::model_writer::ModelWriter;
+use kernels::account::section;
 use kernels::bf16::Precision;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
@@ -114,14 +115,18 @@ pub(crate) fn quantize_layers(
         let mut entry = journal.begin_layer(layer, tracks.len())?;
         let gradients = gradients.as_ref().map(|kept| LayerGradients::read(kept, layer)).transpose()?;
         let gradients = gradients.unwrap_or_default();
+        let reading = section("reading weights");
         let mut quantized = vec![source.layer(layer).map_err(Error::from_source)?; tracks.len()];
+        drop(reading);
         let mut experts: Vec<LayerExperts> = tracks.iter().map(|_| LayerExperts::default()).collect();
         for (place, stage) in layer.stages.iter().enumerate() {
             progress.at(&place_of(layer, stage, tokens));
             // One expert is in memory at a time.
+            let reading = section("reading weights");
             for weights in &mut quantized {
                 weights.fetch(layer, stage.part(), source).map_err(Error::from_source)?;
             }
+            drop(reading);
             // Nothing is behind the last stage that its output would be seen by.
             let last =
                 layer.index + 1 == model.layers.len() && place + 1 == layer.stages.len() && !sees_head_input;
@@ -178,7 +183,9 @@ pub(crate) fn quantize_layers(
             entry.experts(number, &outcome.coverage[first..]);
         }
         let states = streams.as_mut().map(Streams::sync).transpose()?.unwrap_or_default();
+        let journaling = section("journal");
         journal.end_layer(entry, states)?;
+        drop(journaling);
         progress.step(&outcomes.last().map_or_else(String::new, Outcome::last_loss));
     }
     progress.finish();
@@ -270,8 +277,11 @@ impl<'t> Track<'t> {
         outcome.add(self.plan, linear, &solution, left, progress);
         let downgrade = outcome.rows.last().and_then(|row| row.downgrade.clone());
         demand_as_asked(self.plan.strict, downgrade.as_slice())?;
-        entry.solution(number, &linear.name, &solution.tensor)?;
-        entry.told(number, outcome.rows.last(), &outcome.notes[told..]);
+        {
+            let _section = section("journal");
+            entry.solution(number, &linear.name, &solution.tensor)?;
+            entry.told(number, outcome.rows.last(), &outcome.notes[told..]);
+        }
         weights.replace(linear.id.slot(), solution.tensor.dequantize());
         self.keep_or_write(linear, solution.tensor, outcome)
     }
@@ -317,9 +327,12 @@ impl<'t> Track<'t> {
         tensor: &QuantizedTensor,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
+        let writing = section("packing and writing");
         for writer in &mut self.writers {
             writer.put(linear, tensor)?;
         }
+        drop(writing);
+        let _section = section("hashing");
         let record = LinearRecord { scheme: tensor.scheme(), digest: solution_digest(tensor) };
         outcome.records.push((linear.name.clone(), record));
         Ok(())

@@ -6,6 +6,7 @@ use calibration::transforms::Transformed;
 use calibration::weights::WeightSource;
 use formats::output::OutputDirectory;
 use formats::side_files::REPORT;
+use kernels::account;
 
 use crate::budget::Options;
 use crate::card::{Card, Origin};
@@ -24,7 +25,7 @@ use crate::progress::Progress;
 use crate::render::overview;
 use crate::report::{Phase, Report};
 use crate::requirements;
-use crate::resources::{Resources, Stopwatch};
+use crate::resources::{self, Resources, Stopwatch};
 use crate::showing::Look;
 use crate::space;
 use crate::stored::StoredModel;
@@ -67,6 +68,7 @@ fn quantize_from(
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<Vec<Report>, Error> {
+    account::start(resources::now);
     let watch = Stopwatch::start();
     let mut phases = Phases::start();
     let places = job.places();
@@ -105,7 +107,9 @@ fn quantize_from(
     let gathers = options.is_some() || importance.is_some();
     let known_inputs = known.as_ref();
     let told = (&mut phases, progress);
+    let reading = account::section("reading text");
     let texts = Texts::read(job, &source, &plans, known_inputs, gathers, journal, told)?;
+    drop(reading);
 
     let transformed = transformed::of(&source, &plans[0], &texts.windows, progress)?;
     let model = transformed.as_ref().map_or(&source.model, Transformed::model);
@@ -197,6 +201,7 @@ fn quantize_from(
     }
     phases.end("verifying");
 
+    let measuring = account::section("measuring");
     let mut evaluations = Vec::with_capacity(finished.len());
     for output in &finished {
         let measured = texts.evaluation.as_ref().map(|text| output.measure(&source, text, memory, progress));
@@ -210,6 +215,8 @@ fn quantize_from(
     };
     let look =
         Look::at_original(&job.command, &source, windows, finished.len(), progress).map_err(interrupted)?;
+    drop(measuring);
+    let spent: Vec<Phase> = account::finish().into_iter().map(Phase::from).collect();
     let names: Vec<String> = finished.iter().map(|output| output.place.display().to_string()).collect();
     let resources = watch.read();
     let summary = source.summary()?;
@@ -256,6 +263,7 @@ fn quantize_from(
                 evaluation,
                 resources,
                 phases: phases.done.clone(),
+                account: spent.clone(),
             };
             output.publish(&report, &look).map_err(interrupted)?;
             Ok(report)

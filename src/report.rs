@@ -1,6 +1,7 @@
 //! What a run found, as plain data. Field names are the JSON that other tools read; every number carries its unit in its name.
 
 use calibration::transforms::Transform;
+use kernels::account::{Spent, Time};
 use quantizer::Shares;
 use quantizer::guard::held_out::HeldOutLoss;
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,8 @@ pub struct Report {
     pub resources: Resources,
     /// Cost of each phase, in order.
     pub phases: Vec<Phase>,
+    /// What the time of all phases went into, less what is inside of it and has a row of its own.
+    pub account: Vec<Phase>,
 }
 
 /// The outcome of `evaluate`.
@@ -287,6 +290,13 @@ pub struct Phase {
     pub wall_seconds: f64,
     /// Processor seconds.
     pub cpu_seconds: f64,
+}
+
+impl From<Spent> for Phase {
+    fn from(spent: Spent) -> Self {
+        let Time { wall, cpu } = spent.time;
+        Self { name: spent.name, wall_seconds: wall, cpu_seconds: cpu }
+    }
 }
 
 /// Perplexity and divergence on one text.

@@ -1,7 +1,9 @@
 //! What a run cost: wall clock, processor time, peak memory.
 
+use std::sync::OnceLock;
 use std::time::Instant;
 
+use kernels::account::Time;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,12 @@ impl Stopwatch {
             peak_rss_bytes,
         }
     }
+}
+
+/// The clock of [`kernels::account`]: since it was read first, and of this process.
+pub(crate) fn now() -> Time {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    Time { wall: FIRST.get_or_init(Instant::now).elapsed().as_secs_f64(), cpu: process().0 }
 }
 
 /// Processor seconds and peak resident bytes of this process; zero where the system does not tell.

@@ -7,6 +7,7 @@ use calibration::CalibrationError;
 use calibration::activations::{Activations, Room};
 use calibration::forward::Forward;
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
+use kernels::account::section;
 use kernels::bf16::Precision;
 use model::graph::StageInput;
 use model::linear::Part;
@@ -56,6 +57,7 @@ impl<'m> Streams<'m> {
         precision: Precision,
         (journal, memory): (&Journal, Memory),
     ) -> Result<Self, Error> {
+        let _section = section("embedding");
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
         let forward = Forward::new(model, lengths.iter().copied().max().unwrap_or(0));
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
@@ -130,6 +132,7 @@ impl<'m> Streams<'m> {
         roots: Option<&[Vec<f32>]>,
         see: &mut See<'_>,
     ) -> Result<(), Error> {
+        let _section = section("inputs of stages");
         for index in 0..self.windows() {
             let state = self.quantized[track].window(index).map_err(from_room)?;
             let beside = self.original.as_ref().map(|original| original.window(index)).transpose();
@@ -190,6 +193,7 @@ impl<'m> Streams<'m> {
         weights: &LayerWeights,
         journal: &Journal,
     ) -> Result<(), Error> {
+        let _section = section("forward, original");
         let number = self.quantized.len();
         match &mut self.original {
             None => Ok(()),
@@ -211,6 +215,7 @@ impl<'m> Streams<'m> {
         weights: &LayerWeights,
         journal: &Journal,
     ) -> Result<(), Error> {
+        let _section = section("forward, quantized");
         let weights = weights.of_stage(&layer.stages[stage], self.precision);
         let stream = &mut self.quantized[track];
         self.kept[track] = advance(&self.forward, stream, layer, stage, &weights, (journal, track))?;
@@ -219,6 +224,7 @@ impl<'m> Streams<'m> {
 
     /// Makes what the journal keeps of the streams durable; gives its checksums.
     pub(crate) fn sync(&mut self) -> Result<Vec<StreamSums>, Error> {
+        let _section = section("journal");
         self.kept.iter_mut().filter_map(Option::take).map(|file| file.sync()).collect()
     }
 }

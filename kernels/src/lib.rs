@@ -1,6 +1,7 @@
 //! What the machine does: products on packed and dense matrices, factorizations, and the solver's inner loops. No model,
 //! no file, no algorithm.
 
+pub mod account;
 pub mod allocation;
 mod arch;
 pub mod bf16;

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use crate::record::bytes_digest;
 use crate::render::text::bytes;
-use crate::report::{EvaluationReport, LinearRow, QuantizedQuality, Report};
+use crate::report::{EvaluationReport, LinearRow, Phase, QuantizedQuality, Report};
 use crate::showing::{Completion, Shown};
 
 const STYLE: &str = include_str!("html/page.css");
@@ -411,18 +411,25 @@ fn repeating(report: &Report, shown: &Shown) -> String {
             rows.collect::<String>()
         );
     }
-    let phases = report.phases.iter().map(|phase| {
+    let row = |phase: &Phase| {
         format!(
             "<tr><td>{}</td><td>{:.1} s</td><td>{:.1} s</td></tr>\n",
             escape(phase.name),
             phase.wall_seconds,
             phase.cpu_seconds
         )
-    });
-    let _ = write!(
+    };
+    let table = |first: &str, phases: &[Phase]| {
+        let rows: String = phases.iter().map(row).collect();
+        format!(
+            "<table><thead><tr><th>{first}</th><th>clock</th><th>processors</th></tr></thead><tbody>\n{rows}</tbody></table>"
+        )
+    };
+    let _ = writeln!(
         out,
-        "<details><summary>Times</summary><table><thead><tr><th>phase</th><th>clock</th><th>processors</th></tr></thead><tbody>\n{}</tbody></table></details>\n",
-        phases.collect::<String>()
+        "<details><summary>Times</summary>{}{}</details>",
+        table("phase", &report.phases),
+        table("what it went into", &report.account)
     );
     section("Do it again", &out)
 }

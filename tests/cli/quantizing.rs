@@ -40,6 +40,19 @@ fn the_readme_command_writes_a_checkpoint_with_every_side_file_and_a_report() {
     for key in ["wall_seconds", "cpu_seconds", "peak_rss_bytes"] {
         assert!(report["resources"][key].as_f64().unwrap() > 0.0, "{key}");
     }
+    let account = report["account"].as_array().unwrap();
+    let took = |name: &str| {
+        let section = account.iter().find(|section| section["name"] == name);
+        section.unwrap_or_else(|| panic!("{name} is not in {account:?}"))["cpu_seconds"].as_f64().unwrap()
+    };
+    for name in ["forward, original", "cross moments", "factorization", "range search", "solve", "verifying"]
+    {
+        assert!(took(name) > 0.0, "{name}");
+    }
+    // Nothing is counted twice or left out.
+    let all: f64 = account.iter().map(|section| section["cpu_seconds"].as_f64().unwrap()).sum();
+    let whole = report["resources"]["cpu_seconds"].as_f64().unwrap();
+    assert!((all / whole - 1.0).abs() < 0.05, "{all} of {whole}");
     let linears = report["linears"].as_array().unwrap();
     assert_eq!(linears.len(), 5 * 7);
     for linear in linears {
