@@ -17,7 +17,9 @@ use calibration::activations::History;
 use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{AtPrecision, LinearOperator, OuterWeights, Pass, WeightSource};
+use kernels::account::section;
 use kernels::bf16::Precision;
+use kernels::elementwise::{all_finite, sum_of_squares};
 use model::linear::{Linear, LinearId, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView1, ArrayView2};
@@ -191,6 +193,7 @@ impl Probe<'_> {
     fn run(&mut self, windows: &[&Vec<u32>], first: u64, mut before: History) -> Result<(), Error> {
         let embed =
             |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
+        let forward = section("gradients, forward");
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         for layer in &self.model.layers {
             go_on(self.progress)?;
@@ -201,6 +204,8 @@ impl Probe<'_> {
             demand_finite(first, states.iter().map(WindowState::hidden), &place)?;
             self.progress.step("");
         }
+        drop(forward);
+        let _section = section("gradients, backward");
         let backward = Backward::new(&self.forward);
         let head = Head { outer: &self.outer, slices: &self.head };
         let mut gradients: Vec<Array2<f32>> = states
@@ -248,6 +253,7 @@ impl Kept {
         stage: &Stage,
         back: &mut [OutputGradients],
     ) -> Result<(), Error> {
+        let _section = section("gradients, moments");
         let mut weights: Option<Vec<Vec<f32>>> = self.tokens.contains_key(&(layer.index, place)).then(|| {
             let first = stage.linears.first().map(|linear| linear.id.slot());
             let of_window =
@@ -281,7 +287,10 @@ impl Kept {
 
 /// Shortens gradients of a window that are much longer than most. Gives each one's norm over the median of those that are not 0.
 fn cut(gradients: &mut Array2<f32>) -> Vec<f32> {
-    let norm = |row: ArrayView1<'_, f32>| row.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let norm = |row: ArrayView1<'_, f32>| match row.as_slice() {
+        Some(row) => sum_of_squares(row).sqrt() as f32,
+        None => sum_of_squares(&row.to_vec()).sqrt() as f32,
+    };
     let mut norms: Vec<f32> = gradients.rows().into_iter().map(norm).collect();
     let mut sorted: Vec<f32> = norms.iter().copied().filter(|&norm| norm > 0.0).collect();
     sorted.sort_by(f32::total_cmp);
@@ -313,7 +322,8 @@ fn demand_finite<'a>(
     place: &dyn Fn() -> String,
 ) -> Result<(), Error> {
     for (number, window) in windows.enumerate() {
-        if !window.iter().all(|value| value.is_finite()) {
+        let finite = window.as_slice().map_or_else(|| window.iter().all(|x| x.is_finite()), all_finite);
+        if !finite {
             let window = first as usize + number;
             return Err(CalibrationError::NotFinite { window, place: place() }.into());
         }

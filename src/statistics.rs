@@ -4,7 +4,7 @@ use kernels::bf16::Precision;
 use model::Stage;
 use model::linear::Linear;
 use ndarray::{Array1, Array2};
-use quantizer::accumulator::{CrossMomentAccumulator, HessianAccumulator};
+use quantizer::accumulator::{HessianAccumulator, Streams};
 use quantizer::guard::held_out::HeldOut;
 use quantizer::guard::{self, Statistics, Unsolved, Verdict};
 use quantizer::hessian::{Hessian, HessianError, Shortfall};
@@ -47,13 +47,17 @@ impl StageStatistics {
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
-        let cross =
-            |features| CrossMomentAccumulator::new(features, first.in_features).with_precision(precision);
-        let accumulators = || Accumulators {
-            hessian: HessianAccumulator::new(first.in_features).with_precision(precision),
-            input: any(|settings| settings.alpha > 0.0).then(|| cross(first.in_features)),
-            residual: (stage.writes_residual && any(|settings| settings.beta > 0.0))
-                .then(|| cross(first.out_features)),
+        let input = any(|settings| settings.alpha > 0.0);
+        let residual = stage.writes_residual && any(|settings| settings.beta > 0.0);
+        let accumulators = || {
+            let mut moments = HessianAccumulator::new(first.in_features).with_precision(precision);
+            if input {
+                moments = moments.with_cross_moment(first.in_features);
+            }
+            if residual {
+                moments = moments.with_cross_moment(first.out_features);
+            }
+            Accumulators { moments, input, residual }
         };
         let mut fitted = accumulators();
         let guarded = any(|settings| settings.guard);
@@ -157,10 +161,10 @@ fn settle(
     least: u64,
     pooled: Option<Hessian>,
 ) -> Result<(Statistics, Option<Statistics>), HessianError> {
-    let finish = |part: Accumulators| (part.hessian.tokens() > 0).then(|| part.finish()).transpose();
+    let finish = |part: Accumulators| (part.moments.tokens() > 0).then(|| part.finish()).transpose();
     let (judges, tokens) = match &held {
         Some(held) => {
-            (held.hessian.tokens() >= least.max(1) && fitted.hessian.tokens() > 0, held.hessian.tokens())
+            (held.moments.tokens() >= least.max(1) && fitted.moments.tokens() > 0, held.moments.tokens())
         }
         None => (false, 0),
     };
@@ -184,28 +188,32 @@ fn settle(
 
 /// What is gathered of some windows.
 struct Accumulators {
-    hessian: HessianAccumulator,
-    input: Option<CrossMomentAccumulator>,
-    residual: Option<CrossMomentAccumulator>,
+    moments: HessianAccumulator,
+    /// Whether with what the input lacks.
+    input: bool,
+    /// Whether with what the residual stream lacks.
+    residual: bool,
 }
 
 impl Accumulators {
     fn observe(&mut self, seen: &Seen<'_>) -> Result<(), HessianError> {
-        self.hessian.observe(seen.input)?;
-        let Some((input, residual)) = seen.original else { return Ok(()) };
-        if let Some(cross) = &mut self.input {
-            cross.observe(input, seen.input, seen.input)?;
+        let mut streams = Vec::with_capacity(2);
+        if let Some((input, residual)) = seen.original {
+            if self.input {
+                streams.push(Streams { original: input, quantized: seen.input });
+            }
+            if self.residual {
+                streams.push(Streams { original: residual, quantized: seen.residual });
+            }
         }
-        if let Some(cross) = &mut self.residual {
-            cross.observe(residual, seen.residual, seen.input)?;
-        }
-        Ok(())
+        self.moments.observe_beside(seen.input, &streams)
     }
 
     fn finish(self) -> Result<Statistics, HessianError> {
-        let finish =
-            |cross: Option<CrossMomentAccumulator>| cross.map(CrossMomentAccumulator::finish).transpose();
-        let shortfall = Shortfall { input: finish(self.input)?, residual: finish(self.residual)? };
-        Ok(Statistics { hessian: self.hessian.finish()?, shortfall })
+        let (hessian, crosses) = self.moments.finish_all()?;
+        let mut crosses = crosses.into_iter();
+        let input = self.input.then(|| crosses.next()).flatten();
+        let residual = self.residual.then(|| crosses.next()).flatten();
+        Ok(Statistics { hessian, shortfall: Shortfall { input, residual } })
     }
 }

@@ -28,26 +28,21 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// `out = aᵀ b`, see [`product_tn`].
-    ///
-    /// # Panics
-    /// When the shapes do not fit each other.
-    pub fn product_tn(self, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
+    /// The columns of `x`, ready for products with this precision.
+    #[must_use]
+    pub fn columns(self, x: ArrayView2<'_, f32>) -> Columns<'_> {
         match self {
-            Self::Single => product::product_tn(a, b, out),
-            Self::Bf16 => product_tn(a, b, out),
+            Self::Single => Columns(Side::Single(x)),
+            Self::Bf16 => Columns::on(Machine::best(), x),
         }
     }
 
-    /// The lower triangle of `xᵀ x`, see [`gram`].
+    /// The lower triangle of `xᵀ x`, see [`Columns::gram`].
     ///
     /// # Panics
     /// When the shapes do not fit each other.
     pub fn gram(self, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
-        match self {
-            Self::Single => product::gram(x, out),
-            Self::Bf16 => gram(x, out),
-        }
+        self.columns(x).gram(out);
     }
 }
 
@@ -124,45 +119,76 @@ impl Bf16Matrix {
     }
 }
 
-/// `out = aᵀ b`.
-///
-/// Shapes: `a` `[t, m]`, `b` `[t, n]`, `out` `[m, n]`.
-///
-/// # Panics
-/// When the shapes do not fit each other.
-pub fn product_tn(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
-    product_tn_on(Machine::best(), a, b, out);
+/// A matrix `X`, `[t, n]`, whose columns are multiplied with one another and with those of other matrices: rounded and laid out once for all of
+/// these products.
+#[derive(Clone, Debug)]
+pub struct Columns<'x>(Side<'x>);
+
+#[derive(Clone, Debug)]
+enum Side<'x> {
+    /// As it is.
+    Single(ArrayView2<'x, f32>),
+    /// Rounded, for machines with the instruction.
+    Panels(Panels),
+    /// Rounded.
+    Dense(Array2<f32>),
 }
 
-fn product_tn_on(
-    machine: Option<Machine>,
-    a: ArrayView2<'_, f32>,
-    b: ArrayView2<'_, f32>,
-    out: ArrayViewMut2<'_, f32>,
-) {
-    assert_eq!(a.nrows(), b.nrows(), "inner dimensions of a product");
-    assert_eq!(out.dim(), (a.ncols(), b.ncols()), "shape of a product");
-    match machine {
-        Some(machine) => tiled::product(machine, &Panels::of(a), &Panels::of(b), out),
-        None => product::product_tn(a.mapv(rounded).view(), b.mapv(rounded).view(), out),
+impl<'x> Columns<'x> {
+    fn on(machine: Option<Machine>, x: ArrayView2<'x, f32>) -> Self {
+        Self(match machine {
+            Some(_) => Side::Panels(Panels::of(x)),
+            None => Side::Dense(x.mapv(rounded)),
+        })
     }
-}
 
-/// The lower triangle of `xᵀ x`, diagonal included. The strict upper triangle of `out` is left as it is.
-///
-/// Shapes: `x` `[t, n]`, `out` `[n, n]`.
-///
-/// # Panics
-/// When the shapes do not fit each other.
-pub fn gram(x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
-    gram_on(Machine::best(), x, out);
-}
+    /// `(t, n)`.
+    fn dim(&self) -> (usize, usize) {
+        match &self.0 {
+            Side::Single(x) => x.dim(),
+            Side::Panels(panels) => panels.dim(),
+            Side::Dense(x) => x.dim(),
+        }
+    }
 
-fn gram_on(machine: Option<Machine>, x: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) {
-    assert_eq!(out.dim(), (x.ncols(), x.ncols()), "shape of the gram matrix of x {:?}", x.dim());
-    match machine {
-        Some(machine) => tiled::gram(machine, &Panels::of(x), out),
-        None => product::gram(x.mapv(rounded).view(), out),
+    /// The lower triangle of `Xᵀ X`, diagonal included. The strict upper triangle of `out` is left as it is.
+    ///
+    /// Shape: `out` `[n, n]`.
+    ///
+    /// # Panics
+    /// When the shape does not fit.
+    pub fn gram(&self, out: ArrayViewMut2<'_, f32>) {
+        let (t, n) = self.dim();
+        assert_eq!(out.dim(), (n, n), "shape of the gram matrix of x [{t}, {n}]");
+        match &self.0 {
+            Side::Single(x) => product::gram(*x, out),
+            Side::Panels(panels) => {
+                let machine = Machine::best().expect("panels are made where there is a machine for them");
+                tiled::gram(machine, panels, out);
+            }
+            Side::Dense(x) => product::gram(x.view(), out),
+        }
+    }
+
+    /// `out = Xᵀ Y`.
+    ///
+    /// Shapes: `Y` `[t, m]`, `out` `[n, m]`.
+    ///
+    /// # Panics
+    /// When the shapes do not fit each other, or the two have not the same precision.
+    pub fn product_tn(&self, other: &Columns<'_>, out: ArrayViewMut2<'_, f32>) {
+        let ((t, n), (others, m)) = (self.dim(), other.dim());
+        assert_eq!(t, others, "inner dimensions of a product");
+        assert_eq!(out.dim(), (n, m), "shape of a product");
+        match (&self.0, &other.0) {
+            (Side::Single(x), Side::Single(y)) => product::product_tn(*x, *y, out),
+            (Side::Panels(x), Side::Panels(y)) => {
+                let machine = Machine::best().expect("panels are made where there is a machine for them");
+                tiled::product(machine, x, y, out);
+            }
+            (Side::Dense(x), Side::Dense(y)) => product::product_tn(x.view(), y.view(), out),
+            _ => panic!("both sides of a product have one precision"),
+        }
     }
 }
 

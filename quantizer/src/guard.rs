@@ -16,6 +16,8 @@ pub mod held_out;
 mod shares;
 mod trial;
 
+use kernels::account;
+use kernels::elementwise::inner_product;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, Zip};
 
@@ -83,6 +85,7 @@ pub fn decide(
     linears: &[Unsolved<'_>],
     settings: &SolverSettings,
 ) -> Verdict {
+    let _section = account::section("trial of dampings");
     let mut verdict = Verdict { damping: settings.damping, shares: Shares::default() };
     let weights: Vec<_> = linears.iter().map(|linear| linear.weight).collect();
     let rows = sampled_rows(&weights);
@@ -157,11 +160,15 @@ fn product(a: &Array2<f32>, b: &Array2<f32>) -> Array2<f32> {
 }
 
 fn inner(a: &Array2<f32>, b: &Array2<f32>) -> f64 {
+    let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
     let rows: Vec<f64> = a
         .axis_iter(Axis(0))
         .into_par_iter()
         .zip(b.axis_iter(Axis(0)))
-        .map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum())
+        .map(|(a, b)| match (a.as_slice(), b.as_slice()) {
+            (Some(a), Some(b)) => inner_product(a, b),
+            _ => unreachable!("rows of standard layout have no gaps"),
+        })
         .collect();
     rows.iter().sum()
 }

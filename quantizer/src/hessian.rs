@@ -11,7 +11,7 @@ use kernels::factor::{NotPositiveDefinite, cholesky_upper};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
 
-pub use crate::accumulator::{CrossMomentAccumulator, HessianAccumulator};
+pub use crate::accumulator::HessianAccumulator;
 use crate::order::Permutation;
 
 /// `H = Xᵀ X / tokens`, `[in_features, in_features]`, in double precision.

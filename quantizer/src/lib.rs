@@ -56,7 +56,7 @@ mod storage;
 pub mod tensor;
 mod two_level;
 
-pub use accumulator::{CrossMomentAccumulator, HessianAccumulator};
+pub use accumulator::HessianAccumulator;
 pub use guard::Shares;
 pub use hessian::{CrossMoment, Hessian, HessianError, Shortfall};
 pub use output::{OutputHessian, OutputHessianAccumulator};

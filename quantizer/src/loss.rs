@@ -4,6 +4,7 @@
 //! number only, where the product `D H Dᵀ` in single precision would cancel (a few inputs carry most of a real Hessian, and a good
 //! solution is nearly orthogonal to them).
 
+use kernels::elementwise::sum_of_squares;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 
@@ -103,5 +104,8 @@ fn square_norms(rows: ArrayView2<'_, f32>) -> Vec<f64> {
 }
 
 fn square_norm(row: ArrayView1<'_, f32>) -> f64 {
-    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+    match row.as_slice() {
+        Some(row) => sum_of_squares(row),
+        None => sum_of_squares(&row.to_vec()),
+    }
 }

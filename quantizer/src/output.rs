@@ -83,13 +83,12 @@ impl OutputHessianAccumulator {
             let part = gradients.slice_axis(Axis(1), rows.clone().into());
             let mut moment = Array2::zeros((rows.len(), rows.len()));
             self.precision.gram(part, moment.view_mut());
-            let lower = moment
-                .rows()
-                .into_iter()
-                .enumerate()
-                .flat_map(|(row, entries)| entries.into_iter().take(row + 1));
-            for (sum, entry) in sums.iter_mut().zip(lower) {
-                *sum += entry;
+            let mut rest = &mut sums[..];
+            for (row, entries) in moment.outer_iter().enumerate() {
+                let (own, below) = rest.split_at_mut(row + 1);
+                let entries = entries.to_slice().expect("rows of a matrix made here");
+                own.iter_mut().zip(entries).for_each(|(sum, entry)| *sum += entry);
+                rest = below;
             }
         }
         self.tokens += tokens as u64;

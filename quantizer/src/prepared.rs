@@ -4,6 +4,7 @@
 //! for refinement; and the matrix that moves a weight to the target which makes up for earlier layers' errors. All in single precision,
 //! `2 n²` to `3 n²` numbers besides the packed factor; the double-precision matrices live only while this is made.
 
+use kernels::account;
 use kernels::panel::FeedbackFactor;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
@@ -74,6 +75,7 @@ impl Hessian {
         lacking: Option<(Shortfall, Shares)>,
     ) -> Result<PreparedHessian, HessianError> {
         settings.check()?;
+        let _section = account::section("factorization");
         let expected = self.in_features();
         let (Shortfall { input, residual }, shares) = lacking.unwrap_or_default();
         let widths = [

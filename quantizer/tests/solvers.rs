@@ -11,8 +11,7 @@ use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::settings::{BUILT_IN, Range};
 use quantizer::tensor::Offsets;
 use quantizer::{
-    CrossMomentAccumulator, Hessian, Problem, QuantizedTensor, Shares, Shortfall, Solution, SolveError,
-    SolverSettings, solver,
+    Hessian, Problem, QuantizedTensor, Shares, Shortfall, Solution, SolveError, SolverSettings, solver,
 };
 use support::{Random, groups, hessian, inputs, other_grids, row_losses, scheme, schemes, weight};
 
@@ -356,10 +355,9 @@ fn error_propagation_brings_the_outputs_nearer_to_the_originals() {
         let drift = x.dot(&(Random(seed ^ 77).matrix(columns, columns) * 0.02));
         let original = &x + &drift + Random(seed ^ 78).matrix(tokens, columns) * 0.02;
         let mixed = |alpha: f64| {
-            let mut cross = CrossMomentAccumulator::new(columns, columns);
-            cross.observe(original.view(), x.view(), x.view()).unwrap();
+            let cross = support::cross_of(original.view(), x.view(), x.view());
             let settings = built_in("default");
-            let shortfall = Shortfall { input: Some(cross.finish().unwrap()), residual: None };
+            let shortfall = Shortfall { input: Some(cross), residual: None };
             let prepared = support::hessian_of(x.view())
                 .prepare(&settings, Some((shortfall, Shares { alpha, beta: 0.0, damping: 0.01 })))
                 .unwrap();
@@ -385,10 +383,9 @@ fn a_linear_makes_up_for_the_error_of_the_stream_that_it_writes_to() {
         let lack = known + Random(seed ^ 80).matrix(tokens, rows) * 0.02;
         let stream = Random(seed ^ 81).matrix(tokens, rows);
         let after = |beta: f64| {
-            let mut cross = CrossMomentAccumulator::new(rows, columns);
-            cross.observe((&stream + &lack).view(), stream.view(), x.view()).unwrap();
+            let cross = support::cross_of((&stream + &lack).view(), stream.view(), x.view());
             let settings = built_in("default");
-            let shortfall = Shortfall { input: None, residual: Some(cross.finish().unwrap()) };
+            let shortfall = Shortfall { input: None, residual: Some(cross) };
             let lacking = Some((shortfall, Shares { alpha: 0.0, beta, damping: 0.01 }));
             let prepared = support::hessian_of(x.view()).prepare(&settings, lacking).unwrap();
             let scheme = scheme(4, groups(32), Symmetry::Symmetric);
@@ -410,9 +407,8 @@ fn held_out_tokens_tell_an_error_that_can_be_made_up_for_from_noise() {
     let statistics = |seed: u64, tokens: usize, known: f32, noise: f32| {
         let x = inputs(seed, tokens, columns);
         let original = &x + &(x.dot(&drift) * known) + Random(seed ^ 78).matrix(tokens, columns) * noise;
-        let mut cross = CrossMomentAccumulator::new(columns, columns);
-        cross.observe(original.view(), x.view(), x.view()).unwrap();
-        let shortfall = Shortfall { input: Some(cross.finish().unwrap()), residual: None };
+        let cross = support::cross_of(original.view(), x.view(), x.view());
+        let shortfall = Shortfall { input: Some(cross), residual: None };
         Statistics { hessian: support::hessian_of(x.view()), shortfall }
     };
     let settings = SolverSettings { alpha: 1.0, beta: 1.0, ..built_in("default") };

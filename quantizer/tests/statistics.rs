@@ -3,12 +3,10 @@
 mod support;
 
 use ndarray::{Array2, Axis, array};
-use quantizer::accumulator::CHUNK_TOKENS;
+use quantizer::accumulator::{CHUNK_TOKENS, Streams};
 use quantizer::order::{Order, Permutation};
 use quantizer::prepared::Rung;
-use quantizer::{
-    CrossMomentAccumulator, Hessian, HessianAccumulator, HessianError, Shares, Shortfall, SolverSettings,
-};
+use quantizer::{Hessian, HessianAccumulator, HessianError, Shares, Shortfall, SolverSettings};
 use support::{Random, hessian, inputs};
 
 #[test]
@@ -17,19 +15,18 @@ fn splitting_the_batches_changes_no_bit() {
     let x = inputs(1, tokens, columns);
     let original = &x + &(Random(2).matrix(tokens, columns) * 0.1);
     let gathered = |sizes: &[usize]| {
-        let mut hessian = HessianAccumulator::new(columns);
-        let mut cross = CrossMomentAccumulator::new(columns, columns);
+        let mut moments = HessianAccumulator::new(columns).with_cross_moment(columns);
         let (mut first, mut turn) = (0, 0);
         while first < tokens {
             let last = (first + sizes[turn % sizes.len()]).min(tokens);
             let rows = x.slice_axis(Axis(0), (first..last).into());
-            hessian.observe(rows).unwrap();
-            cross.observe(original.slice_axis(Axis(0), (first..last).into()), rows, rows).unwrap();
+            let original = original.slice_axis(Axis(0), (first..last).into());
+            moments.observe_beside(rows, &[Streams { original, quantized: rows }]).unwrap();
             (first, turn) = (last, turn + 1);
         }
-        let (hessian, cross) = (hessian.finish().unwrap(), cross.finish().unwrap());
-        assert_eq!((hessian.tokens(), cross.tokens()), (tokens as u64, tokens as u64));
-        (hessian.matrix().to_owned(), cross.matrix().to_owned())
+        let (hessian, crosses) = moments.finish_all().unwrap();
+        assert_eq!(hessian.tokens(), tokens as u64);
+        (hessian.matrix().to_owned(), crosses[0].matrix().to_owned())
     };
     let whole = gathered(&[tokens]);
     for sizes in [&[1][..], &[CHUNK_TOKENS], &[256], &[100, 1, 3000, 77]] {
@@ -41,13 +38,28 @@ fn splitting_the_batches_changes_no_bit() {
 fn moments_are_means_of_products() {
     let x = inputs(3, 3000, 20);
     let original = &x + &(Random(4).matrix(3000, 20) * 0.2);
-    let mut cross = CrossMomentAccumulator::new(20, 20);
-    cross.observe(original.view(), x.view(), x.view()).unwrap();
+    let cross = support::cross_of(original.view(), x.view(), x.view());
     let (x, difference) = (x.mapv(f64::from), (&original - &x).mapv(f64::from));
     let expected_cross = difference.t().dot(&x) / 3000.0;
     let expected = x.t().dot(&x) / 3000.0;
     assert_near(support::hessian_of(inputs(3, 3000, 20).view()).matrix(), expected.view());
-    assert_near(cross.finish().unwrap().matrix(), expected_cross.view());
+    assert_near(cross.matrix(), expected_cross.view());
+}
+
+#[test]
+fn several_cross_moments_come_in_the_order_in_which_they_were_asked_for() {
+    let (x, stream, other) = (inputs(5, 2100, 20), inputs(6, 2100, 7), inputs(7, 2100, 7));
+    let mut moments = HessianAccumulator::new(20).with_cross_moment(20).with_cross_moment(7);
+    let twice = &x * 2.0;
+    let streams = [
+        Streams { original: twice.view(), quantized: x.view() },
+        Streams { original: other.view(), quantized: stream.view() },
+    ];
+    moments.observe_beside(x.view(), &streams).unwrap();
+    let (hessian, crosses) = moments.finish_all().unwrap();
+    assert_near(crosses[0].matrix(), hessian.matrix());
+    let alone = support::cross_of(other.view(), stream.view(), x.view());
+    assert_eq!(crosses[1].matrix(), alone.matrix());
 }
 
 #[test]
@@ -59,6 +71,13 @@ fn an_activation_that_is_not_finite_is_named() {
     let error = accumulator.observe(x.view()).unwrap_err();
     assert!(matches!(error, HessianError::NonFiniteActivation { column: 6, token: 13, .. }), "{error}");
     assert_eq!(error.to_string(), "the activation in column 6 of token 13 is NaN, expected a finite number");
+    let (mut original, quantized) = (Array2::ones((5, 8)), Array2::ones((5, 8)));
+    original[[2, 1]] = f32::INFINITY;
+    let streams = Streams { original: original.view(), quantized: quantized.view() };
+    let mut moments = HessianAccumulator::new(8).with_cross_moment(8);
+    let error = moments.observe_beside(quantized.view(), &[streams]).unwrap_err();
+    let expected = HessianError::NonFiniteActivation { column: 1, token: 2, found: f32::INFINITY };
+    assert_eq!(error, expected);
 }
 
 #[test]
@@ -67,22 +86,20 @@ fn statistics_that_do_not_fit_are_refused() {
     let width = accumulator.observe(Array2::ones((5, 7)).view()).unwrap_err();
     assert_eq!(width, HessianError::Width { expected: 8, found: 7 });
     assert_eq!(accumulator.finish().unwrap_err(), HessianError::NoTokens);
-    let mut cross = CrossMomentAccumulator::new(8, 8);
-    let count = cross
-        .observe(Array2::ones((5, 8)).view(), Array2::ones((4, 8)).view(), Array2::ones((4, 8)).view())
-        .unwrap_err();
+    let (four, five) = (Array2::ones((4, 8)), Array2::ones((5, 8)));
+    let streams = Streams { original: five.view(), quantized: four.view() };
+    let count =
+        HessianAccumulator::new(8).with_cross_moment(8).observe_beside(four.view(), &[streams]).unwrap_err();
     assert_eq!(count, HessianError::TokenCount { original: 5, quantized: 4 });
     assert!(Hessian::from_lower(Array2::zeros((3, 4)), 1).is_err());
     assert!(Hessian::from_lower(array![[1.0, 0.0], [f64::NAN, 1.0]], 1).is_err());
     assert!(Hessian::from_lower(array![[1.0, 0.0], [0.0, -1.0]], 1).is_err());
-    let mut cross = CrossMomentAccumulator::new(8, 8);
-    cross
-        .observe(Array2::ones((5, 8)).view(), Array2::zeros((5, 8)).view(), Array2::zeros((5, 8)).view())
-        .unwrap();
+    let nothing = Array2::zeros((5, 8));
+    let cross = support::cross_of(five.view(), nothing.view(), nothing.view());
     let prepared = hessian(5, 16).prepare(
         &SolverSettings::default(),
         Some((
-            Shortfall { input: Some(cross.finish().unwrap()), residual: None },
+            Shortfall { input: Some(cross), residual: None },
             Shares { alpha: 0.5, beta: 0.0, damping: 0.01 },
         )),
     );

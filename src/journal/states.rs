@@ -58,7 +58,7 @@ impl StateFile {
 
 impl Room for StateFile {
     fn write(&self, place: u64, numbers: &[f32]) -> Result<(), SourceError> {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = encode(numbers);
         let sum = bytes_digest(&bytes);
         write_at(&self.file, &bytes, 4 * place).map_err(Error::io(&self.path))?;
         self.sums.lock().unwrap_or_else(PoisonError::into_inner).0.insert(place, sum);
@@ -96,7 +96,7 @@ impl Scratch {
 
 impl Room for Scratch {
     fn write(&self, place: u64, numbers: &[f32]) -> Result<(), SourceError> {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let bytes = encode(numbers);
         Ok(write_at(&self.file, &bytes, 4 * place).map_err(Error::io(&self.directory))?)
     }
 
@@ -106,6 +106,14 @@ impl Room for Scratch {
         decode(&bytes, numbers);
         Ok(())
     }
+}
+
+fn encode(numbers: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; 4 * numbers.len()];
+    for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *bytes = number.to_le_bytes();
+    }
+    bytes
 }
 
 fn decode(bytes: &[u8], numbers: &mut [f32]) {

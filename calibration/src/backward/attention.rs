@@ -20,7 +20,7 @@ use kernels::product::{product_nn, product_nt, product_tn};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use crate::forward::attention::{Heads, QUERY_TILE};
+use crate::forward::attention::{Heads, QUERY_TILE, scaled};
 
 /// Gradients of what attention is given, each shaped like it.
 pub(super) struct Gradients {
@@ -140,7 +140,7 @@ fn probabilities(
     seen_from: usize,
 ) -> (Array2<f32>, Option<Array2<f32>>) {
     let mut scores = Array2::zeros((queries.nrows(), keys.nrows()));
-    let scaled = &queries * heads.scale;
+    let scaled = scaled(queries, heads.scale);
     product_nt(scaled.view(), keys, scores.view_mut());
     heads.cap_scores(scores.as_slice_mut().expect("an owned matrix is contiguous"));
     let slopes = heads.cap.map(|cap| scores.mapv(|capped| 1.0 - (capped / cap).powi(2)));
@@ -175,5 +175,7 @@ fn softmax_vjp(probabilities: &Array2<f32>, gradient: &mut Array2<f32>) {
 fn add_product_tn(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
     let mut product = Array2::zeros(out.dim());
     product_tn(a, b, product.view_mut());
-    out += &product;
+    for (mut out, product) in out.rows_mut().into_iter().zip(product.rows()) {
+        out += &product;
+    }
 }

@@ -119,6 +119,15 @@ pub(crate) fn causal(
     out
 }
 
+/// Queries times a factor: row by row, since the rows of a head have gaps between them.
+pub(crate) fn scaled(queries: ArrayView2<'_, f32>, scale: f32) -> Array2<f32> {
+    let mut scaled = Array2::zeros(queries.dim());
+    for (mut to, from) in scaled.rows_mut().into_iter().zip(queries.rows()) {
+        to.zip_mut_with(&from, |to, from| *to = from * scale);
+    }
+    scaled
+}
+
 /// Answers the queries of a head at positions from `first` on; keys and values behind the last of these positions are not looked at.
 pub(crate) fn attend_tile(
     heads: &Heads<'_>,
@@ -130,7 +139,7 @@ pub(crate) fn attend_tile(
     mut out: ArrayViewMut2<'_, f32>,
 ) {
     let count = queries.nrows();
-    let scaled = &queries * heads.scale;
+    let scaled = scaled(queries, heads.scale);
     let (sink, of_sink) = heads.sinks.map_or((f32::NEG_INFINITY, 0.0), |sinks| (sinks[head], 1.0));
     let mut highest = vec![sink; count];
     let mut total: Vec<f32> = vec![of_sink; count];
@@ -172,7 +181,7 @@ pub(crate) fn attend_tile(
     }
     for (row, total) in total.iter().enumerate() {
         let factor = 1.0 / total;
-        out.row_mut(row).assign(&gathered.row(row).mapv(|value| value * factor));
+        out.row_mut(row).zip_mut_with(&gathered.row(row), |out, value| *out = value * factor);
     }
 }
 

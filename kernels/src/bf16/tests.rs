@@ -13,6 +13,15 @@ fn machines() -> Vec<Option<Machine>> {
     machines
 }
 
+fn product_tn_on(
+    machine: Option<Machine>,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    out: ArrayViewMut2<'_, f32>,
+) {
+    Columns::on(machine, a).product_tn(&Columns::on(machine, b), out);
+}
+
 #[test]
 fn rounding_is_to_nearest_and_even() {
     for value in
@@ -61,12 +70,34 @@ fn the_gram_matrix_is_untouched_above_the_diagonal() {
         let expected = naive_product(near.t(), near.view());
         for machine in machines() {
             let mut out = Array2::from_elem((n, n), 7.0);
-            gram_on(machine, x.view(), out.view_mut());
+            Columns::on(machine, x.view()).gram(out.view_mut());
             let lower =
                 Array2::from_shape_fn((n, n), |(i, j)| if i >= j { out[[i, j]] } else { out[[j, i]] });
             assert_close(&lower, &expected, UNIT, t, &format!("{t} rows of {n} on {machine:?}"));
             assert!(out.indexed_iter().all(|((i, j), &value)| i >= j || value == 7.0));
         }
+    }
+}
+
+#[test]
+fn columns_are_laid_out_once_for_products_of_either_precision() {
+    let mut sample = Sample::new(5);
+    let (x, y) = (sample.matrix(172, 33), sample.matrix(172, 7));
+    for precision in [Precision::Single, Precision::Bf16] {
+        let near = |matrix: &Array2<f32>| match precision {
+            Precision::Single => matrix.clone(),
+            Precision::Bf16 => matrix.mapv(rounded),
+        };
+        let (left, right) = (precision.columns(x.view()), precision.columns(y.view()));
+        let mut out = Array2::from_elem((33, 7), f32::NAN);
+        left.product_tn(&right, out.view_mut());
+        let expected = naive_product(near(&x).t(), near(&y).view());
+        assert_close(&out, &expected, UNIT, 172, &format!("{precision:?}"));
+        let mut moment = Array2::zeros((33, 33));
+        left.gram(moment.view_mut());
+        let expected = naive_product(near(&x).t(), near(&x).view());
+        let whole = Array2::from_shape_fn((33, 33), |(i, j)| moment[[i.max(j), i.min(j)]]);
+        assert_close(&whole, &expected, UNIT, 172, &format!("{precision:?}"));
     }
 }
 
@@ -89,7 +120,7 @@ fn no_product_depends_on_the_number_of_threads() {
         let mut out = Array2::zeros((700, 1100));
         Bf16Matrix::of_linear(w.view()).product(x.view(), out.view_mut());
         let mut moment = Array2::zeros((300, 300));
-        gram(w.view(), moment.view_mut());
+        Precision::Bf16.gram(w.view(), moment.view_mut());
         (out, moment)
     });
     assert!(results.iter().all(|result| *result == results[0]));

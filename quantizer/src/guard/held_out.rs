@@ -10,6 +10,7 @@
 //! The solution was fitted to all windows, these among them, so that it is seldom worse; where it is, the fit is of no use on any text.
 //! Rounding to nearest is what is left, on the full range of each group or on the range that the settings search for, whichever is better.
 
+use kernels::account;
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,7 @@ impl HeldOut {
         solution: Solution,
         settings: &SolverSettings,
     ) -> Result<Solution, SolveError> {
+        let _section = account::section("judging on held-out windows");
         let lack = self.lack(problem.weight);
         let loss = |tensor: &QuantizedTensor| self.loss(problem.weight, tensor, lack.as_ref());
         let full_range = SolverSettings { range: Range::MinMax, ..settings.clone() };

@@ -6,11 +6,12 @@
 //! never worse than plain GPTQ in this metric either. Each pair of sweeps is followed by a refit of the scales; both are taken only if the
 //! block's loss fell, computed afresh as `tr(A (D R)(D R)ᵀ)`.
 
+use kernels::elementwise::inner_product;
 use kernels::panel::coupled_descent;
 use kernels::parts::PART_LANES;
 use kernels::product::product_nn;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis, s};
 use serde::Serialize;
 
 use super::{Candidate, Solved, refit};
@@ -140,6 +141,17 @@ fn loss(
     let errors = solved.grid.errors(target, solved.codes.view());
     let whitened = whitened(errors.view(), Some(hessian));
     let mut gram = Array2::<f32>::zeros(outer.dim());
-    kernels::product::product_nt(whitened.view(), whitened.view(), gram.view_mut());
-    gram.iter().zip(outer).map(|(&g, &a)| f64::from(g) * f64::from(a)).sum()
+    // Both matrices are symmetric, so half of each will do.
+    kernels::product::gram(whitened.view().reversed_axes(), gram.view_mut());
+    let rows = gram.outer_iter().zip(outer.outer_iter()).enumerate();
+    rows.map(|(row, (gram, outer))| {
+        let (gram, outer) = (gram.slice(s![..row]), outer.slice(s![..row]));
+        let below = match (gram.as_slice(), outer.as_slice()) {
+            (Some(gram), Some(outer)) => inner_product(gram, outer),
+            _ => gram.iter().zip(outer).map(|(&g, &a)| f64::from(g) * f64::from(a)).sum::<f64>(),
+        };
+        2.0 * below
+    })
+    .sum::<f64>()
+        + gram.diag().iter().zip(outer.diag()).map(|(&g, &a)| f64::from(g) * f64::from(a)).sum::<f64>()
 }

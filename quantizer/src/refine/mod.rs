@@ -12,6 +12,7 @@ pub use coupled::CoupledLoss;
 
 use std::ops::Range;
 
+use kernels::account::section;
 use kernels::panel::successive_rounding;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis};
@@ -93,12 +94,14 @@ impl<'a> Refinement<'a> {
 
     /// Fits the scales to the codes.
     pub(crate) fn refit_scales(&mut self) {
+        let _section = section("refit");
         self.refined = true;
         refit::refit(self.target, &mut self.best, self.hessian);
     }
 
     /// Solves once more with the scales as they are now.
     pub(crate) fn solve_again(&mut self) {
+        let _section = section("solve");
         self.refined = true;
         let candidate =
             rounded(self.ordered.view(), self.best.solved.grid.clone(), &self.group_of, self.hessian);
@@ -107,6 +110,7 @@ impl<'a> Refinement<'a> {
 
     /// Moves single codes while that lowers the loss.
     pub(crate) fn descend(&mut self, sweeps: usize) {
+        let _section = section("descent");
         self.refined = true;
         let mut candidate = self.best.clone();
         descent::descend(self.target, &mut candidate, self.hessian, sweeps);

@@ -19,6 +19,7 @@
 //! | `best` | `Q` | codes and scales with the least loss so far |
 //! | `coupling` | `H_O` | what errors of several outputs cost together, `[m, m]` |
 
+use kernels::account::section;
 use ndarray::Axis;
 
 use crate::loss::total_loss;
@@ -54,8 +55,14 @@ impl Solver for Gptq {
         let Some(hessian) = problem.hessian else {
             return super::rtn::Rtn.solve(problem, settings);
         };
-        let target = hessian.target(problem.weight);
-        let grid = range::choose(problem.live_weight().view(), problem.scheme, settings, Some(hessian));
+        let target = {
+            let _section = section("targets and losses");
+            hessian.target(problem.weight)
+        };
+        let grid = {
+            let _section = section("range search");
+            range::choose(problem.live_weight().view(), problem.scheme, settings, Some(hessian))
+        };
         // Where the Hessian has no factor, its columns do not see each other, and neither do rows.
         let factored = hessian.damping().rung != Rung::Diagonal;
         let coupling = problem.output.filter(|_| settings.coupled_sweeps > 0 && factored);
@@ -65,7 +72,10 @@ impl Solver for Gptq {
         for first in (0..target.nrows()).step_by(ROWS) {
             let rows = first..(first + ROWS).min(target.nrows());
             let part = target.slice_axis(Axis(0), rows.clone().into());
-            let mut best = Refinement::start(part, solved.grid.rows(rows), hessian);
+            let mut best = {
+                let _section = section("solve");
+                Refinement::start(part, solved.grid.rows(rows), hessian)
+            };
             if let Some(plain) = &mut plain {
                 plain.set_rows(first, best.first());
             }
@@ -78,17 +88,20 @@ impl Solver for Gptq {
                 best.descend(sweeps);
                 best.refit_scales();
             }
+            let _section = section("targets and losses");
             let (rows, row_loss) = best.finish();
             solved.set_rows(first, &rows);
             loss += row_loss;
         }
         let mut found = None;
         if let (Some(output), Some(plain)) = (coupling, plain) {
+            let _section = section("coupled descent");
             let sweeps = settings.coupled_sweeps;
             found = Some(coupled::descend(target.view(), &plain, &mut solved, hessian, output, sweeps));
             let errors = solved.grid.errors(target.view(), solved.codes.view());
             loss = total_loss(errors.view(), Some(hessian));
         }
+        let _section = section("targets and losses");
         let report = SolveReport::new(target.view(), loss, unrefined_loss, Some(hessian));
         let report = SolveReport { coupled: found, ..report };
         Ok(Solution { tensor: solved.grid.into_tensor(solved.codes)?, report })

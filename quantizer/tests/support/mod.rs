@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "every test file uses its own part")]
 
 use ndarray::{Array2, ArrayView2};
+use quantizer::accumulator::Streams;
+use quantizer::hessian::CrossMoment;
 use quantizer::levels::Levels;
 use quantizer::scheme::{BitWidth, Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
 use quantizer::{Hessian, HessianAccumulator, QuantizedTensor};
@@ -51,6 +53,17 @@ pub(crate) fn inputs(seed: u64, tokens: usize, columns: usize) -> Array2<f32> {
         }
     }
     x
+}
+
+/// What `quantized` lacks of `original` against the rows of `x`, `[tokens, columns]` each.
+pub(crate) fn cross_of(
+    original: ArrayView2<'_, f32>,
+    quantized: ArrayView2<'_, f32>,
+    x: ArrayView2<'_, f32>,
+) -> CrossMoment {
+    let mut moments = HessianAccumulator::new(x.ncols()).with_cross_moment(original.ncols());
+    moments.observe_beside(x, &[Streams { original, quantized }]).unwrap();
+    moments.finish_all().unwrap().1.remove(0)
 }
 
 pub(crate) fn hessian_of(x: ArrayView2<'_, f32>) -> Hessian {
