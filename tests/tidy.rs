@@ -91,6 +91,8 @@ fn names_of_architectures_formats_and_solvers_stay_in_their_own_files() {
         (root().join("formats/src/gguf/pretokenizers.rs"), "bloom"),
         (root().join("formats/src/gguf/vocabulary.rs"), "llama"),
         (root().join("formats/src/gguf/vocabulary.rs"), "gpt2"),
+        // llama.cpp looks for it in a model's name.
+        (root().join("formats/src/gguf/naming.rs"), "phi3"),
     ];
     for (crate_name, _) in LEVELS {
         for path in sources(&source_folder(crate_name)) {

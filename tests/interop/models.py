@@ -105,8 +105,8 @@ WITH_EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3
 
 # What llama.cpp runs, without windows where it has none, and with layers enough for its periods.
 GGUF_FAMILIES = {
-    # llama.cpp looks for "phi3" in the name of the model, and then for tokens of Phi-3's in its tokenizer.
-    "phi_3": ("phi3", dict(EVEN, sliding_window=None)),
+    # llama.cpp looks for "phi3" in the name of the model, and then for tokens of Phi-3's, which this tokenizer lacks: the file has another name.
+    "phi3": ("phi3", dict(EVEN, sliding_window=None)),
     "glm": FAMILIES["glm"],
     "glm4": FAMILIES["glm4"],
     "granite": FAMILIES["granite"],

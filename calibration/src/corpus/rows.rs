@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,7 +80,7 @@ impl Rows {
 
 /// The crate ends in a panic where some damaged files contradict themselves.
 fn guarded<T>(read: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("is damaged".to_owned()))
+    crate::foreign::call(read).unwrap_or_else(|_| Err("is damaged".to_owned()))
 }
 
 /// One column of the file alone.

@@ -15,6 +15,7 @@ mod file;
 mod header;
 pub(crate) mod hyperparameters;
 pub(crate) mod names;
+pub(crate) mod naming;
 mod parts;
 mod pretokenizers;
 mod refused;

@@ -22,7 +22,7 @@ use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
 use crate::gguf::blocks::{self, BlockLayout};
 use crate::gguf::names::{self, Named};
-use crate::gguf::{Value, Values, hyperparameters, tokenizer};
+use crate::gguf::{Value, Values, hyperparameters, naming, tokenizer};
 use crate::model_writer::{Contents, ModelWriter};
 
 pub(crate) use stored::Stored;
@@ -141,8 +141,9 @@ impl Gguf {
         values.extend(tokenizer::values(contents.source, contents.config, vocabulary, notes)?);
         let name = contents.source.canonicalize().ok();
         let name = name.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        let name = naming::name(name.as_deref().unwrap_or("model"), &values);
         let mut put = |key: &str, value: Value| values.insert(key.to_owned(), value);
-        put("general.name", Value::Text(name.unwrap_or_else(|| "model".to_owned())));
+        put("general.name", Value::Text(name));
         put(FILE_TYPE, Value::U32(self.file_type));
         put("general.quantization_version", Value::U32(2));
         Ok(values)
