@@ -73,8 +73,15 @@ pub enum Command {
     Quantize(Box<QuantizeArgs>),
     /// Say what quantizing would give and take: grids, size, loss, time, memory; which model fits a bound on memory
     #[command(
-        mut_arg("output", |output| output.required(false).default_value(".").help("Where the output would go")),
+        mut_arg("output", |output| {
+            output.required(false).default_value(".").help("Where the output would go").hide_short_help(true)
+        }),
         mut_arg("force", |force| force.hide(true)),
+        mut_arg("fresh", |fresh| fresh.hide(true)),
+        mut_arg("evaluate_on", |flag| flag.hide_short_help(true)),
+        mut_arg("evaluate_samples", |flag| flag.hide_short_help(true)),
+        mut_arg("evaluate_context", |flag| flag.hide_short_help(true)),
+        mut_arg("threads", |flag| flag.hide_short_help(true)),
         mut_arg("symmetric", |flag| flag.hide_short_help(true)),
         mut_arg("asymmetric", |flag| flag.hide_short_help(true)),
         mut_arg("imatrix", |flag| flag.hide_short_help(true)),

@@ -8,12 +8,15 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use calibration::CalibrationError;
+use calibration::evaluation;
 use calibration::evaluation::comparison::{self, Compared, Contender, Event};
+use model::Model;
 use serde::Serialize;
 
 use crate::corpora::{self, ReadText};
 use crate::error::Error;
 use crate::job::{Text, WindowRequest};
+use crate::memory::Memory;
 use crate::progress::Progress;
 use crate::quantize::resolved;
 use crate::report::{ModelSummary, TextSummary};
@@ -35,6 +38,8 @@ pub struct CompareJob {
     pub text: Text,
     /// How much of it.
     pub windows: WindowRequest,
+    /// Bytes for weights in work and hidden states; windows that they do not hold are measured after others. None: all together.
+    pub memory: Option<u64>,
 }
 
 /// The outcome of `compare`.
@@ -97,6 +102,7 @@ pub struct ModelFigures {
 ///     reference: None,
 ///     text: Text::BuiltInEvaluation,
 ///     windows,
+///     memory: None,
 /// };
 /// let found = quantc::compare(&job, &quantc::progress::Silent)?;
 /// assert_eq!(found.pairs[0].verdict, "no difference shown between B and A");
@@ -111,11 +117,14 @@ pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareRepor
     let models = paths.iter().map(|path| StoredModel::find(path, progress)).collect::<Result<Vec<_>, _>>()?;
     let (text, mut notes) = read_text(job, &models, progress)?;
     let windows = &text.windows.tokens;
+    let described: Vec<&Model> = models.iter().map(|stored| &stored.model).collect();
+    let memory = Memory::demand_comparing(job.memory, &described, text.summary.context)?;
+    let together = memory.measured_tokens();
 
     let contenders: Vec<Contender<'_>> =
         models.iter().map(|stored| Contender { model: &stored.model, source: stored }).collect();
-    let steps = models.iter().map(|stored| stored.model.layers.len() + 1).sum();
-    progress.phase("comparing", steps);
+    let steps: usize = models.iter().map(|stored| stored.model.layers.len() + 1).sum();
+    progress.phase("comparing", steps * evaluation::batches(windows, together).count());
     let mut clock = speed::LayerClock::new(models.len());
     let mut current = 0;
     let mut see = |event| {
@@ -135,7 +144,7 @@ pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareRepor
         }
         if progress.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let compared = comparison::compare(&contenders, windows, &mut see);
+    let compared = comparison::compare(&contenders, (windows, together), &mut see);
     progress.finish();
     let compared = compared.map_err(|error| match error {
         CalibrationError::Interrupted => Error::Interrupted,

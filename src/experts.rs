@@ -31,7 +31,7 @@ use crate::streams::Streams;
 /// Tokens that an expert needs to be solved on its own.
 pub(crate) const COLD: usize = 128;
 /// Tokens of a layer that the pooled second moments are taken over, spread evenly.
-const POOLED: usize = 2048;
+pub(crate) const POOLED: usize = 2048;
 /// Experts that a note names.
 const NAMED: usize = 16;
 

@@ -131,9 +131,7 @@ fn gather_all(
     let probed: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
     let tokens = probed.iter().map(|window| window.len()).max().unwrap_or(0);
     let layers = model.layers.len();
-    let of_window = layers * tokens * model.hyperparameters.hidden_size * size_of::<f32>();
-    let batch = (STATES / of_window.max(1)).clamp(LEAST_BATCH.min(count), count);
-    let batch = memory.gradient_windows(batch);
+    let batch = memory.gradient_windows(batch(model, count, tokens));
     let batches = count.div_ceil(batch);
     let mut probe = Probe {
         model,
@@ -164,6 +162,12 @@ fn gather_all(
     let mut tokens = probe.kept.tokens;
     tokens.values_mut().for_each(|roots| normalize(roots));
     Ok(Gathered { outputs, tokens })
+}
+
+/// Windows of `tokens` each that go back together, of `count`, where memory is not bounded.
+pub(crate) fn batch(model: &Model, count: usize, tokens: usize) -> usize {
+    let of_window = model.layers.len() * tokens * model.hyperparameters.hidden_size * size_of::<f32>();
+    (STATES / of_window.max(1)).clamp(LEAST_BATCH.min(count), count)
 }
 
 struct Probe<'a> {

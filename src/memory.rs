@@ -104,6 +104,25 @@ impl Memory {
         Ok(found)
     }
 
+    /// What comparing models takes, of each of which one window at least is in memory together.
+    pub(crate) fn demand_comparing(
+        budget: Option<u64>,
+        models: &[&Model],
+        context: usize,
+    ) -> Result<Self, Error> {
+        let Some(budget) = budget else { return Ok(Self::default()) };
+        let shapes = models.iter().map(|model| Shape::of(model, context));
+        let mut found = Self { budget: Some(budget), ..Self::default() };
+        let mut tokens = 0;
+        for shape in shapes {
+            found.measuring = found.measuring.max(shape.measuring());
+            found.of_measured += F32 * (shape.hidden + shape.waiting) + 32;
+            tokens = tokens.max(shape.tokens);
+        }
+        demand_least(budget, &[("comparing", found.measuring + tokens * found.of_measured)])?;
+        Ok(found)
+    }
+
     fn measuring(budget: u64, model: &Model, context: usize) -> Self {
         let shape = Shape::of(model, context);
         let (measuring, of_measured) = (shape.measuring(), 2 * F32 * (shape.hidden + shape.waiting) + 64);
@@ -143,6 +162,14 @@ impl Memory {
         let tokens = budget.saturating_sub(self.measuring) / self.of_measured.max(1);
         usize::try_from(tokens).unwrap_or(usize::MAX)
     }
+}
+
+/// What a pass backwards of so many windows together takes, and the residual streams that it needs, where nothing is bounded.
+pub(crate) fn weighing(model: &Model, plan: &Plan, context: usize, windows: usize) -> u64 {
+    let shape = Shape::of(model, context);
+    let before = model.layers.len() as u64 * shape.tokens * F32 * shape.hidden;
+    let of_window = shape.tokens * F32 * (4 * shape.hidden + shape.outputs);
+    shape.gradients(model, &[plan], windows as u64) + windows as u64 * (of_window + before)
 }
 
 fn demand_least(budget: u64, phases: &[(&str, u64)]) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! `plan`: what quantizing would give and take, before the work; and for a bound on memory, which model of several at which width.
 
+mod clock;
 mod cost;
 mod fit;
 mod probe;
@@ -84,10 +85,10 @@ pub struct ModelPlan {
     pub free_bytes: Option<u64>,
     /// Sum over stages of the divergence that each would cause alone, before refinements, nats a token; none without `--calibrate`.
     pub predicted_kl: Option<f64>,
-    /// Time on this machine; not predicted for mixtures of experts.
-    pub time: Option<Time>,
-    /// Peak memory, bytes; the same.
-    pub memory_bytes: Option<u64>,
+    /// Time on this machine.
+    pub time: Time,
+    /// Peak memory, bytes.
+    pub memory_bytes: u64,
     /// Which runtimes load the output.
     pub runtimes: Vec<RuntimeRow>,
     /// What has to be said.
@@ -124,6 +125,7 @@ pub fn plan(job: &PlanJob, progress: &dyn Progress) -> Result<PlanReport, Error>
         let target =
             wanted.targets.first().ok_or_else(|| Error::Internal("no format is planned".to_owned()))?;
         let made = Plan::make(&source, wanted, target)?;
+        Memory::demand(wanted, &source.model, &[&made])?;
         requirements::demand_known(wanted, std::slice::from_ref(&made))?;
         requirements::demand(wanted, &made, &source.model)?;
         models.push(model_plan(&source, made.clone(), wanted, job.calibrate, progress)?);
@@ -178,7 +180,7 @@ fn model_plan(
             let problem = "predicts no loss for mixtures of experts".to_owned();
             return Err(Error::Argument { flag: "--calibrate", problem });
         }
-        notes.push("time and memory are not predicted for mixtures of experts".to_owned());
+        notes.push("time is that of a router that sends as many tokens to each expert".to_owned());
     }
     let options = job.budget.map(|budget| Options::find(source, &made, job, budget)).transpose()?;
     let mut predicted_kl = None;

@@ -152,7 +152,7 @@ fn wanted<'t>(linears: &[(&Linear, &'t Treatment)]) -> Vec<&'t SolverSettings> {
 /// Every so many windows one is held out.
 const HELD_OUT: usize = 4;
 /// Tokens that an expert's held-out windows must have to judge anything.
-const LEAST_HELD_OUT: u64 = 32;
+pub(crate) const LEAST_HELD_OUT: u64 = 32;
 
 /// Moments of both parts of the windows. Held-out windows with fewer than `least` tokens join the others; `pooled` joins these.
 fn settle(

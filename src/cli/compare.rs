@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::RunArgs;
 use super::evaluate::EvaluationArgs;
+use super::values::parse_size;
 use crate::compare::CompareJob;
 use crate::error::Error;
 
@@ -20,6 +21,9 @@ pub struct CompareArgs {
     reference: Option<PathBuf>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
+    /// Memory for weights in work and hidden states, such as 8GB; windows that it does not hold are measured after others
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
     #[command(flatten)]
     common: RunArgs,
 }
@@ -37,6 +41,7 @@ impl CompareArgs {
     /// A window without tokens.
     pub fn into_job(self) -> Result<CompareJob, Error> {
         let (text, windows) = self.evaluation.into_text()?;
-        Ok(CompareJob { models: self.models, reference: self.reference, text, windows })
+        let Self { models, reference, memory, .. } = self;
+        Ok(CompareJob { models, reference, text, windows, memory })
     }
 }

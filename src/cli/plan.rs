@@ -23,10 +23,17 @@ pub struct PlanArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fit: Option<u64>,
     /// Tokens whose keys and values are held, for --fit
-    #[arg(long, value_name = "N", default_value_t = 4096, requires = "fit")]
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "fit", hide_short_help = true)]
     fit_context: usize,
     /// Perplexities of the originals, in the order of the models, instead of measured ones
-    #[arg(long, value_name = "P,P", value_delimiter = ',', requires = "fit", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "P,P",
+        value_delimiter = ',',
+        requires = "fit",
+        allow_hyphen_values = true,
+        hide_short_help = true
+    )]
     perplexities: Vec<f64>,
 }
 
@@ -45,6 +52,7 @@ impl PlanArgs {
         let first = self.quantize.into_job()?;
         let idle = [
             ("--force", first.force),
+            ("--fresh", first.fresh),
             ("--export-imatrix", first.export_imatrix.is_some()),
             ("--adapter-rank", first.adapter_rank.is_some()),
         ];

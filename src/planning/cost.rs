@@ -1,20 +1,21 @@
 //! Time and memory of a run, from what pieces of it take on this machine.
 
 use formats::container::TensorSpec;
-use model::Model;
-use model::linear::Part;
+use model::graph::StageInput;
+use model::linear::Linear;
+use model::{Layer, Model, Stage};
 use serde::Serialize;
 
+use super::clock::Cost;
 use super::probe::{self, Rates, area};
 use crate::error::Error;
+use crate::gradients;
 use crate::job::QuantizeJob;
+use crate::memory;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::resources::Stopwatch;
 use crate::stored::StoredModel;
 
-/// Windows that a backward pass is made of where only outputs are weighed; as in the gradients themselves.
-const PROBED_WINDOWS: usize = 32;
 /// Passes that a backward pass through a layer is worth: forwards again, and the two products of each.
 const BACKWARD: f64 = 3.0;
 /// Bytes of the program with a tokenizer, before any work.
@@ -27,7 +28,7 @@ pub struct Time {
     pub phases: Vec<Seconds>,
     /// Their sum.
     pub seconds: f64,
-    /// The same in seconds of processors: what it would be, divided by the threads, were the machine idle and all work parallel.
+    /// The same in seconds of processors: divided by the threads, what it would be were the machine idle and all work parallel.
     pub cpu_seconds: f64,
     /// What is done beside and not predicted.
     pub without: Vec<String>,
@@ -42,6 +43,8 @@ pub struct Seconds {
     pub name: &'static str,
     /// How long it takes.
     pub seconds: f64,
+    /// The same in seconds of processors.
+    pub cpu_seconds: f64,
 }
 
 /// How much text a job takes.
@@ -64,7 +67,7 @@ impl Amount {
         let couples = plan.couples_rows().next().is_some();
         let probed = match (weighs_tokens, couples) {
             (true, _) => windows,
-            (_, true) => windows.min(PROBED_WINDOWS),
+            (_, true) => windows.min(gradients::PROBED),
             _ => 0,
         };
         let (evaluation, evaluation_context) = job.evaluation.as_ref().map_or((0, 0), |(_, request)| {
@@ -79,40 +82,51 @@ impl Amount {
             evaluation_context,
         }
     }
+
+    /// Batches of windows that gradients go back through, and windows of a batch.
+    fn batches(&self, model: &Model) -> Option<(usize, usize)> {
+        let windows = (self.probed / self.context.max(1) as f64) as usize;
+        let together = (windows > 0).then(|| gradients::batch(model, windows, self.context))?;
+        Some((windows.div_ceil(together), together))
+    }
 }
 
-/// Predicts how long `quantize` takes; none for mixtures of experts.
+/// Predicts how long `quantize` takes.
 pub(super) fn time(
     source: &StoredModel,
     plan: &Plan,
     job: &QuantizeJob,
     progress: &dyn Progress,
-) -> Result<Option<Time>, Error> {
-    if is_mixture(&source.model) {
-        return Ok(None);
-    }
+) -> Result<Time, Error> {
     let amount = Amount::of(source, plan, job);
-    let watch = Stopwatch::start();
-    let rates = probe::rates(source, plan, amount.context.max(2), progress)?;
-    let cost = watch.read();
-    let busy = cost.cpu_seconds / cost.wall_seconds.max(1e-9);
     let model = &source.model;
-    let layers = model.layers.len() as f64;
+    let mut kinds: Vec<(&Layer, f64, Rates)> = Vec::new();
+    for (layer, count) in probe::kinds(model) {
+        let rates = probe::rates(source, plan, layer, amount.context.max(2), progress)?;
+        kinds.push((layer, count as f64, rates));
+    }
+    let over_layers = |of: &dyn Fn(&Layer, &Rates) -> Cost| {
+        kinds.iter().map(|(l, count, r)| of(l, r) * *count).sum::<Cost>()
+    };
+    let product = kinds.first().map(|(.., rates)| rates.product()).unwrap_or_default();
     let numbers = &model.hyperparameters;
     let head = (numbers.vocabulary * numbers.hidden_size) as f64;
-    let product = rates.token / rates.token_products;
-    let products_at = |context: usize| probe::products(&model.layers[0], model, context);
-    let token_at = |context: usize| product * products_at(context);
-    let calibrating = rates.calibrating_token / rates.token_products;
-    let calibrating_token = calibrating * products_at(amount.context);
+    let read = over_layers(&|_, rates| rates.read());
 
-    let weighing = layers * amount.probed * calibrating_token * (1.0 + BACKWARD)
-        + amount.probed * head * calibrating * 3.0
-        + moments(plan) * amount.probed * calibrating;
-    let streams = 1.0 + f64::from(u8::from(plan.propagates_errors()));
-    let quantizing = quantizing(&rates, layers, streams, amount.calibration, calibrating_token);
-    let measuring = 2.0 * amount.evaluation * (layers * token_at(amount.evaluation_context) + head * product)
-        + 2.0 * layers * rates.read_layer;
+    let calibrating = over_layers(&|layer, rates| rates.token(layer, model, amount.context)[1]);
+    // What is read forwards is read backwards again, for each batch of windows.
+    let weighing = calibrating * (amount.probed * (1.0 + BACKWARD))
+        + product * (amount.probed * (3.0 * head + moments(plan)))
+        + read * amount.batches(model).map_or(0.0, |(batches, _)| 2.0 * batches as f64);
+    let streams = streams(plan);
+    let quantizing = over_layers(&|layer, rates| {
+        rates.quantizing(layer, model, amount.calibration, amount.context, streams)
+    });
+    let measured = over_layers(&|layer, rates| rates.token(layer, model, amount.evaluation_context)[0]);
+    let measuring = match job.evaluation {
+        None => Cost::default(),
+        Some(_) => (measured + product * head) * (2.0 * amount.evaluation) + read * 2.0,
+    };
     let mut without = vec!["verifying".to_owned()];
     if job.recipe.own_text() > 0 {
         without.push("the text that the model writes".to_owned());
@@ -127,26 +141,26 @@ pub(super) fn time(
         without.push("transforms".to_owned());
     }
     let phases = [("weighing outputs", weighing), ("quantizing", quantizing), ("measuring", measuring)];
-    let phases = phases.into_iter().filter(|(_, seconds)| *seconds > 0.0);
-    let phases: Vec<Seconds> = phases.map(|(name, seconds)| Seconds { name, seconds }).collect();
-    let seconds = phases.iter().map(|phase| phase.seconds).sum();
-    Ok(Some(Time {
-        seconds,
-        cpu_seconds: busy * seconds,
+    let phases = phases.into_iter().filter(|(_, cost)| cost.wall > 0.0);
+    let phases: Vec<Seconds> =
+        phases.map(|(name, cost)| Seconds { name, seconds: cost.wall, cpu_seconds: cost.cpu }).collect();
+    Ok(Time {
+        seconds: phases.iter().map(|phase| phase.seconds).sum(),
+        cpu_seconds: phases.iter().map(|phase| phase.cpu_seconds).sum(),
         phases,
         without,
         threads: rayon::current_num_threads(),
-    }))
+    })
 }
 
-/// Whether a layer has experts: what tokens they get decides what they cost.
+/// Whether a layer has experts.
 pub(super) fn is_mixture(model: &Model) -> bool {
-    model.layers.iter().flat_map(|layer| &layer.stages).any(|stage| stage.part() != Part::Main)
+    model.layers.iter().any(|layer| layer.experts() > 0)
 }
 
-fn quantizing(rates: &Rates, layers: f64, streams: f64, tokens: f64, token: f64) -> f64 {
-    let with_text = tokens * (streams * token + rates.gather_token);
-    layers * (rates.read_layer + with_text + rates.gather + rates.solve)
+/// Hidden states of all windows that are held: those of the quantized model and, where errors are made up for, the original's.
+fn streams(plan: &Plan) -> f64 {
+    1.0 + f64::from(u8::from(plan.propagates_errors()))
 }
 
 /// Multiplications for a token in the second moments of output gradients.
@@ -156,19 +170,18 @@ fn moments(plan: &Plan) -> f64 {
         .sum()
 }
 
-/// Predicts the peak of memory: hidden states of all windows, one layer, moments of outputs; none for mixtures of experts.
-pub(super) fn memory(source: &StoredModel, plan: &Plan, job: &QuantizeJob) -> Option<u64> {
-    if is_mixture(&source.model) {
-        return None;
-    }
+/// Predicts the peak of memory: hidden states of all windows, one layer or what of it is no expert's and one expert, moments of outputs, a pass
+/// backwards.
+pub(super) fn memory(source: &StoredModel, plan: &Plan, job: &QuantizeJob) -> u64 {
     let amount = Amount::of(source, plan, job);
-    let numbers = &source.model.hyperparameters;
-    // A state holds the residual stream and, between two stages, the input of the second.
-    let state = 4.0 * (numbers.hidden_size + numbers.intermediate_size) as f64;
-    let streams = 1.0 + f64::from(u8::from(plan.propagates_errors()));
-    let layer: usize = source.model.layers[0].stages.iter().flat_map(|stage| &stage.linears).map(area).sum();
+    let model = &source.model;
+    let state = 4.0 * model.layers.iter().map(state).max().unwrap_or(0) as f64;
+    let streams = streams(plan);
+    let held = |linear: &&Linear| linear.id.part.expert().is_none_or(|expert| expert == 0);
+    let layer = |layer: &Layer| layer.linears().filter(held).map(area).sum::<usize>();
+    let layer = model.layers.iter().map(layer).max().unwrap_or(0);
     let moments = 4.0 * moments(plan);
-    let widest = source.model.linears().map(|linear| linear.in_features).max().unwrap_or(0) as f64;
+    let widest = model.linears().map(|linear| linear.in_features).max().unwrap_or(0) as f64;
     // Second moments in double precision, with what is held out, what is lacked, and a factor.
     let hessians = if amount.calibration > 0.0 { 8.0 * widest * widest * 3.0 * streams } else { 0.0 };
     let waiting: u64 =
@@ -176,5 +189,24 @@ pub(super) fn memory(source: &StoredModel, plan: &Plan, job: &QuantizeJob) -> Op
     let quantizing = streams * amount.calibration * state + 4.0 * 3.0 * layer as f64 + moments + hessians;
     let measuring = 2.0 * amount.evaluation * state + 4.0 * 2.0 * layer as f64;
     let largest = plan.carried.iter().map(TensorSpec::bytes).max().unwrap_or(0);
-    Some(PROGRAM + waiting + (quantizing.max(measuring) as u64).max(largest))
+    let weighing = amount.batches(model);
+    let weighing =
+        weighing.map_or(0, |(_, together)| memory::weighing(model, plan, amount.context, together));
+    let needed = waiting + (quantizing.max(measuring) as u64).max(weighing).max(largest);
+    // States beyond a budget go to disk.
+    PROGRAM + job.memory.map_or(needed, |budget| needed.min(budget))
+}
+
+/// Numbers of a token's state in a layer: the residual stream and, between two stages, the input of the second; with experts what they are given
+/// as well, but not what one of them makes of the tokens that are sent to it.
+fn state(layer: &Layer) -> usize {
+    let residual = layer.stages.first().map_or(0, |stage| stage.linears[0].in_features);
+    let waits = |stage: &&Stage| {
+        let made = matches!(stage.input, StageInput::AttentionOutput | StageInput::MlpOutput);
+        made && stage.part().expert().is_none()
+    };
+    let widest = |stage: &Stage| stage.linears.first().map_or(0, |linear| linear.in_features);
+    let waiting = layer.stages.iter().filter(waits).map(widest).max().unwrap_or(0);
+    let given = if layer.experts() > 0 { residual } else { 0 };
+    residual + waiting + given
 }

@@ -38,9 +38,8 @@ fn model_plan(out: &mut String, plan: &ModelPlan) {
     );
     said_time(out, plan);
     let free = plan.free_bytes.map_or(String::new(), |free| format!(" of {} free", bytes(free)));
-    let memory =
-        plan.memory_bytes.map_or(String::new(), |memory| format!("memory: about {}; ", bytes(memory)));
-    let _ = writeln!(out, "{memory}disk: {}{free}", bytes(size.bytes));
+    let memory = bytes(plan.memory_bytes);
+    let _ = writeln!(out, "memory: about {memory}; disk: {}{free}", bytes(size.bytes));
     let loss = match plan.predicted_kl {
         Some(kl) => format!("KL about {kl:.4} nats a token before refinements, which lower it"),
         None => "not predicted; --calibrate takes a short calibration for it".to_owned(),
@@ -72,7 +71,7 @@ fn model_plan(out: &mut String, plan: &ModelPlan) {
 }
 
 fn said_time(out: &mut String, plan: &ModelPlan) {
-    let Some(time) = &plan.time else { return };
+    let time = &plan.time;
     let phases = time.phases.iter().map(|p| format!("{} {}", p.name, clock(p.seconds)));
     let _ = writeln!(
         out,

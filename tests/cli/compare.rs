@@ -41,6 +41,20 @@ fn the_figures_are_those_of_evaluate_and_differences_are_judged() {
         models[0]["kl_mean"].is_null()
             && models[0]["perplexity"]["value"] == first["evaluation"]["original"]["perplexity"]
     );
+    // Windows that a bound does not hold together are measured one after another, to the same figures.
+    let message = fail(1, &[&arguments[..4], &["--memory", "1MB"], &arguments[6..]].concat());
+    let least =
+        message.split_once(" bytes), which comparing takes").and_then(|(before, _)| before.rsplit_once('('));
+    let least = least.unwrap_or_else(|| panic!("{message}")).1;
+    let bounded = folder.path().join("bounded.json");
+    let within = ["--memory", least, "--export-json", text(&bounded)];
+    succeed(&[&arguments[..4], &within, &arguments[6..]].concat());
+    let without_speed = |report: &serde_json::Value| {
+        let mut report = report.clone();
+        report["models"].as_array_mut().unwrap().iter_mut().for_each(|model| drop(model["speed"].take()));
+        [report["models"].take(), report["pairs"].take()]
+    };
+    assert_eq!(without_speed(&json(&bounded)), without_speed(&found));
     // 3 bits are worse than 4, and 4 windows are enough to see it, since each token is compared with itself.
     let pairs = found["pairs"].as_array().unwrap();
     assert_eq!(pairs.len(), 3);

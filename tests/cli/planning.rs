@@ -59,6 +59,29 @@ fn time_is_made_of_phases_and_grows_with_the_text() {
 }
 
 #[test]
+fn a_mixture_of_experts_takes_time_and_memory_too() {
+    let planned_of = |samples: &str| {
+        let model = tiny("qwen3_moe");
+        let arguments = [text(&model), "--group-size", "channel", "--samples", samples, "--context", "32"];
+        planned(&[&arguments[..], &["--evaluate-samples", "2", "--evaluate-context", "32"]].concat())
+    };
+    let ((said, few), (_, many)) = (planned_of("4"), planned_of("100000"));
+    let of = |plan: &Value, key: &str| plan["models"][0][key].clone();
+    assert!(said.contains("time: about") && said.contains("memory: about"), "{said}");
+    let names: Vec<Value> =
+        of(&few, "time")["phases"].as_array().unwrap().iter().map(|phase| phase["name"].clone()).collect();
+    assert_eq!(names, ["weighing outputs", "quantizing", "measuring"]);
+    let seconds = |plan: &Value| of(plan, "time")["seconds"].as_f64().unwrap();
+    assert!(seconds(&many) > 2.0 * seconds(&few), "{} {}", seconds(&few), seconds(&many));
+    let memory = |plan: &Value| of(plan, "memory_bytes").as_u64().unwrap();
+    assert!(memory(&many) > 4 * memory(&few));
+    // What cannot be done in a budget is said here as well.
+    let model = tiny("qwen3_moe");
+    let message = fail(1, &["plan", text(&model), "--group-size", "channel", "--memory", "1kB"]);
+    assert!(message.contains("--memory"), "{message}");
+}
+
+#[test]
 fn loss_is_predicted_and_falls_with_the_width() {
     let model = demo();
     let small = &SMALL[..4];

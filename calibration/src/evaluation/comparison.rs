@@ -8,9 +8,9 @@ use std::ops::ControlFlow;
 use model::Model;
 use rayon::prelude::*;
 
-use super::scoring::Favourite;
+use super::scoring::{Favourite, WindowFigures};
 use super::stream::Stream;
-use super::{Estimate, PairedDifference, score_windows, statistics};
+use super::{Estimate, PairedDifference, batches, in_batch, score_windows, statistics};
 use crate::error::CalibrationError;
 use crate::forward::Forward;
 use crate::weights::WeightSource;
@@ -92,7 +92,8 @@ impl Distance {
     }
 }
 
-/// Measures every model on `windows`; the first is the reference. `see` is told what happens; a break ends the work.
+/// Measures every model on `windows`, of which so many tokens are in memory together; the figures do not depend on how many. The first model
+/// is the reference. `see` is told what happens; a break ends the work.
 ///
 /// # Errors
 /// A break, those of the weight sources, a forward pass that leaves the finite numbers, windows of which none has two tokens.
@@ -101,7 +102,7 @@ impl Distance {
 /// Where a model has another vocabulary than the first.
 pub fn compare(
     contenders: &[Contender<'_>],
-    windows: &[Vec<u32>],
+    (windows, tokens): (&[Vec<u32>], usize),
     see: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Vec<Compared>, CalibrationError> {
     if windows.iter().all(|window| window.len() < 2) {
@@ -114,14 +115,63 @@ pub fn compare(
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let forwards: Vec<Forward<'_>> =
         contenders.iter().map(|contender| Forward::new(contender.model, longest)).collect();
+    let mut found: Vec<Seen> = contenders.iter().map(|_| Seen::default()).collect();
+    for batch in batches(windows, tokens) {
+        let first = found[0].figures.len();
+        advance(contenders, &forwards, batch, &mut found, &mut told)
+            .map_err(|error| in_batch(error, first))?;
+    }
+    let finished = found.into_iter().enumerate().map(|(number, seen)| {
+        let alike = alike(contenders[number].model, contenders[0].model);
+        seen.finish(number > 0, alike)
+    });
+    Ok(finished.collect())
+}
+
+/// Whether the residual streams of two models can be compared.
+fn alike(model: &Model, reference: &Model) -> bool {
+    let shape = |model: &Model| (model.layers.len(), model.hyperparameters.hidden_size);
+    shape(model) == shape(reference)
+}
+
+/// What was seen of one model so far.
+#[derive(Default)]
+struct Seen {
+    /// By window.
+    figures: Vec<WindowFigures>,
+    /// By layer, window and token.
+    distances: Vec<Vec<Vec<f32>>>,
+}
+
+impl Seen {
+    fn finish(self, has_reference: bool, alike: bool) -> Compared {
+        let agreements = |window: &WindowFigures| {
+            window.agreements().into_iter().map(|agrees| f32::from(u8::from(agrees))).collect()
+        };
+        let distance = has_reference.then(|| Distance {
+            divergence: self.figures.iter().map(|window| window.divergence.clone()).collect(),
+            agreement: self.figures.iter().map(agreements).collect(),
+            layers: alike.then(|| self.distances.iter().map(|layer| statistics::mean(layer)).collect()),
+        });
+        let (nll, first) =
+            self.figures.into_iter().map(|window| (window.measured_nll, window.measured_first)).unzip();
+        Compared { nll, first, distance }
+    }
+}
+
+/// Takes some windows through all models, and adds what is seen to `found`.
+fn advance(
+    contenders: &[Contender<'_>],
+    forwards: &[Forward<'_>],
+    windows: &[Vec<u32>],
+    found: &mut [Seen],
+    told: &mut dyn FnMut(Event) -> Result<(), CalibrationError>,
+) -> Result<(), CalibrationError> {
     let mut streams = Vec::with_capacity(contenders.len());
     for (number, (forward, contender)) in forwards.iter().zip(contenders).enumerate() {
         told(Event::Layer(number))?;
         streams.push(Stream::start(forward, contender.source, windows)?);
     }
-    let shape = |model: &Model| (model.layers.len(), model.hyperparameters.hidden_size);
-    let alike = |model: &Model| shape(model) == shape(contenders[0].model);
-    let mut layers: Vec<Vec<Estimate>> = vec![Vec::new(); contenders.len()];
     let deepest = contenders.iter().map(|contender| contender.model.layers.len()).max().unwrap_or(0);
     for index in 0..deepest {
         for (number, stream) in streams.iter_mut().enumerate() {
@@ -131,32 +181,19 @@ pub fn compare(
             told(Event::LayerDone(number))?;
         }
         let (reference, others) = streams.split_first().expect("there is a reference");
-        for (found, stream) in layers[1..].iter_mut().zip(others) {
-            if alike(stream.model()) {
-                found.push(statistics::mean(&distances(reference, stream)));
+        for (seen, stream) in found[1..].iter_mut().zip(others) {
+            if alike(stream.model(), reference.model()) {
+                seen.distances.resize_with(deepest, Vec::new);
+                seen.distances[index].extend(distances(reference, stream));
             }
         }
     }
-    let mut compared = Vec::with_capacity(contenders.len());
-    for (number, layers) in layers.into_iter().enumerate() {
+    for (number, seen) in found.iter_mut().enumerate() {
         told(Event::Logits(number))?;
         let reference = (number > 0).then_some(&streams[0]);
-        let figures = score_windows(windows, &streams[number], reference)?;
-        let distance = reference.map(|_| Distance {
-            divergence: figures.iter().map(|window| window.divergence.clone()).collect(),
-            agreement: figures
-                .iter()
-                .map(|window| {
-                    window.agreements().into_iter().map(|agrees| f32::from(u8::from(agrees))).collect()
-                })
-                .collect(),
-            layers: alike(contenders[number].model).then_some(layers),
-        });
-        let (nll, first) =
-            figures.into_iter().map(|window| (window.measured_nll, window.measured_first)).unzip();
-        compared.push(Compared { nll, first, distance });
+        seen.figures.extend(score_windows(windows, &streams[number], reference)?);
     }
-    Ok(compared)
+    Ok(())
 }
 
 /// ‖h' - h‖ / ‖h‖ of every token, by window.
