@@ -4,6 +4,7 @@
 //! before, since the file states times and so has no digest in the record.
 
 mod charts;
+pub(super) mod scatter;
 
 use std::fmt::Write;
 
@@ -106,9 +107,10 @@ fn verdict(report: &Report) -> String {
         "Size",
         &bytes(size.bytes),
         &format!(
-            "{share:.0} % of {}; {:.2} bits a weight, everything counted",
+            "{share:.0} % of {}; {:.2} bits a weight, everything counted, {:.2} in the quantized linears",
             bytes(size.original_bytes),
-            size.bits_per_weight
+            size.bits_per_weight,
+            size.linear_bits_per_weight
         ),
     );
     let measured = report.evaluation.as_ref();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::render::html::scatter::{self, Point};
 use crate::render::html::{document, escape};
 use crate::render::text::{bytes, table};
 use crate::report::Report;
@@ -58,20 +59,67 @@ pub fn text(reports: &[Report]) -> String {
 pub fn page(reports: &[Report]) -> String {
     let model = reports.first().map_or("", |report| report.model.path.as_str());
     let model = model.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let labels = HEADER.iter().chain(&["loads in"]);
+    let header: String = labels.clone().map(|label| format!("<th>{label}</th>")).collect();
     let mut rows = String::new();
     for report in reports {
-        let [name, rest @ ..] = cells(report);
+        let [name, rest @ ..] = cells(report).map(|cell| escape(&cell));
         let loads = report.runtimes.iter().filter(|row| row.loads).map(|row| row.runtime.as_str());
-        let loads = loads.collect::<Vec<_>>().join(", ");
-        rows.push_str(&format!("<tr><td><a href=\"{0}/report.html\">{0}</a></td>", escape(&name)));
-        rest.iter().for_each(|cell| rows.push_str(&format!("<td>{}</td>", escape(cell))));
-        rows.push_str(&format!("<td>{}</td></tr>\n", escape(&loads)));
+        let loads = escape(&loads.collect::<Vec<_>>().join(", "));
+        let link = format!("<a href=\"{name}/report.html\">{name}</a>");
+        let values = std::iter::once(&link).chain(&rest).chain([&loads]);
+        // A phone shows each cell on a line of its own, behind its label.
+        let row = labels
+            .clone()
+            .zip(values)
+            .map(|(label, value)| format!("<td data-label=\"{label}\">{value}</td>"));
+        rows.push_str(&format!("<tr>{}</tr>\n", row.collect::<String>()));
     }
-    let header: String = HEADER.iter().chain(&["loads in"]).map(|cell| format!("<th>{cell}</th>")).collect();
     let original =
         original(reports).map_or_else(String::new, |text| format!("<p class=\"note\">{text}</p>\n"));
-    let table = format!(
-        "<section>\n<h2>Outputs of one run</h2>\n<div class=\"wide\"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n{original}</section>\n"
+    let content = format!(
+        "<section class=\"verdict\">\n<p class=\"lead\">{}</p>\n</section>\n{}<section>\n<h2>Side by side</h2>\n<table class=\"stack\">\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n{original}</section>\n",
+        sentence(reports),
+        chart(reports)
     );
-    document(model, &format!("{} outputs", reports.len()), &table)
+    document(model, &format!("{} outputs of one run", reports.len()), &content)
+}
+
+/// How far each is from the original, in nats a token, where it was measured.
+fn divergences(reports: &[Report]) -> impl Iterator<Item = (&Report, f64)> {
+    reports.iter().filter_map(|report| {
+        let quality = report.evaluation.as_ref()?.quantized.as_ref()?;
+        Some((report, quality.kl_mean?))
+    })
+}
+
+/// Which are the ends of what was made.
+fn sentence(reports: &[Report]) -> String {
+    let named = |report: &Report| format!("<b>{}</b>", escape(&name(report)));
+    let mut out = String::new();
+    if let Some(smallest) = reports.iter().min_by_key(|report| report.size.bytes) {
+        out.push_str(&format!("{} is the smallest, {}.", named(smallest), bytes(smallest.size.bytes)));
+    }
+    if let Some((closest, kl)) = divergences(reports).min_by(|a, b| a.1.total_cmp(&b.1)) {
+        out.push_str(&format!(
+            " {} is the closest to the original, {kl:.5} nats a token from it in {}.",
+            named(closest),
+            bytes(closest.size.bytes)
+        ));
+    }
+    out
+}
+
+/// Divergence over size.
+fn chart(reports: &[Report]) -> String {
+    let points: Vec<Point> = divergences(reports)
+        .map(|(report, kl)| Point { name: name(report), bytes: report.size.bytes, divergence: kl })
+        .collect();
+    if points.len() < 2 {
+        return String::new();
+    }
+    format!(
+        "<section>\n<h2>What the bytes buy</h2>\n<figure><div class=\"chart\">{}</div><figcaption>Mean KL divergence from the original, nats a token, over the size of all files of weights: lower is closer, further left is smaller.</figcaption></figure>\n</section>\n",
+        scatter::draw(&points)
+    )
 }

@@ -60,10 +60,17 @@ pub(crate) fn prompts(tokenizer: &TextTokenizer, windows: &[Vec<u32>]) -> Result
     let count = windows.len().min(PROMPTS);
     let begun = (0..count).map(|number| {
         let window = &windows[number * windows.len() / count];
-        let tokens = window[..BEFORE.min(window.len().div_ceil(2))].to_vec();
+        let mut tokens = window[..BEFORE.min(window.len().div_ceil(2))].to_vec();
         let mut stream = tokenizer.stream();
-        let text = tokens.iter().map(|&token| stream.push(token)).collect::<Result<String, _>>()?;
-        Ok(Prompt { text, tokens })
+        let mut pieces = tokens.iter().map(|&token| stream.push(token)).collect::<Result<Vec<_>, _>>()?;
+        // A window may begin within a word; what begins every text prints nothing, and stays.
+        let first = pieces.iter().position(|piece| !piece.is_empty()).unwrap_or(0);
+        let words = pieces.iter().skip(first).position(|piece| piece.starts_with(char::is_whitespace));
+        if let Some(cut) = words.filter(|&cut| cut < tokens.len() / 2) {
+            tokens.drain(first..first + cut);
+            pieces.drain(first..first + cut);
+        }
+        Ok(Prompt { text: pieces.concat().trim_start().to_owned(), tokens })
     });
     begun.collect()
 }

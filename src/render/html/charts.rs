@@ -7,12 +7,12 @@ use super::escape;
 use crate::report::LinearRow;
 use crate::showing::Distribution;
 
-const INK: RGBColor = RGBColor(1, 2, 3);
-const LINE: RGBColor = RGBColor(1, 2, 4);
+pub(super) const INK: RGBColor = RGBColor(1, 2, 3);
+pub(super) const LINE: RGBColor = RGBColor(1, 2, 4);
 /// On the darker half of a heat map's colours; in the dark theme the brighter.
 const INVERSE: RGBColor = RGBColor(1, 2, 7);
 const ORIGINAL: RGBColor = RGBColor(1, 2, 5);
-const OUTPUT: RGBColor = RGBColor(1, 2, 6);
+pub(super) const OUTPUT: RGBColor = RGBColor(1, 2, 6);
 /// What the page calls them.
 const NAMES: [(&str, &str); 5] = [
     ("#010203", "var(--soft)"),
@@ -24,9 +24,9 @@ const NAMES: [(&str, &str); 5] = [
 /// Steps of a heat map's colours.
 const STEPS: usize = 9;
 /// Size of the letters.
-const LETTERS: i32 = 15;
+pub(super) const LETTERS: i32 = 15;
 /// Width of a chart: what a phone shows without making letters too small.
-const WIDTH: i32 = 480;
+pub(super) const WIDTH: i32 = 480;
 
 /// Values in rows and columns: roles and layers, or layers and experts.
 pub(super) struct Cells {
@@ -206,7 +206,7 @@ fn outline(found: &Distribution) -> Vec<(f64, f64)> {
 }
 
 /// Draws into an SVG element that is as wide as there is room, in the page's colours.
-fn draw(
+pub(super) fn draw(
     (width, height): (i32, i32),
     title: &str,
     act: impl FnOnce(
