@@ -6,6 +6,7 @@ mod front_matter;
 use std::fmt::Write;
 use std::path::Path;
 
+use formats::adapter::DIRECTORY as ADAPTER_DIRECTORY;
 use formats::side_files::{CARD, KEPT_CARD};
 use formats::target::PlannedLinear;
 use formats::target::usage::{self, Usage};
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use crate::record::RECORD_FILE;
 use crate::render::text::bytes;
-use crate::report::{EvaluationReport, RuntimeRow, TextSummary};
+use crate::report::{AdapterSummary, EvaluationReport, RuntimeRow, TextSummary};
 use crate::stored::StoredModel;
 
 /// What a card says, apart from what is measured.
@@ -97,8 +98,15 @@ impl Card {
         }
     }
 
-    /// The text of README.md for tensors of so many bytes; `file` is the output's one file of weights, where it has one.
-    pub(crate) fn text(&self, tensor_bytes: u64, file: &str, measured: Option<&EvaluationReport>) -> String {
+    /// The text of README.md for tensors of so many bytes; `file` is the output's one file of weights, where it has one, and `adapter` what
+    /// stands beside it.
+    pub(crate) fn text(
+        &self,
+        tensor_bytes: u64,
+        file: &str,
+        adapter: Option<&AdapterSummary>,
+        measured: Option<&EvaluationReport>,
+    ) -> String {
         let mut out = self.front_matter();
         let version = env!("CARGO_PKG_VERSION");
         let bits = tensor_bytes as f64 * 8.0 / self.parameters.max(1) as f64;
@@ -124,9 +132,12 @@ impl Card {
         out.push_str("\n## Run it\n\n`MODEL` is this directory");
         out.push_str(", or its name on a hub where the runtime takes names.\n");
         self.run_it(&mut out, file);
+        if let Some(adapter) = adapter {
+            self.run_adapter(&mut out, adapter);
+        }
         let _ = writeln!(
             out,
-            "\n### quantc\n\n```sh\nquantc generate MODEL --prompt The\n```\n\n`quantc verify MODEL` proves that the files are what was solved (`{RECORD_FILE}` holds the digests)."
+            "\n### quantc\n\n```sh\nquantc generate MODEL --prompt The\nquantc verify MODEL\n```\n\nThe second line proves that the files are what was solved (`{RECORD_FILE}` holds the digests)."
         );
         out
     }
@@ -193,8 +204,23 @@ impl Card {
                 } else {
                     out.push_str("\nor\n\n");
                 }
-                snippet(out, row, usage, file);
+                snippet(out, row, usage, None, file);
             }
+        }
+    }
+}
+
+impl Card {
+    /// How the adapter is put on top, where a runtime that takes one loads the output.
+    fn run_adapter(&self, out: &mut String, adapter: &AdapterSummary) {
+        let _ = writeln!(
+            out,
+            "\n### PEFT\n\n`{ADAPTER_DIRECTORY}` is a LoRA adapter with the best correction of rank {}; the model stands without it.\n",
+            adapter.rank
+        );
+        let on = |row: &&RuntimeRow| row.loads && row.runtime.starts_with(usage::ADAPTER.runtime);
+        if let Some(row) = self.runtimes.iter().find(on) {
+            snippet(out, row, &usage::ADAPTER, usage::under_adapter(&row.runtime), "");
         }
     }
 }
@@ -270,7 +296,8 @@ fn table(measured: &EvaluationReport) -> String {
     out
 }
 
-fn snippet(out: &mut String, row: &RuntimeRow, usage: &Usage, file: &str) {
+/// How one runtime is started; `told` is a configuration that it needs whatever its remark says.
+fn snippet(out: &mut String, row: &RuntimeRow, usage: &Usage, told: Option<&str>, file: &str) {
     // Flags that a runtime needs are said as `with --flag ...`.
     let flags = row.remark.split("; ").find_map(|part| part.strip_prefix("with --"));
     let remarks: Vec<&str> =
@@ -280,12 +307,22 @@ fn snippet(out: &mut String, row: &RuntimeRow, usage: &Usage, file: &str) {
     }
     let with = row.runtime.split_once("(with ").map(|(_, rest)| rest.trim_end_matches(')'));
     let with = with.map(|rest| rest.split(' ').find(|word| *word != "its").unwrap_or_default());
-    let packages: Vec<&str> = usage.packages.iter().copied().chain(with).collect();
+    let beside = with.map(usage::beside).unwrap_or_default();
+    let packages: Vec<&str> =
+        usage.packages.iter().copied().chain(with).chain(beside.iter().copied()).collect();
     if !packages.is_empty() {
-        let _ = writeln!(out, "```sh\npip install {}\n```\n", packages.join(" "));
+        let on_linux = usage.on_linux.map_or_else(String::new, |others| format!("  # on Linux: {others}"));
+        let _ = writeln!(out, "```sh\npip install {}{on_linux}\n```\n", packages.join(" "));
     }
     let flags = flags.map_or_else(String::new, |flags| format!(" --{flags}"));
-    let _ = writeln!(out, "```{}\n{}{flags}\n```", usage.language, usage.lines.replace("FILE", file));
+    // What has to be said in the call of a library is the last word of a remark.
+    let call = row
+        .remark
+        .split("; ")
+        .find_map(|part| part.rsplit_once(" with ").filter(|(_, call)| call.ends_with(')')));
+    let told = told.or(call.map(|(_, call)| call));
+    let lines = told.map_or_else(|| usage.lines.to_owned(), |told| usage.configured(told));
+    let _ = writeln!(out, "```{}\n{}{flags}\n```", usage.language, lines.replace("FILE", file));
 }
 
 /// The last part of a path: a card says nothing of this machine.

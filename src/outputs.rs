@@ -144,7 +144,7 @@ impl OpenOutput {
         let _section = section("hashing");
         let directory = self.directory.path();
         let path = directory.join(CARD);
-        let text = card.text(tensor_bytes, &weights_file(directory)?, None);
+        let text = card.text(tensor_bytes, &weights_file(directory)?, adapter.as_ref(), None);
         std::fs::write(&path, text).map_err(Error::io(path))?;
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -201,7 +201,7 @@ impl FinishedOutput {
     ) -> Result<Self, Error> {
         OutputDirectory::settle(place)?;
         let mut record = Record::read(place)?;
-        let text = card.text(placed.tensor_bytes, &weights_file(place)?, None);
+        let text = card.text(placed.tensor_bytes, &weights_file(place)?, placed.adapter.as_ref(), None);
         replace(&place.join(CARD), text.as_bytes())?;
         files::remove(&place.join(REPORT))?;
         record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
@@ -239,7 +239,8 @@ impl FinishedOutput {
     /// Writes what was measured into the card, and what a run has to show into its page; the record lists both.
     pub(crate) fn publish(&self, report: &Report, look: &Look<'_>) -> Result<(), Error> {
         let measured = report.evaluation.as_ref();
-        let text = self.card.text(self.tensor_bytes, &weights_file(&self.place)?, measured);
+        let text =
+            self.card.text(self.tensor_bytes, &weights_file(&self.place)?, self.adapter.as_ref(), measured);
         let mut record = Record::read(&self.place)?;
         record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
         let page = html::page(report, &look.at(&self.written, &record.files)?);

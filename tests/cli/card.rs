@@ -92,6 +92,28 @@ fn everything_but_the_report_is_the_same_from_run_to_run_and_is_verified() {
 }
 
 #[test]
+fn the_card_says_what_a_runtime_wants_beside_the_usual() {
+    let folder = tempfile::tempdir().unwrap();
+    let card = |options: &[&str]| {
+        let options = [&["--recipe", "rtn", "--no-evaluate"], options].concat();
+        fs::read_to_string(quantize(folder.path(), &demo(), &options).0.join("README.md")).unwrap()
+    };
+    let given = card(&["--to", "compressed-tensors", "--asymmetric", "--adapter-rank", "4"]);
+    for words in [
+        "import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig\n",
+        "(\"MODEL\", quantization_config=CompressedTensorsConfig(dequantize=True), device_map=\"cpu\")",
+        "correction of rank 4",
+        "pip install peft transformers accelerate compressed-tensors\n",
+        "(model, \"MODEL\", subfolder=\"adapter\")",
+    ] {
+        assert!(given.contains(words), "{words}:\n{given}");
+    }
+    let given = card(&["--to", "gptq"]);
+    assert!(given.contains("pip install transformers accelerate gptqmodel optimum\n"), "{given}");
+    assert!(!given.contains("PEFT") && !given.contains("quantization_config"), "{given}");
+}
+
+#[test]
 fn what_is_converted_keeps_the_original_s_card() {
     let folder = tempfile::tempdir().unwrap();
     let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);

@@ -5,6 +5,7 @@ One line for each check, `ok NAME measured limit`, then `N passed, N failed`. St
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -24,6 +25,7 @@ os.environ.update(
 )
 
 import numpy as np  # noqa: E402
+from packaging.requirements import Requirement  # noqa: E402
 
 import browser  # noqa: E402
 import decoder  # noqa: E402
@@ -35,8 +37,10 @@ from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONN
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# Cases whose model cards are followed; the others' have the same lines.
-CARDS = {"gptq-4", "awq-4", "ct-4", "mlx-4", "onnx-4", "nf4", "gguf-q4_0"}
+# Programs that cards name and that do not run here; what they load is checked by rules.
+NOT_HERE = ("vllm serve ", "python -m sglang.launch_server ", "python test_inference.py ", "llama-completion ")
+# Packages of theirs.
+NOT_INSTALLED = {"vllm", "sglang", "exllamav2", "humming"}
 CALIBRATION = ["--samples", "16", "--context", "128"]
 WINDOWS, CONTEXT = 4, 128
 
@@ -77,10 +81,10 @@ class Results:
 
 
 class Quantc:
-    """The program under test."""
+    """The program under test, and what of the cards that it wrote was followed."""
 
     def __init__(self, binary: Path):
-        self.binary = binary
+        self.binary, self.followed = binary, set()
 
     def __call__(self, *arguments) -> None:
         command = [str(self.binary), *map(str, arguments)]
@@ -371,18 +375,64 @@ def check_adapter(results: Results, quantc: Quantc, case: Case, out: Path, text:
         results.no(f"{name}: changes the logits", ["it does not"] * (not changed))
 
 
-def check_card(results: Results, case: Case, out: Path) -> None:
-    """The Python lines of the model card, each as a program of its own, with the output in the place of MODEL."""
-    card = (out / "README.md").read_text()
-    parts = [part.partition("\n") for part in card.split("\n### ")[1:]]
-    programs = [(heading, lines) for heading, _, rest in parts for lines in re.findall(r"```python\n(.*?)```", rest, re.S)]
-    for heading, lines in programs:
-        with results.part(f"{case.name}: card: {heading}"):
-            program = lines.replace("MODEL", str(out))
-            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
-            print(done.stdout, done.stderr, flush=True)
-            last = done.stderr.strip().splitlines()[-1:] if done.returncode else []
-            results.no(f"{case.name}: card: {heading}", last or ["it prints nothing"] * (not done.stdout.strip()))
+def check_card(results: Results, quantc: Quantc, case: Case, out: Path) -> None:
+    """The model card's commands as they stand, from a folder in which `MODEL` is the output: Python, each piece a program of its own that sees
+    what `pip install` of the line before it would install and nothing else, and quantc's own lines. Each once for a format, a kind of grid and a
+    runtime."""
+    folder = out.parent / f"{case.name}-card"
+    folder.mkdir()
+    (folder / "MODEL").symlink_to(out)
+    (folder / "quantc").symlink_to(quantc.binary)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    for number, part in enumerate((out / "README.md").read_text().split("\n### ")[1:]):
+        heading, _, rest = part.partition("\n")
+        key = (case.to, case.symmetric, heading)
+        if key in quantc.followed:
+            continue
+        quantc.followed.add(key)
+        name = f"{case.name}: card: {heading}"
+        with results.part(name):
+            wrong, installed = [], folder / f"packages-{number}"
+            for language, lines in re.findall(r"```(\w+)\n(.*?)```", rest, re.S):
+                if language == "python":
+                    wrong += ran([sys.executable, "-S", "-c", lines], folder, environment | {"PYTHONPATH": str(installed)})
+                    continue
+                for line in lines.strip().splitlines():
+                    if line.startswith("pip install "):
+                        install(line.partition("# on Linux: ")[2].split() or line.split()[2:], installed)
+                    elif line.startswith("quantc "):
+                        wrong += ran(line.split(), folder, environment)
+                    elif not line.startswith(NOT_HERE):
+                        wrong.append(f"nobody follows `{line}`")
+            results.no(name, wrong)
+
+
+def ran(command: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
+    """What is wrong with a program that is to print something."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder, env=environment)
+    print(done.stdout, done.stderr, flush=True)
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1:] or [f"ends with {done.returncode}"]
+    return ["it prints nothing"] * (not done.stdout.strip())
+
+
+def install(packages: list[str], folder: Path) -> None:
+    """Links into a folder what `pip install` of these packages would bring: all that they require, of what this environment has."""
+    left, done = [Requirement(package) for package in packages if package not in NOT_INSTALLED], set()
+    while left:
+        wanted = left.pop()
+        for extra in ["", *wanted.extras]:
+            if (wanted.name, extra) in done:
+                continue
+            done.add((wanted.name, extra))
+            required = [Requirement(line) for line in importlib.metadata.requires(wanted.name) or []]
+            left += [one for one in required if one.marker is None or one.marker.evaluate({"extra": extra})]
+    folder.mkdir(exist_ok=True)
+    for name in {name for name, _ in done}:
+        for file in importlib.metadata.files(name) or []:
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (folder / top).is_symlink():
+                (folder / top).symlink_to(importlib.metadata.distribution(name).locate_file(top))
 
 
 def evaluation_windows(directory: Path, text: Path) -> np.ndarray:
@@ -402,8 +452,9 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
         runnable = {"transformers": case.transformers or not (case.fused or case.outer), "GPTQModel": True}
         false = [name for name, loads in claims.items() if loads != runnable.get(name.split()[0], loads)]
         results.no(f"{case.name}: says rightly which runtimes load it", false)
-        if case.name in CARDS:
-            check_card(results, case, out)
+        # The random models write what no tokenizer has.
+        if case.model == "demo":
+            check_card(results, quantc, case, out)
         if case.to.startswith("gguf"):
             return check_gguf(results, quantc, case, source, out, text)
         linears = decoder.decode(out)
@@ -582,7 +633,8 @@ def check_choices(results: Results, quantc: Quantc, demo: Path, work: Path) -> N
 
 
 def check_report(results: Results, quantc: Quantc, demo: Path, work: Path) -> None:
-    """OUT/report.html in a browser: both themes, on a desk and on a phone. The model has a name that would be markup."""
+    """report.html of an output and of a run's several outputs in a browser: both themes, on a desk and on a phone. The model has a name that
+    would be markup."""
     source, out = work / "<img src=x onerror=alert(1)>&amp;", work / "report"
     shutil.copytree(demo / "model", source)
     text = work / "text.txt"
@@ -590,30 +642,33 @@ def check_report(results: Results, quantc: Quantc, demo: Path, work: Path) -> No
     text.write_text(hostile * 4 + (demo / "evaluation.txt").read_text()[:40000])
     with results.part("report"):
         size = ["--evaluate-on", text, "--evaluate-samples", WINDOWS, "--evaluate-context", CONTEXT]
-        quantc("quantize", source, "-o", out, "--to", "gguf:q4_k_m", *CALIBRATION, *size)
-        page = out / "report.html"
-        with browser.Browser() as chromium:
-            for theme in ("light", "dark"):
-                for name, size in (("desk", browser.DESK), ("phone", browser.PHONE)):
-                    what = f"report: {theme}, {name}"
-                    chromium.open(page, size, theme)
-                    dark = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(part => part < 90)"
-                    wrong = [] if chromium.evaluate(dark) == (theme == "dark") else ["the other theme"]
-                    wide = chromium.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                    wrong += [f"{wide} px wider than the screen"] * (wide > 0)
-                    small = "[...document.querySelectorAll('svg text')].filter(t => t.getBoundingClientRect().height < 9).length"
-                    letters = chromium.evaluate(small)
-                    wrong += [f"{letters} labels too small to read"] * (letters > 0)
-                    chromium.screenshot(work / f"report-{theme}-{name}.png")
-                    chromium.evaluate("document.getElementById('theme').click()")
-                    wrong += [] if chromium.evaluate(dark) == (theme != "dark") else ["the button does nothing"]
-                    shown = chromium.evaluate("document.querySelector('h1').textContent")
-                    wrong += [f"calls the model {shown}"] * (source.name not in shown)
-                    results.no(what, wrong + chromium.problems(page))
-            charts = chromium.evaluate("document.querySelectorAll('svg').length")
-            results.no("report: charts", [f"{charts} charts"] * (charts < 3))
-            alien = chromium.evaluate("document.querySelectorAll('main img, main script, main a').length")
-            results.no("report: text from outside is text", [f"{alien} elements"] * (alien != 0))
+        quantc("quantize", source, "-o", out, "--to", "gguf:q4_k_m,compressed-tensors", *CALIBRATION, *size)
+        for kind, page, least, links in [("report", out / "gguf-q4_k_m/report.html", 3, 0), ("overview", out / "report.html", 1, 2)]:
+            with browser.Browser() as chromium:
+                for theme in ("light", "dark"):
+                    for name, size in (("desk", browser.DESK), ("phone", browser.PHONE)):
+                        what = f"{kind}: {theme}, {name}"
+                        chromium.open(page, size, theme)
+                        dark = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(part => part < 90)"
+                        wrong = [] if chromium.evaluate(dark) == (theme == "dark") else ["the other theme"]
+                        wide = chromium.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                        wrong += [f"{wide} px wider than the screen"] * (wide > 0)
+                        small = "[...document.querySelectorAll('svg text')].filter(t => t.getBoundingClientRect().height < 9).length"
+                        letters = chromium.evaluate(small)
+                        wrong += [f"{letters} labels too small to read"] * (letters > 0)
+                        chromium.screenshot(work / f"{kind}-{theme}-{name}.png")
+                        chromium.evaluate("document.getElementById('theme').click()")
+                        wrong += [] if chromium.evaluate(dark) == (theme != "dark") else ["the button does nothing"]
+                        shown = chromium.evaluate("document.querySelector('h1').textContent")
+                        wrong += [f"calls the model {shown}"] * (source.name not in shown)
+                        results.no(what, wrong + chromium.problems(page))
+                charts = chromium.evaluate("document.querySelectorAll('svg').length")
+                results.no(f"{kind}: charts", [f"{charts} charts"] * (charts < least))
+                alien = chromium.evaluate("document.querySelectorAll('main img, main script').length")
+                linked = chromium.evaluate("[...document.querySelectorAll('main a')].map(a => decodeURI(a.pathname))")
+                missing = [link for link in linked if not Path(link).is_file()]
+                wrong = [f"{alien} elements"] * (alien != 0) + [f"{len(linked)} links"] * (len(linked) != links) + missing
+                results.no(f"{kind}: text from outside is text, links lead somewhere", wrong)
 
 
 def check_decoder(results: Results) -> None:

@@ -9,12 +9,28 @@ pub struct Usage {
     pub runtime: &'static str,
     /// `library_name` of the hub.
     pub library: &'static str,
-    /// Packages to install with pip; what stands in brackets in the runtime's name (`with X`) is installed too.
+    /// Packages to install with pip; what stands in brackets in the runtime's name (`with X`) is installed too, see [`beside`].
     pub packages: &'static [&'static str],
+    /// The same where Linux wants others.
+    pub on_linux: Option<&'static str>,
     /// Language of the lines.
     pub language: &'static str,
     /// What to run.
     pub lines: &'static str,
+}
+
+impl Usage {
+    /// The lines with a configuration of transformers', such as `Config(key=value)`, where they load with it; otherwise as they are.
+    #[must_use]
+    pub fn configured(&self, configuration: &str) -> String {
+        let name = configuration.split('(').next().unwrap_or_default();
+        self.lines
+            .replace(
+                "import AutoModelForCausalLM, AutoTokenizer",
+                &format!("import AutoModelForCausalLM, AutoTokenizer, {name}"),
+            )
+            .replace("device_map=", &format!("quantization_config={configuration}, device_map="))
+    }
 }
 
 /// Every runtime that a format names.
@@ -23,6 +39,7 @@ pub static ALL: &[Usage] = &[
         runtime: "vLLM",
         library: "transformers",
         packages: &["vllm"],
+        on_linux: None,
         language: "sh",
         lines: "vllm serve MODEL",
     },
@@ -30,6 +47,7 @@ pub static ALL: &[Usage] = &[
         runtime: "SGLang",
         library: "transformers",
         packages: &["sglang"],
+        on_linux: None,
         language: "sh",
         lines: "python -m sglang.launch_server --model-path MODEL",
     },
@@ -37,6 +55,7 @@ pub static ALL: &[Usage] = &[
         runtime: "transformers",
         library: "transformers",
         packages: &["transformers", "accelerate"],
+        on_linux: None,
         language: "python",
         lines: r#"from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,6 +68,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"#,
         runtime: "GPTQModel",
         library: "transformers",
         packages: &["gptqmodel"],
+        on_linux: None,
         language: "python",
         lines: r#"from gptqmodel import GPTQModel
 
@@ -59,6 +79,7 @@ print(model.tokenizer.decode(model.generate("The", max_new_tokens=40)[0]))"#,
         runtime: "exllamav2",
         library: "exllamav2",
         packages: &["exllamav2"],
+        on_linux: None,
         language: "sh",
         // A script of its repository.
         lines: "python test_inference.py -m MODEL -p The",
@@ -67,6 +88,7 @@ print(model.tokenizer.decode(model.generate("The", max_new_tokens=40)[0]))"#,
         runtime: "mlx-lm",
         library: "mlx",
         packages: &["mlx-lm"],
+        on_linux: Some("mlx-lm[cpu]"),
         language: "python",
         lines: r#"from mlx_lm import generate, load
 
@@ -77,13 +99,15 @@ print(generate(model, tokenizer, prompt="The", max_tokens=40))"#,
         runtime: "llama.cpp",
         library: "llama.cpp",
         packages: &[],
+        on_linux: None,
         language: "sh",
-        lines: "llama-cli -m MODEL/FILE -p The -n 40",
+        lines: "llama-completion -m MODEL/FILE -no-cnv -p The -n 40",
     },
     Usage {
         runtime: "llama.cpp",
         library: "llama.cpp",
         packages: &["llama-cpp-python"],
+        on_linux: None,
         language: "python",
         lines: r#"from llama_cpp import Llama
 
@@ -94,6 +118,7 @@ print(model("The", max_tokens=40)["choices"][0]["text"])"#,
         runtime: "onnxruntime-genai",
         library: "onnxruntime-genai",
         packages: &["onnxruntime-genai"],
+        on_linux: None,
         language: "python",
         lines: r#"import onnxruntime_genai
 
@@ -111,6 +136,7 @@ print(tokenizer.decode(generator.get_sequence(0)))"#,
         runtime: "onnxruntime ",
         library: "onnxruntime",
         packages: &["onnxruntime", "tokenizers"],
+        on_linux: None,
         language: "python",
         lines: r#"import numpy
 import onnxruntime
@@ -128,6 +154,38 @@ print("The" + tokenizer.decode([int(logits[0, -1].argmax())]))"#,
     },
 ];
 
+/// What transformers asks for beside the package that it multiplies by.
+#[must_use]
+pub fn beside(package: &str) -> &'static [&'static str] {
+    match package {
+        "gptqmodel" => &["optimum"],
+        _ => &[],
+    }
+}
+
+/// What a runtime that loads an output has to be told so that an adapter finds weights: packed ones are unpacked at the first pass only.
+#[must_use]
+pub fn under_adapter(runtime: &str) -> Option<&'static str> {
+    runtime.contains("compressed-tensors").then_some("CompressedTensorsConfig(dequantize=True)")
+}
+
+/// What an output's adapter is put on top with, where [`ALL`] has the first lines for the output itself.
+pub static ADAPTER: Usage = Usage {
+    runtime: "transformers",
+    library: "peft",
+    packages: &["peft", "transformers", "accelerate"],
+    on_linux: None,
+    language: "python",
+    lines: r#"from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="cpu")  # or "cuda"
+model = PeftModel.from_pretrained(model, "MODEL", subfolder="adapter")
+tokenizer = AutoTokenizer.from_pretrained("MODEL")
+inputs = tokenizer("The", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"#,
+};
+
 /// How the runtime of a loaders' rule is started; empty where nothing is known of it.
 pub fn of(runtime: &str) -> impl Iterator<Item = &'static Usage> + '_ {
     ALL.iter().filter(move |usage| runtime.starts_with(usage.runtime))
@@ -135,6 +193,17 @@ pub fn of(runtime: &str) -> impl Iterator<Item = &'static Usage> + '_ {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_configuration_is_named_and_given() {
+        let transformers = super::of("transformers 5").next().unwrap();
+        let lines = transformers.configured("SomeConfig(some=True)");
+        assert!(lines.contains("AutoTokenizer, SomeConfig\n"), "{lines}");
+        assert!(
+            lines.contains("(\"MODEL\", quantization_config=SomeConfig(some=True), device_map="),
+            "{lines}"
+        );
+    }
+
     #[test]
     fn every_runtime_that_a_format_names_has_its_lines() {
         for rule in super::super::ALL.iter().flat_map(|format| format.loaders()) {
