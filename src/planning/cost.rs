@@ -125,7 +125,7 @@ pub(super) fn time(
     let measured = over_layers(&|layer, rates| rates.token(layer, model, amount.evaluation_context)[0]);
     let measuring = match job.evaluation {
         None => Cost::default(),
-        Some(_) => (measured + product * head) * (2.0 * amount.evaluation) + read * 2.0,
+        Some(_) => (measured * 2.0 + probe::scoring(source)?) * amount.evaluation + read * 2.0,
     };
     let mut without = vec!["verifying".to_owned()];
     if job.recipe.own_text() > 0 {

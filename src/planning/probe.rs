@@ -4,7 +4,9 @@
 //! Large linears are cut to [`MOST_FEATURES`] rows and columns, and what they took is scaled by the terms that their work grows with.
 
 use std::hint::black_box;
+use std::ops::ControlFlow;
 
+use calibration::evaluation;
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, Pass};
 use kernels::bf16::Precision;
@@ -32,6 +34,8 @@ use crate::streams::{See, Seen};
 
 /// Rows and columns of a linear that is timed, at most.
 const MOST_FEATURES: usize = 1024;
+/// Multiplications of heads that are timed in a window, about.
+const SCORED_PRODUCTS: usize = 1 << 31;
 /// Tokens of a window that is timed, at most.
 const TOKENS: usize = 256;
 /// Windows that statistics are gathered on, the fewer and the more: two points of a line.
@@ -150,6 +154,24 @@ pub(super) fn rates(
     }
     progress.finish();
     Ok(rates)
+}
+
+/// What scoring a token takes behind the layers where a model is measured beside another: both heads, and what is made of their logits.
+pub(super) fn scoring(source: &StoredModel) -> Result<Cost, Error> {
+    let mut without_layers = source.model.clone();
+    without_layers.layers.clear();
+    let numbers = &without_layers.hyperparameters;
+    let tokens = SCORED_PRODUCTS / (numbers.vocabulary * numbers.hidden_size).max(1);
+    let tokens = tokens.clamp(8, TOKENS).min(numbers.context.max(2));
+    let mut random = SplitMix::new(3);
+    let mut windows: Vec<Vec<u32>> = Vec::new();
+    for _ in 0..2 * rayon::current_num_threads() {
+        windows.push((0..tokens).map(|_| random.below(numbers.vocabulary) as u32).collect());
+    }
+    let watch = Stopwatch::start();
+    let mut step = || ControlFlow::Continue(());
+    evaluation::evaluate(&without_layers, source, Some(source), (&windows, usize::MAX), &mut step)?;
+    Ok(Cost::since(&watch) / (windows.len() * tokens) as f64)
 }
 
 /// Multiplications for a token in a layer but for its experts, attention over half the window included.
