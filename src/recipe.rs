@@ -8,7 +8,7 @@
 //! bits = 3
 //! group_size = 64            # or "channel", "tensor"
 //! transforms = ["rotate-values"]   # changes of the weights before they are rounded; `quantc list transforms`
-//! own_text = 3               # windows that the model writes beside each window of the calibration text
+//! own_text = 7               # windows that the model writes beside each window of the calibration text
 //! products = "f32"           # what calibration multiplies in: auto, f32 or bf16
 //! scale_passes = 3           # passes over text in which scales learn from the original, once all codes stand
 //! [settings]                 # of the solver

@@ -293,7 +293,7 @@ fn the_slow_recipe_writes_text_of_its_own_and_weighs_outputs() {
     let (output, report) = quantize(folder.path(), &demo(), &["--bits", "3", "--recipe", "max"]);
     succeed(&["verify", text(&output)]);
     let [real, own] = ["calibration", "own_text"].map(|key| report[key]["windows"].as_u64().unwrap());
-    assert_eq!((real, own), (6, 18));
+    assert_eq!((real, own), (6, 42));
     let expected = |report: &Value| -> Vec<f64> {
         let linears = report["linears"].as_array().unwrap();
         linears.iter().filter_map(|linear| linear["coupled_loss"].as_f64()).collect()
