@@ -239,6 +239,14 @@ impl Error {
             Self::NotSuitable { hint, .. } | Self::NoSpace { hint, .. } => Some((*hint).to_owned()),
             Self::NoModel { hint, .. } | Self::Hub { hint, .. } => Some(hint.clone()),
             Self::InterruptedDownload => Some("the same command goes on from there".to_owned()),
+            Self::Formats(formats::FormatsError::Io { source, .. }) | Self::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::StorageFull =>
+            {
+                Some(
+                    "the disk is full: make room, or write to another one with -o; where a journal was begun, the same command goes on from the last whole layer"
+                        .to_owned(),
+                )
+            }
             Self::Formats(error) => error.hint().map(str::to_owned),
             Self::Model { source: model::ModelError::UnknownArchitecture { .. }, .. } => {
                 Some("`quantc list architectures` says what is read".to_owned())

@@ -37,7 +37,7 @@ use crate::job::QuantizeJob;
 use crate::record::Record;
 use crate::report::AdapterSummary;
 
-pub(crate) use fingerprint::Fingerprint;
+pub(crate) use fingerprint::{Fingerprint, files as files_read};
 pub(crate) use layers::{LayerEntry, Restored};
 pub(crate) use phases::KeptGradients;
 pub(crate) use states::{StateFile, StreamSums};
@@ -57,6 +57,10 @@ pub(crate) struct Journal {
     layers: usize,
     /// Whether there is anything that the next run would go on from.
     holds: bool,
+    /// Whether it held anything when the run began: then a command that is refused leaves it as it is.
+    held: bool,
+    /// Whether what an earlier run left goes once the job is known to be possible.
+    stale: bool,
     placed: BTreeMap<PathBuf, Placed>,
     /// The checkpoint as it was when the run began.
     checkpoint: Option<Stamp>,
@@ -81,11 +85,25 @@ impl Journal {
         let parents = place.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
         let made = parents.take_while(|parent| !parent.exists()).map(Path::to_owned).collect();
         let directory = OwnDirectory::claim(&place)?;
-        if job.fresh || directory.path().join(DONE).exists() {
-            directory.clear()?;
+        let mut journal = Self {
+            directory,
+            layers: 0,
+            // Until it is known: what cannot be read is not thrown away.
+            holds: true,
+            held: false,
+            stale: false,
+            placed: BTreeMap::new(),
+            checkpoint: None,
+            made,
+        };
+        if journal.path(DONE).exists() {
+            journal.erase()?;
         }
-        let mut journal =
-            Self { directory, layers: 0, holds: false, placed: BTreeMap::new(), checkpoint: None, made };
+        if job.fresh {
+            journal.stale = journal.path(JOB).exists();
+            journal.holds = false;
+            return Ok(journal);
+        }
         if let Some(bytes) = files::read_own(&journal.path(PLACED), MOST_JSON)? {
             journal.placed = journal.parse(PLACED, &bytes)?;
         }
@@ -97,11 +115,15 @@ impl Journal {
         journal.holds = journal.layers > 0
             || !journal.placed.is_empty()
             || phases.iter().any(|name| journal.path(name).exists());
+        journal.held = journal.holds;
         Ok(journal)
     }
 
     /// Fails where what the journal holds was done for another job; an empty one is this job's from here on.
     pub(crate) fn agree(&mut self, job: &Fingerprint) -> Result<(), Error> {
+        if std::mem::take(&mut self.stale) {
+            self.erase()?;
+        }
         match files::read_own(&self.path(JOB), MOST_JSON)? {
             Some(bytes) if self.holds => {
                 let changes = self.parse::<Fingerprint>(JOB, &bytes)?.changes(job);
@@ -174,8 +196,14 @@ impl Journal {
         Ok(Arc::new(states::Scratch::create(self.directory.path())?))
     }
 
-    /// Removes it: the run is done, as a mark says until all else is gone.
+    /// Removes it: the run is done.
     pub(crate) fn remove(self) -> Result<(), Error> {
+        self.erase()?;
+        Ok(self.directory.remove()?)
+    }
+
+    /// Removes what is in it, as a mark says until all else is gone.
+    fn erase(&self) -> Result<(), Error> {
         files::replace(&self.path(DONE), b"")?;
         for entry in std::fs::read_dir(self.place()).map_err(Error::io(self.place()))? {
             let entry = entry.map_err(Error::io(self.place()))?;
@@ -183,19 +211,24 @@ impl Journal {
                 files::remove(&entry.path())?;
             }
         }
-        Ok(self.directory.remove()?)
+        Ok(files::remove(&self.path(DONE))?)
     }
 
-    /// Lets it go when the value is dropped.
+    /// Lets it go when the value is dropped, unless an earlier run has left something in it.
     pub(crate) fn forget(&mut self) {
-        self.holds = false;
+        self.holds = self.held;
     }
 
-    /// Removes layers that no whole one leads to: a process was killed while it began anew.
+    /// Removes what a killed process had begun of layers; a whole one without those before it is damage.
     fn remove_stray_layers(&self) -> Result<(), Error> {
         let known: Vec<String> = (0..self.layers).map(layers::name).collect();
         for entry in std::fs::read_dir(self.place()).map_err(Error::io(self.place()))? {
             let name = entry.map_err(Error::io(self.place()))?.file_name().to_string_lossy().into_owned();
+            if layers::is_whole(&name) && !known.contains(&name) {
+                return Err(
+                    self.damaged(&format!("`{name}` is there, and `{}` is not", layers::name(self.layers)))
+                );
+            }
             if name.starts_with(layers::PREFIX) && !known.contains(&name) {
                 files::remove(&self.path(&name))?;
             }
@@ -244,7 +277,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        if !self.holds {
+        if !self.holds && !self.stale {
             // What cannot be removed does no harm.
             let _ = self.directory.remove();
             // Directories that hold something stay.
@@ -253,12 +286,9 @@ impl Drop for Journal {
     }
 }
 
-/// Where a job's journal is: beside the output or, of several, in the directory that they are in.
+/// Where a job's journal is: beside the output, or the directory of several, so that two runs that write there know of each other.
 fn place(job: &QuantizeJob) -> PathBuf {
-    match job.targets.as_slice() {
-        [_] => hidden_beside(&job.output, "journal"),
-        _ => job.output.join(".journal"),
-    }
+    hidden_beside(&job.output, "journal")
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -14,6 +14,7 @@ use model::Model;
 use model::graph::StageInput;
 use model::linear::Linear;
 use quantizer::output::MOST_ROWS;
+use quantizer::scheme::Scheme;
 
 use crate::error::Error;
 use crate::job::{Calibration, QuantizeJob};
@@ -341,6 +342,31 @@ fn moments(layer: &model::Layer, plans: &[&Plan]) -> u64 {
         F32 * linear.out_features as u64 * (most + 1) / 2
     };
     coupled.map(of_linear).sum()
+}
+
+/// Bytes of the journal of a run with a track for each of `plans`: packed weights, gradients, and the residual streams behind two layers.
+pub(crate) fn journal(job: &QuantizeJob, model: &Model, plans: &[&Plan]) -> u64 {
+    let of_linear = |(linear, scheme): (&Linear, Scheme)| {
+        let (rows, groups) = scheme.granularity.scale_shape(linear.out_features, linear.in_features);
+        (weights(linear) * u64::from(scheme.bits.get())).div_ceil(8) + F32 * (rows * groups) as u64
+    };
+    let written: u64 = plans.iter().flat_map(|plan| plan.quantized()).map(of_linear).sum();
+    let gathers = job.imatrix.is_none() && plans.iter().any(|plan| plan.needs_calibration());
+    if !gathers {
+        return written;
+    }
+    let numbers = &model.hyperparameters;
+    let context = job.calibration_windows.context.min(numbers.context) as u64;
+    let windows = (job.calibration_windows.samples as u64).saturating_mul(1 + job.recipe.own_text() as u64);
+    let tokens = windows.saturating_mul(context);
+    let beside = job.export_imatrix.is_some() || plans.iter().any(|plan| plan.propagates_errors());
+    let streams = plans.len() as u64 + u64::from(beside);
+    let mut weighed: Vec<_> = plans.iter().flat_map(|plan| plan.weighs_tokens(model)).collect();
+    weighed.sort_unstable();
+    weighed.dedup();
+    let states = 2 * streams * numbers.hidden_size as u64 + weighed.len() as u64;
+    let gradients: u64 = model.layers.iter().map(|layer| moments(layer, plans)).sum();
+    written + gradients + tokens.saturating_mul(F32 * states)
 }
 
 fn waiting(stage: &model::Stage) -> u64 {

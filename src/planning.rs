@@ -18,7 +18,7 @@ use crate::budget::Options;
 use crate::error::Error;
 use crate::hub;
 use crate::job::QuantizeJob;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::plan::{Plan, Widths};
 use crate::progress::Progress;
 use crate::report::{Kept, ModelSummary, RuntimeRow, Size};
@@ -81,6 +81,8 @@ pub struct ModelPlan {
     pub kept: Vec<Kept>,
     /// Exact, if no width is still to be chosen.
     pub size: Size,
+    /// Bytes on the disk at most while the work is on: the output and the journal, which goes when it is done.
+    pub run_bytes: u64,
     /// Bytes that may still be written where the output goes.
     pub free_bytes: Option<u64>,
     /// Sum over stages of the divergence that each would cause alone, before refinements, nats a token; none without `--calibrate`.
@@ -164,7 +166,8 @@ fn measured(source: &StoredModel, job: &QuantizeJob, progress: &dyn Progress) ->
     found
         .original
         .map(|original| original.perplexity)
-        .ok_or_else(|| Error::Internal("an original has no perplexity".to_owned()))
+        .or(found.quantized.map(|quantized| quantized.perplexity))
+        .ok_or_else(|| Error::Internal("nothing was measured".to_owned()))
 }
 
 fn model_plan(
@@ -208,8 +211,9 @@ fn model_plan(
     let time = cost::time(source, &made, job, progress)?;
     let size = size(source, &made, job)?;
     let free_bytes = space::free(&job.output);
-    if free_bytes.is_some_and(|free| free < size.bytes) {
-        notes.push(format!("{} has no room for the output", job.output.display()));
+    let run_bytes = size.bytes + memory::journal(job, &source.model, &[&made]);
+    if free_bytes.is_some_and(|free| free < run_bytes) {
+        notes.push(format!("{} has no room for the output with its journal", job.output.display()));
     }
     Ok(ModelPlan {
         model: source.summary()?,
@@ -217,6 +221,7 @@ fn model_plan(
         recipe: job.recipe.name.clone(),
         linears: roles(&made),
         size,
+        run_bytes,
         free_bytes,
         predicted_kl,
         memory_bytes: cost::memory(source, &made, job),

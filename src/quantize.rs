@@ -7,6 +7,7 @@ use calibration::weights::WeightSource;
 use formats::output::OutputDirectory;
 use formats::side_files::REPORT;
 use kernels::account;
+use model::Model;
 
 use crate::budget::Options;
 use crate::card::{Card, Origin};
@@ -15,8 +16,8 @@ use crate::experts;
 use crate::hub;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
 use crate::job::{Budget, Calibration, QuantizeJob, Text};
-use crate::journal::{Fingerprint, Journal};
-use crate::memory::Memory;
+use crate::journal::{self, Fingerprint, Journal};
+use crate::memory::{self, Memory};
 use crate::outputs::{FinishedOutput, OpenOutput, replace};
 use crate::pipeline::{self, Inputs, Track};
 use crate::plan::{Plan, demand_as_asked, quantized_source};
@@ -78,13 +79,14 @@ fn quantize_from(
         job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
     let source = StoredModel::open_source(&hub::model_directory(&job.model, progress)?)?;
     quantized_source(&source).iter().for_each(|note| progress.warn(note));
-    journal.watch(source.checkpoint.stamp()?);
+    let read = journal::files_read(&source)?.into_iter().map(|(_, path)| path);
+    journal.watch(source.checkpoint.stamp()?.with_files(read)?);
     let plans = job.targets.iter().map(|target| Plan::make(&source, job, target));
     let mut plans = plans.collect::<Result<Vec<_>, Error>>()?;
     requirements::demand_known(job, &plans)?;
     plans.iter().try_for_each(|plan| requirements::demand(job, plan, &source.model))?;
     demand_own_inputs(job)?;
-    demand_space(job, &plans)?;
+    demand_space(job, &source.model, &plans, journal)?;
     plans.iter().flat_map(|plan| &plan.downgrades).for_each(|note| progress.warn(note));
     let solved: Vec<&Plan> = groups(&plans).iter().map(|group| &plans[group[0]]).collect();
     let memory = Memory::demand(job, &source.model, &solved)?;
@@ -326,15 +328,19 @@ fn demand_wanted(job: &QuantizeJob) -> Result<(), Error> {
     Ok(())
 }
 
-/// Outputs are large: a disk that is too small is known before hours of work.
-fn demand_space(job: &QuantizeJob, plans: &[Plan]) -> Result<(), Error> {
+/// Outputs are large, and the journal beside them: a disk that is too small is known before hours of work.
+fn demand_space(job: &QuantizeJob, model: &Model, plans: &[Plan], journal: &Journal) -> Result<(), Error> {
     // What widths are still to be chosen for is no larger than this.
     let bytes = plans.iter().map(|plan| plan.format.weights_bytes(&plan.tensors(), job.max_shard_size));
     let bytes = match job.budget {
         Some(Budget::Bytes(most)) => bytes.sum::<u64>().min(most),
         _ => bytes.sum(),
     };
-    space::demand(&job.output, bytes, "the output", "make room, or write to another disk with -o")
+    let solved: Vec<&Plan> = groups(plans).iter().map(|group| &plans[group[0]]).collect();
+    // What a run before has written of it takes no more room.
+    let beside = if journal.holds_anything() { 0 } else { memory::journal(job, model, &solved) };
+    let what = if beside > 0 { "the output with its journal" } else { "the output" };
+    space::demand(&job.output, bytes + beside, what, "make room, or write to another disk with -o")
 }
 
 /// Transformed weights have other inputs than an importance matrix of the original.

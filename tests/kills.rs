@@ -141,7 +141,10 @@ impl Random {
 fn a_killed_run_goes_on_and_writes_the_same_bytes() {
     let wanted: usize =
         std::env::var("QUANTC_KILLS").map_or(KILLS, |number| number.parse().expect("a number of kills"));
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let now =
+        || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed =
+        std::env::var("QUANTC_KILLS_SEED").map_or_else(|_| now(), |seed| seed.parse().expect("a seed"));
     let mut random = Random(seed);
     let (mut lost, mut different) = (0, 0);
     println!("seed {seed}\n{:<32} {:>6} {:>6} {:>10}", "job", "kills", "runs", "went on");

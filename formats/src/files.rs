@@ -218,7 +218,9 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FormatsError> {
 /// The system's.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FormatsError> {
     let staged = beside(path);
-    let file = File::create(&staged).map_err(FormatsError::io(&staged))?;
+    // Whatever has that name, a link of somebody else's among it, is not written to.
+    remove(&staged)?;
+    let file = create_new(&staged)?;
     write_at(&file, bytes, 0).map_err(FormatsError::io(&staged))?;
     sync(&file, &staged)?;
     rename(&staged, path)?;

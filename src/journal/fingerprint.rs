@@ -31,7 +31,7 @@ impl Fingerprint {
         progress: &dyn Progress,
     ) -> Result<Self, Error> {
         let mut fields = Fields::default();
-        fields.add("quantc", env!("CARGO_PKG_VERSION"));
+        fields.add("quantc", concat!(env!("CARGO_PKG_VERSION"), ", built of ", env!("QUANTC_SOURCES")));
         fields.add("instruction set", kernels::instruction_set());
         fields.add("factorizations", if cfg!(feature = "lapack") { "LAPACK" } else { "faer" });
         let targets: Vec<String> = job.targets.iter().map(crate::job::Target::directory).collect();
@@ -59,8 +59,12 @@ impl Fingerprint {
                     Calibration::Own => "self".to_owned(),
                     Calibration::Text(Text::File(path)) => {
                         let file = hub::text_file(path, progress)?;
-                        // One that is not there is said when it is read, if it is.
-                        if file.is_file() { content(&file)? } else { path.display().to_string() }
+                        match file.metadata() {
+                            Ok(found) if found.is_file() => content(&file)?,
+                            Ok(_) => format!("what only process {} could read", std::process::id()),
+                            // One that is not there is said when it is read, if it is.
+                            Err(_) => path.display().to_string(),
+                        }
                     }
                     Calibration::Text(Text::Windows(windows)) => {
                         let words = windows.iter().flat_map(|window| {
@@ -128,7 +132,7 @@ fn content(path: &Path) -> Result<String, Error> {
 }
 
 /// The files that a run reads of a checkpoint: weights, their description, and what tokenizers and outputs take from beside them.
-fn files(source: &StoredModel) -> Result<Vec<(String, PathBuf)>, Error> {
+pub(crate) fn files(source: &StoredModel) -> Result<Vec<(String, PathBuf)>, Error> {
     let weights: Vec<&Path> = source.checkpoint.files().collect();
     let mut files = Vec::new();
     for entry in std::fs::read_dir(&source.path).map_err(Error::io(&source.path))? {

@@ -21,9 +21,17 @@ pub(super) fn name(layer: usize) -> String {
     format!("{PREFIX}{layer:05}")
 }
 
+/// Whether that is the name of a whole layer.
+pub(super) fn is_whole(name: &str) -> bool {
+    let number = name.strip_prefix(PREFIX).and_then(|number| number.parse().ok());
+    number.is_some_and(|number| self::name(number) == name)
+}
+
 /// What a segment says of itself.
 #[derive(Default, Serialize, Deserialize)]
 struct Head {
+    /// Which it is.
+    layer: usize,
     tracks: Vec<TrackHead>,
     importance: Vec<Importance>,
     /// Of the streams behind the layer; none behind the last.
@@ -62,7 +70,8 @@ pub(crate) struct Restored {
 impl Journal {
     /// Begins the entry of a layer for so many tracks.
     pub(crate) fn begin_layer(&mut self, layer: &Layer, tracks: usize) -> Result<LayerEntry, Error> {
-        let head = Head { tracks: (0..tracks).map(|_| TrackHead::default()).collect(), ..Head::default() };
+        let tracks = (0..tracks).map(|_| TrackHead::default()).collect();
+        let head = Head { layer: layer.index, tracks, ..Head::default() };
         Ok(LayerEntry { layer: layer.index, writer: self.write(&name(layer.index))?, head })
     }
 
@@ -117,14 +126,20 @@ impl Journal {
             let found = head.states.len();
             return Err(self.damaged(&format!("behind layer {layer} are {found} streams, not {streams}")));
         }
-        let open = |(stream, sums)| StateFile::open(&self.path(&states::name(layer, stream)), sums);
+        let open = |(stream, sums)| {
+            let file = StateFile::open(&self.path(&states::name(layer, stream)), sums);
+            file.map_err(|error| self.damaged(&error.to_string()))
+        };
         head.states.into_iter().enumerate().map(open).collect()
     }
 
     fn head(&self, layer: usize) -> Result<(formats::segment::Segment, Head), Error> {
         let missing = || self.damaged(&format!("layer {layer} is missing"));
         let segment = self.segment(&name(layer))?.ok_or_else(missing)?;
-        let head = segment.head().map_err(|error| self.damaged(&error.to_string()))?;
+        let head: Head = segment.head().map_err(|error| self.damaged(&error.to_string()))?;
+        if head.layer != layer {
+            return Err(self.damaged(&format!("`{}` is layer {}", name(layer), head.layer)));
+        }
         Ok((segment, head))
     }
 }

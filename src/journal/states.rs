@@ -7,7 +7,6 @@ use std::sync::{Mutex, PoisonError};
 
 use calibration::activations::Room;
 use calibration::weights::SourceError;
-use formats::FormatsError;
 use formats::files::{self, read_at, write_at};
 use serde::{Deserialize, Serialize};
 
@@ -67,13 +66,18 @@ impl Room for StateFile {
 
     fn read(&self, place: u64, numbers: &mut [f32]) -> Result<(), SourceError> {
         let mut bytes = vec![0; 4 * numbers.len()];
-        read_at(&self.file, &mut bytes, 4 * place).map_err(Error::io(&self.path))?;
+        read_at(&self.file, &mut bytes, 4 * place).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                Error::JournalDamaged { path: self.path.clone(), problem: "states end too early".to_owned() }
+            }
+            _ => Error::io(&self.path)(error),
+        })?;
         let expected = self.sum(place);
         let found = bytes_digest(&bytes);
         if expected.as_ref() != Some(&found) {
             let expected = expected.unwrap_or_else(|| "that of other places".to_owned());
             let problem = format!("states at {place} have SHA-256 {found}, expected {expected}");
-            return Err(Error::from(FormatsError::Malformed { path: self.path.clone(), problem }).into());
+            return Err(Error::JournalDamaged { path: self.path.clone(), problem }.into());
         }
         decode(&bytes, numbers);
         Ok(())

@@ -37,9 +37,10 @@ fn model_plan(out: &mut String, plan: &ModelPlan) {
         size.linear_bits_per_weight
     );
     said_time(out, plan);
-    let free = plan.free_bytes.map_or(String::new(), |free| format!(" of {} free", bytes(free)));
+    let free = plan.free_bytes.map_or(String::new(), |free| format!(", of {} that are free", bytes(free)));
     let memory = bytes(plan.memory_bytes);
-    let _ = writeln!(out, "memory: about {memory}; disk: {}{free}", bytes(size.bytes));
+    let (output, most) = (bytes(size.bytes), bytes(plan.run_bytes));
+    let _ = writeln!(out, "memory: about {memory}; disk: {output}, at most {most} while it runs{free}");
     let loss = match plan.predicted_kl {
         Some(kl) => format!("KL about {kl:.4} nats a token before refinements, which lower it"),
         None => "not predicted; --calibrate takes a short calibration for it".to_owned(),

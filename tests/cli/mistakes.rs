@@ -65,7 +65,11 @@ fn no_space_on_the_disk() {
     fs::write(&path, file).unwrap();
     let whole = (8 + header.len()) as u64 + data + 2 * values;
     fs::File::options().write(true).open(&path).unwrap().set_len(whole).unwrap();
-    mistake(model.path(), &["--recipe", "rtn"], &["the output takes 2.00 TB", "are free", "hint: make room"]);
+    mistake(
+        model.path(),
+        &["--recipe", "rtn"],
+        &["the output with its journal takes 2.00 TB", "are free", "hint: make room"],
+    );
 }
 
 #[test]

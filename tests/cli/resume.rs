@@ -165,6 +165,61 @@ fn a_second_process_is_refused_and_a_killed_one_holds_nothing() {
 }
 
 #[test]
+fn a_refused_command_leaves_the_journal_and_a_layer_without_those_before_it_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, journal) = (folder.path().join("out"), folder.path().join(".out.journal"));
+    let arguments = command(&output, &["--recipe", "gptq"]);
+    end_early(&arguments, &journal, 2, "-KILL");
+    let layers = [journal.join("layer-00000"), journal.join("layer-00001")];
+    for more in
+        [&["--memory", "1KB"][..], &["--memory", "1KB", "--fresh"], &["--runs-on", "vllm", "--to", "mlx"]]
+    {
+        fail(1, &[&arguments[..], more].concat());
+        assert!(layers.iter().all(|layer| layer.exists()), "{more:?}");
+    }
+    // Several outputs have the same journal, so that one run knows of the other.
+    let message = fail(1, &[&arguments[..], &["--to", "gptq,mlx"]].concat());
+    assert!(message.contains("--to was gptq, is now gptq,mlx"), "{message}");
+
+    fs::rename(&layers[0], folder.path().join("taken")).unwrap();
+    let message = fail(1, &arguments);
+    assert!(message.contains("is damaged") && message.contains("`layer-00001` is there"), "{message}");
+    fs::copy(&layers[1], &layers[0]).unwrap();
+    let ended = quantc(&arguments);
+    let message = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{message}");
+    assert!(message.contains("is damaged") && message.contains("`layer-00000` is layer 1"), "{message}");
+    fs::rename(folder.path().join("taken"), &layers[0]).unwrap();
+
+    // What a name of ours leads to elsewhere is not written to.
+    let victim = folder.path().join("victim");
+    fs::write(&victim, "mine").unwrap();
+    std::os::unix::fs::symlink(&victim, journal.join("placed.json.new")).unwrap();
+    std::os::unix::fs::symlink(&victim, journal.join("done.new")).unwrap();
+    succeed(&arguments);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+    assert_eq!(files(folder.path()), ["out", "victim"]);
+}
+
+#[test]
+fn text_that_can_be_read_once_is_nothing_to_go_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, journal) = (folder.path().join("out"), folder.path().join(".out.journal"));
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let feed = |word: &'static str| {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || fs::write(pipe, word.repeat(4000)))
+    };
+    let arguments = command(&output, &["--recipe", "gptq", "--calibration", text(&pipe)]);
+    let feeding = feed("the old house ");
+    end_early(&arguments, &journal, 1, "-KILL");
+    feeding.join().unwrap().unwrap();
+    let message = fail(1, &arguments);
+    assert!(message.contains("--calibration was what only process"), "{message}");
+}
+
+#[test]
 fn outputs_that_stand_already_are_known_again() {
     let folder = tempfile::tempdir().unwrap();
     let more = ["--recipe", "gptq", "--to", "gptq,mlx", "--bits", "3,4"];
