@@ -116,7 +116,7 @@ pub enum Command {
     Inspect(DirectoryArgs),
     /// Print the completion script of a shell
     #[command(
-        after_help = "Example:\n  quantc completions bash > ~/.local/share/bash-completion/completions/quantc"
+        after_help = "Example:\n  mkdir -p ~/.local/share/bash-completion/completions\n  quantc completions bash > ~/.local/share/bash-completion/completions/quantc"
     )]
     Completions {
         /// The shell

@@ -37,6 +37,8 @@ fn main() -> ExitCode {
     let known = cli.architecture.as_deref().map_or(Ok(()), quantc::described::add_architecture);
     match known.and_then(|()| run(cli.command, &terminal)) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has read enough.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             terminal.fail(&error);
             ExitCode::from(error.exit_code())

@@ -23,5 +23,6 @@ pub fn completions(shell: Shell) -> String {
 /// # Errors
 /// The system's.
 pub fn write_manuals(directory: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(directory).map_err(Error::io(directory))?;
     clap_mangen::generate_to(Cli::command(), directory).map_err(Error::io(directory))
 }

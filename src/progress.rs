@@ -165,6 +165,26 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Set by the first signal that asks the process to end.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Whether the process waits for a line of a person, and so has no work to end.
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// Says that a line of a person is waited for, until the result is dropped: a signal ends the process at once.
+#[must_use]
+pub(crate) fn wait_for_a_line() -> WaitingForALine {
+    WAITING.store(true, Ordering::SeqCst);
+    WaitingForALine
+}
+
+/// See [`wait_for_a_line`].
+#[derive(Debug)]
+pub(crate) struct WaitingForALine;
+
+impl Drop for WaitingForALine {
+    fn drop(&mut self) {
+        WAITING.store(false, Ordering::SeqCst);
+    }
+}
+
 impl Terminal {
     /// One that says so much, in this form.
     #[must_use]
@@ -179,6 +199,10 @@ impl Terminal {
     /// The system's, or another handler that stands already.
     pub fn listen(&self) -> Result<(), Error> {
         ctrlc::set_handler(|| {
+            if WAITING.load(Ordering::SeqCst) {
+                eprintln!();
+                std::process::exit(i32::from(Error::Interrupted.exit_code()));
+            }
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
                 std::process::exit(i32::from(Error::Interrupted.exit_code()));
             }

@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 
 use super::{Answer, Dialogue, End};
 use crate::error::Error;
-use crate::progress::{Progress, Terminal};
+use crate::progress::{Progress, Terminal, wait_for_a_line};
 
 /// Bytes of a prompt from standard input, at most.
 const MOST_PROMPT: u64 = 1 << 20;
@@ -53,7 +53,9 @@ impl Dialogue for Speaker<'_> {
             Source::Lines => loop {
                 eprint!("> ");
                 let mut line = String::new();
+                let waiting = wait_for_a_line();
                 let read = std::io::stdin().lock().read_line(&mut line);
+                drop(waiting);
                 if read.map_err(Error::io("standard input"))? == 0 {
                     eprintln!();
                     return Ok(None);

@@ -191,7 +191,7 @@ fn sentence(report: &Report) -> String {
         format!("{:.1} times as large as the original", 1.0 / times)
     };
     format!(
-        "The quantized model is {smaller}; {loads} of {} checked runtimes load it.{same}",
+        "The quantized model is {smaller}; {loads} of {} runtimes whose rules were checked load it.{same}",
         report.runtimes.len()
     )
 }

@@ -16,8 +16,11 @@ fn every_shell_has_a_script_and_every_command_a_page() {
     }
     let page = std::fs::read_to_string(folder.path().join("quantc-quantize.1")).unwrap();
     assert!(page.contains(".TH") && page.contains("group\\-size"), "{page}");
-    let message = fail(1, &["man", text(&folder.path().join("nothing"))]);
-    assert!(message.contains("nothing"), "{message}");
+    // A folder that is not there yet is made; what cannot be one is said.
+    succeed(&["man", text(&folder.path().join("new/man1"))]);
+    assert!(folder.path().join("new/man1/quantc.1").is_file());
+    let message = fail(1, &["man", text(&folder.path().join("quantc.1/below"))]);
+    assert!(message.contains("quantc.1/below"), "{message}");
 }
 
 #[test]

@@ -52,6 +52,7 @@ pub(super) struct Awq;
 static LOADERS: [LoaderRule; 6] = [
     LoaderRule {
         runtime: "vLLM 0.33",
+        run_by_us: false,
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
         group_sizes: &[32, 64, 128],
@@ -62,6 +63,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
+        run_by_us: false,
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
         group_sizes: &[32, 64, 128],
@@ -72,6 +74,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (awq kernel)",
+        run_by_us: false,
         symmetric_bits: &[BITS],
         asymmetric_bits: &[BITS],
         remark: "with --quantization awq --dtype float16",

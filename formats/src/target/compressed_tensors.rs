@@ -64,6 +64,7 @@ pub(super) static INT8: CompressedTensors = CompressedTensors {
 static LOADERS: [LoaderRule; 4] = [
     LoaderRule {
         runtime: "vLLM 0.33",
+        run_by_us: false,
         symmetric_bits: &[4, 8],
         asymmetric_bits: &[4],
         group_sizes: &[32, 64, 128],
@@ -74,17 +75,18 @@ static LOADERS: [LoaderRule; 4] = [
     },
     LoaderRule {
         runtime: "vLLM 0.33 (with its humming package)",
+        run_by_us: false,
         symmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
         asymmetric_bits: &[2, 3, 4, 5, 6, 7, 8],
         group_sizes: &[32, 64, 128],
         in_multiple: 32,
         out_multiple: 32,
-        remark: "by its declared rules; not run by us",
         experts: Experts::AlikeSymmetric,
         ..LoaderRule::ANY
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
+        run_by_us: false,
         symmetric_bits: &[4, 8],
         asymmetric_bits: &[],
         group_sizes: &[32, 64, 128],

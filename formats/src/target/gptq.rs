@@ -71,6 +71,7 @@ pub(super) const GPTQMODEL_EXPERTS: Experts = Experts::Named(&["gate_proj", "up_
 static LOADERS: [LoaderRule; 6] = [
     LoaderRule {
         runtime: "vLLM 0.33",
+        run_by_us: false,
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[4, 8],
         asymmetric_bits: &[],
@@ -82,6 +83,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
+        run_by_us: false,
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[4, 8],
         asymmetric_bits: &[],
@@ -93,6 +95,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (gptq kernel)",
+        run_by_us: false,
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
@@ -126,6 +129,7 @@ static LOADERS: [LoaderRule; 6] = [
     },
     LoaderRule {
         runtime: "exllamav2 da07fac (2025-12)",
+        run_by_us: false,
         symmetric_bits: &[4],
         asymmetric_bits: &[4],
         group_sizes: &[32, 64, 128],
@@ -133,7 +137,6 @@ static LOADERS: [LoaderRule; 6] = [
         out_multiple: 32,
         mixed_bits: false,
         packed_head: false,
-        remark: "by its declared rules; not run by us",
         experts: Experts::Refused("is not known to take experts"),
         ..LoaderRule::ANY
     },

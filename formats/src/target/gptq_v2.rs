@@ -8,6 +8,7 @@ use model::linear::LinearClass;
 static LOADERS: [LoaderRule; 5] = [
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
+        run_by_us: false,
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[4, 8],
         group_sizes: &[32, 64, 128],
@@ -18,6 +19,7 @@ static LOADERS: [LoaderRule; 5] = [
     },
     LoaderRule {
         runtime: "SGLang 0.5.10 (gptq kernel)",
+        run_by_us: false,
         linear_classes: &ALL_CLASSES,
         symmetric_bits: &[2, 3, 4, 8],
         asymmetric_bits: &[2, 3, 4, 8],
@@ -51,6 +53,7 @@ static LOADERS: [LoaderRule; 5] = [
     },
     LoaderRule {
         runtime: "exllamav2 da07fac (2025-12)",
+        run_by_us: false,
         symmetric_bits: &[4],
         asymmetric_bits: &[4],
         group_sizes: &[32, 64, 128],
@@ -58,7 +61,6 @@ static LOADERS: [LoaderRule; 5] = [
         out_multiple: 32,
         mixed_bits: false,
         packed_head: false,
-        remark: "by its declared rules; not run by us",
         experts: Experts::Refused("is not known to take experts"),
         ..LoaderRule::ANY
     },

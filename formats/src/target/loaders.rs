@@ -32,6 +32,8 @@ pub struct LoaderRule {
     pub single_exclusions: bool,
     /// Whether the head may be packed.
     pub packed_head: bool,
+    /// Whether `tests/interop` loads what it takes; else the rule is what the runtime's own code declares.
+    pub run_by_us: bool,
     /// What to mind where it loads.
     pub remark: &'static str,
     /// What to mind besides where zero points are stored.
@@ -82,6 +84,7 @@ impl LoaderRule {
         experts: Experts::Any,
         single_exclusions: true,
         packed_head: true,
+        run_by_us: true,
         remark: "",
         asymmetric_remark: "",
         whole_rows_remark: "",
@@ -98,6 +101,7 @@ impl LoaderRule {
             self.remark,
             if asymmetric { self.asymmetric_remark } else { "" },
             if whole_rows { self.whole_rows_remark } else { "" },
+            if self.run_by_us { "" } else { "by its declared rules; not run by us" },
         ];
         let remark =
             || remarks.into_iter().filter(|remark| !remark.is_empty()).collect::<Vec<_>>().join("; ");

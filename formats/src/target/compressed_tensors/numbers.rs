@@ -126,6 +126,7 @@ impl Numbers {
     const fn vllm(bits: u8, multiple: usize, remark: &'static str) -> LoaderRule {
         LoaderRule {
             runtime: "vLLM 0.33",
+            run_by_us: false,
             symmetric_bits: if bits == 8 { &[8] } else { &[4] },
             in_multiple: multiple,
             out_multiple: multiple,
