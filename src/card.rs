@@ -14,7 +14,7 @@ use quantizer::scheme::{Granularity, Scheme};
 use serde_json::json;
 
 use crate::record::RECORD_FILE;
-use crate::render::text::bytes;
+use crate::render::text::{bytes, counted_windows};
 use crate::report::{AdapterSummary, EvaluationReport, RuntimeRow, TextSummary};
 use crate::stored::StoredModel;
 
@@ -235,8 +235,8 @@ impl Origin<'_> {
                 let texts: Vec<String> = texts
                     .iter()
                     .map(|text| {
-                        let (windows, tokens) = (text.windows, text.context);
-                        format!("{windows} windows of {tokens} tokens of {}", plain(&file_name(&text.text)))
+                        let (windows, tokens) = (counted_windows(text.windows), text.context);
+                        format!("{windows} of {tokens} tokens of {}", plain(&file_name(&text.text)))
                     })
                     .collect();
                 format!("Recipe `{}`, calibrated on {}.", plain(&file_name(recipe)), texts.join(" and "))
@@ -290,8 +290,9 @@ fn table(measured: &EvaluationReport) -> String {
     let text = plain(&file_name(&measured.text));
     let _ = writeln!(
         out,
-        "\nOn {text}, {} windows of {} tokens, in f32; ± is the standard error over windows.",
-        measured.windows, measured.context
+        "\nOn {text}, {} of {} tokens, in f32; ± is the standard error over windows.",
+        counted_windows(measured.windows),
+        measured.context
     );
     out
 }

@@ -68,7 +68,7 @@ pub struct ModelFigures {
     pub model: ModelSummary,
     /// All files of weights.
     pub bytes: u64,
-    /// Bits of the files of weights divided by the weights.
+    /// Bits of all tensors divided by the weights.
     pub bits_per_weight: f64,
     /// exp of the mean negative log-likelihood.
     pub perplexity: Measured,
@@ -169,8 +169,8 @@ pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareRepor
     progress.finish();
     if windows.len() < FEW_WINDOWS {
         notes.push(format!(
-            "{} windows are few: tokens are taken for independent of each other, which makes errors look smaller than they are",
-            windows.len()
+            "{} few: tokens are taken for independent of each other, which makes errors look smaller than they are",
+            if windows.len() == 1 { "1 window is".to_owned() } else { format!("{} windows are", windows.len()) }
         ));
     }
     Ok(CompareReport {
@@ -213,7 +213,8 @@ fn read_text(
     let context = models.iter().map(|stored| stored.model.hyperparameters.context).min().unwrap_or(0);
     let request = WindowRequest { context: job.windows.context.min(context), ..job.windows };
     let mut read: Option<(ReadText, &StoredModel)> = None;
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = corpora::shortened(job.windows, context).into_iter().collect();
+    notes.iter().for_each(|note| progress.warn(note));
     for stored in models {
         let unlike = |problem: String| Error::NotSuitable {
             path: stored.path.clone(),
@@ -254,7 +255,7 @@ fn read_text(
             Ok((text, notes))
         }
         // Windows of token ids need none.
-        None => Ok((corpora::read(&job.text, request, &reference.model, None, progress)?, Vec::new())),
+        None => Ok((corpora::read(&job.text, request, &reference.model, None, progress)?, notes)),
     }
 }
 
@@ -272,7 +273,7 @@ fn model_figures(
     let layers = distance.and_then(|distance| distance.layers.as_ref());
     Ok(ModelFigures {
         letter: letter(number),
-        bits_per_weight: bytes as f64 * 8.0 / model.parameters.max(1) as f64,
+        bits_per_weight: stored.checkpoint.tensor_bytes() as f64 * 8.0 / model.parameters.max(1) as f64,
         model,
         bytes,
         perplexity: found.perplexity().into(),

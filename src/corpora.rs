@@ -8,8 +8,9 @@ use model::Model;
 
 use crate::error::Error;
 use crate::hub;
-use crate::job::{Text, WindowRequest};
+use crate::job::{Text, USUAL_CONTEXT, WindowRequest};
 use crate::progress::Progress;
+use crate::render::text::counted_windows;
 use crate::report::TextSummary;
 
 const CALIBRATION: &str = include_str!("../demo/calibration.txt");
@@ -44,11 +45,13 @@ pub(crate) fn read(
     let shape = WindowShape { samples: request.samples, context, seed: request.seed };
     let windows = corpus.windows(tokenizer, model.hyperparameters.vocabulary, shape)?;
     let found = windows.tokens.len();
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = shortened(request, model.hyperparameters.context).into_iter().collect();
+    notes.iter().for_each(|note| progress.warn(note));
     if found < request.samples {
         notes.push(format!(
-            "{} gives {found} windows of {context} tokens, {} were asked for",
+            "{} gives {} of {context} tokens, {} were asked for",
             corpus.name(),
+            counted_windows(found),
             request.samples
         ));
     }
@@ -56,7 +59,8 @@ pub(crate) fn read(
     let shorter = windows.tokens.iter().filter(|window| window.len() < context).count();
     if shorter > 0 {
         notes.push(format!(
-            "{shorter} of {found} windows of {} are shorter than {context} tokens",
+            "{shorter} of {} of {} are shorter than {context} tokens",
+            counted_windows(found),
             corpus.name()
         ));
     }
@@ -69,6 +73,13 @@ pub(crate) fn read(
         fingerprint: windows.fingerprint.clone(),
     };
     Ok(ReadText { windows, summary, notes })
+}
+
+/// What is said where windows were asked for that are longer than a model attends. Those that nobody asked for are as long as they can be.
+pub(crate) fn shortened(request: WindowRequest, context: usize) -> Option<String> {
+    let asked = request.context;
+    (asked > context && asked != USUAL_CONTEXT)
+        .then(|| format!("windows have {context} tokens, not {asked}: the model attends to no more"))
 }
 
 /// Tokens of a passage: long enough not to be in two texts by chance.

@@ -199,6 +199,9 @@ impl Text {
     }
 }
 
+/// Tokens of a window where nobody says how many.
+pub const USUAL_CONTEXT: usize = 2048;
+
 /// How many windows of how many tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct WindowRequest {

@@ -58,6 +58,7 @@ impl Texts {
         }
         texts.explain(job, plans, known);
         texts.warn_of_overlap(progress);
+        texts.warn_of_few_tokens(plans, progress);
         let writes = needed && (job.calibration == Calibration::Own || texts.own.is_some());
         phases.end(if writes { "writing text" } else { "reading" });
         Ok(texts)
@@ -151,6 +152,20 @@ impl Texts {
                 "with an importance matrix no text is read or written: recipe {recipe} weighs no outputs or tokens"
             ));
         }
+    }
+
+    /// Second moments of fewer tokens than inputs have directions that nothing is known about.
+    fn warn_of_few_tokens(&mut self, plans: &[Plan], progress: &dyn Progress) {
+        let tokens: usize = self.windows.iter().map(Vec::len).sum();
+        let solved = plans.iter().filter(|plan| plan.needs_calibration());
+        let widest = solved.flat_map(Plan::quantized).map(|(linear, _)| linear).max_by_key(|l| l.in_features);
+        let Some(widest) = widest.filter(|widest| (1..widest.in_features).contains(&tokens)) else { return };
+        let note = format!(
+            "{tokens} calibration tokens are fewer than the {} inputs of `{}`: give more (--samples, --context)",
+            widest.in_features, widest.name
+        );
+        progress.warn(&note);
+        self.notes.push(note);
     }
 
     fn warn_of_overlap(&mut self, progress: &dyn Progress) {

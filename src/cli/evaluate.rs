@@ -7,7 +7,7 @@ use clap::Args;
 use super::RunArgs;
 use super::values::{ActivationType, at_revision, parse_size, window_request};
 use crate::error::Error;
-use crate::job::{EvaluateJob, Text, WindowRequest};
+use crate::job::{EvaluateJob, Text, USUAL_CONTEXT, WindowRequest};
 
 /// Arguments of `evaluate`.
 #[derive(Debug, Args)]
@@ -46,7 +46,8 @@ pub struct EvaluateArgs {
 /// The text that a model is measured on.
 #[derive(Debug, Args)]
 pub(super) struct EvaluationArgs {
-    /// Evaluation text, in the same forms [default: built in]
+    /// Evaluation text: UTF-8, or JSON lines or Parquet with `text`, `messages` or `input_ids`, or org/dataset:config:split of the hub
+    /// [default: built in]
     #[arg(long, value_name = "FILE")]
     evaluate_on: Option<PathBuf>,
     /// Windows of evaluation text [default: 128]
@@ -55,7 +56,7 @@ pub(super) struct EvaluationArgs {
     /// Tokens of an evaluation window, at most the model's context [default: 2048]
     #[arg(long, value_name = "N")]
     evaluate_context: Option<usize>,
-    /// Draw windows at random with this seed instead of from the start of the text; seeds `--calibration self` too
+    /// Draw windows at random with this seed instead of from the start of the text
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
 }
@@ -93,7 +94,7 @@ impl EvaluationArgs {
             "--evaluate-samples",
             self.evaluate_samples.unwrap_or(128),
             "--evaluate-context",
-            self.evaluate_context.unwrap_or(2048),
+            self.evaluate_context.unwrap_or(USUAL_CONTEXT),
             self.seed,
         )?;
         Ok((self.evaluate_on.map_or(Text::BuiltInEvaluation, Text::File), windows))

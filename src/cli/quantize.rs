@@ -10,7 +10,7 @@ use super::RunArgs;
 use super::evaluate::EvaluationArgs;
 use super::values::{argument, at_revision, parse_granularity, parse_size, window_request};
 use crate::error::Error;
-use crate::job::{Budget, Calibration, Overrides, QuantizeJob, Target, Text};
+use crate::job::{Budget, Calibration, Overrides, QuantizeJob, Target, Text, USUAL_CONTEXT};
 use crate::recipe::Recipe;
 
 /// Arguments of `quantize`.
@@ -62,7 +62,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "N", default_value_t = 128)]
     samples: usize,
     /// Tokens of a calibration window, at most the model's context
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = USUAL_CONTEXT)]
     context: usize,
     /// Draw more windows until each expert of a mixture sees N tokens
     #[arg(long, value_name = "N", conflicts_with = "imatrix", hide_short_help = true)]

@@ -30,9 +30,9 @@ pub struct Pair {
     pub against: String,
     /// Ratio of the perplexities less 1.
     pub perplexity: Difference,
-    /// Difference of the mean KL divergences to the reference, nats; none against the reference.
+    /// Difference of the mean KL divergences to the reference, nats; the reference's own is 0.
     pub kl_mean: Option<Difference>,
-    /// Difference of the shares of tokens where the reference's first choice is theirs; none against the reference.
+    /// Difference of the shares of tokens where the reference's first choice is theirs; the reference's own is 1.
     pub top1_agreement: Option<Difference>,
     /// All of it in a few words.
     pub verdict: String,
@@ -80,20 +80,51 @@ pub(super) fn all(compared: &[Compared]) -> Vec<Pair> {
 fn pair(compared: &[Compared], model: usize, against: usize) -> Pair {
     let (ours, theirs) = (&compared[model], &compared[against]);
     let perplexity = Difference::ratio(ours.nll_less(theirs));
-    let distances = ours.distance.as_ref().zip(theirs.distance.as_ref());
-    let kl_mean = distances
-        .map(|(ours, theirs)| Difference::of(PairedDifference::of(&ours.divergence, &theirs.divergence)));
-    let top1_agreement = distances
-        .map(|(ours, theirs)| Difference::of(PairedDifference::of(&ours.agreement, &theirs.agreement)));
-    let judged = [
-        ("perplexity", Some(perplexity.judged(-1.0))),
-        ("KL", kl_mean.map(|found| found.judged(-1.0))),
-        ("top token", top1_agreement.map(|found| found.judged(1.0))),
-    ];
-    let judged: Vec<(&str, i8)> =
-        judged.into_iter().filter_map(|(name, found)| Some((name, found?))).collect();
-    let verdict = verdict(&letter(model), &letter(against), &judged);
-    Pair { model: letter(model), against: letter(against), perplexity, kl_mean, top1_agreement, verdict }
+    let names = (letter(model), letter(against));
+    let (kl_mean, top1_agreement, verdict) = match (&ours.distance, &theirs.distance) {
+        (Some(ours), Some(theirs)) => {
+            let kl = Difference::of(PairedDifference::of(&ours.divergence, &theirs.divergence));
+            let top = Difference::of(PairedDifference::of(&ours.agreement, &theirs.agreement));
+            let judged = [
+                ("perplexity", perplexity.judged(-1.0)),
+                ("KL", kl.judged(-1.0)),
+                ("top token", top.judged(1.0)),
+            ];
+            (Some(kl), Some(top), verdict(&names.0, &names.1, &judged))
+        }
+        (Some(ours), None) => {
+            let like = |windows: &[Vec<f32>], value: f32| -> Vec<Vec<f32>> {
+                windows.iter().map(|window| vec![value; window.len()]).collect()
+            };
+            let (divergence, agreement) = (&ours.divergence, &ours.agreement);
+            let kl = Difference::of(PairedDifference::of(divergence, &like(divergence, 0.0)));
+            let top = Difference::of(PairedDifference::of(agreement, &like(agreement, 1.0)));
+            let verdict = from_reference(&names.0, &names.1, perplexity.judged(-1.0), (kl, top));
+            (Some(kl), Some(top), verdict)
+        }
+        _ => (None, None, verdict(&names.0, &names.1, &[("perplexity", perplexity.judged(-1.0))])),
+    };
+    Pair { model: names.0, against: names.1, perplexity, kl_mean, top1_agreement, verdict }
+}
+
+/// A sentence about a model and the reference. One that predicts otherwise may do so as well: its distance is said beside.
+fn from_reference(model: &str, against: &str, judged: i8, (kl, top): (Difference, Difference)) -> String {
+    let said = verdict(model, against, &[("perplexity", judged)]);
+    if kl.value == 0.0 && top.value == 0.0 {
+        return said;
+    }
+    let said = match judged {
+        0 => format!("between {model} and {against} no difference is shown in perplexity"),
+        _ => said,
+    };
+    let share = |value: f64| value * 100.0;
+    format!(
+        "{said}; the KL divergence is {:.5} ± {:.5} nats a token, and {:.2} ± {:.2} % of top tokens are others",
+        kl.value,
+        kl.stderr,
+        share(top.value.abs()),
+        share(top.stderr)
+    )
 }
 
 /// A sentence without figures.
@@ -115,7 +146,19 @@ fn verdict(model: &str, against: &str, judged: &[(&str, i8)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::verdict;
+    use super::{Difference, from_reference, verdict};
+
+    #[test]
+    fn a_model_that_predicts_otherwise_is_not_said_to_be_the_reference() {
+        let found = |value, stderr| Difference { value, stderr, significant: false };
+        let said = |judged, kl, top| from_reference("B", "A", judged, (found(kl, 0.001), found(top, 0.002)));
+        assert_eq!(said(0, 0.0, 0.0), "no difference shown between B and A");
+        let distance =
+            "the KL divergence is 0.00840 ± 0.00100 nats a token, and 6.00 ± 0.20 % of top tokens are others";
+        let open = "between B and A no difference is shown in perplexity";
+        assert_eq!(said(0, 0.0084, -0.06), format!("{open}; {distance}"));
+        assert_eq!(said(-1, 0.0084, -0.06), format!("B is worse than A in perplexity; {distance}"));
+    }
 
     #[test]
     fn verdicts_say_what_is_shown_and_what_is_not() {

@@ -38,7 +38,7 @@ pub fn comparison(report: &CompareReport) -> String {
 
 fn put(out: &mut String, table: &Table) {
     // Writing into a string cannot fail.
-    let _ = writeln!(out, "{table}");
+    let _ = writeln!(out, "{}", table.trim_fmt());
 }
 
 fn right_from(table: &mut Table, first: usize) {

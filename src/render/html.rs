@@ -9,7 +9,7 @@ pub(super) mod scatter;
 use std::fmt::Write;
 
 use crate::record::bytes_digest;
-use crate::render::text::bytes;
+use crate::render::text::{bytes, counted_windows};
 use crate::report::{EvaluationReport, LinearRow, Phase, QuantizedQuality, Report};
 use crate::showing::{Completion, Shown};
 
@@ -147,9 +147,9 @@ fn verdict(report: &Report) -> String {
         Some(measured) => {
             let _ = writeln!(
                 out,
-                "<p class=\"note\">Measured on {}, {} windows of {} tokens, in f32, on the files as written; ± is the standard error.</p>",
+                "<p class=\"note\">Measured on {}, {} of {} tokens, in f32, on the files as written; ± is the standard error.</p>",
                 escape(&measured.text),
-                measured.windows,
+                counted_windows(measured.windows),
                 measured.context
             );
         }
@@ -326,7 +326,7 @@ fn solving(report: &Report) -> String {
     for text in report.calibration.iter().chain(&report.own_text) {
         fact(
             "calibrated on",
-            format!("{}, {} windows of {} tokens", escape(&text.text), text.windows, text.context),
+            format!("{}, {} of {} tokens", escape(&text.text), counted_windows(text.windows), text.context),
         );
     }
     if let (Some(least), Some(most)) = (damping.first(), damping.last()) {

@@ -51,7 +51,7 @@ pub fn text(reports: &[Report]) -> String {
         rows.add_row(cells(report));
     }
     let original = original(reports).map_or_else(String::new, |original| format!("{original}\n"));
-    format!("{rows}\n{original}")
+    format!("{}\n{original}", rows.trim_fmt())
 }
 
 /// A page that leads to those of the outputs, whose directories are beside it.

@@ -115,7 +115,7 @@ pub fn report(report: &Report) -> String {
     out.push('\n');
     out.push_str(&linears_table(&report.linears));
     out.push('\n');
-    line(&mut out, format_args!("{}", runtimes_table(&report.runtimes)));
+    line(&mut out, format_args!("{}", runtimes_table(&report.runtimes).trim_fmt()));
     if !report.kept.is_empty() {
         line(&mut out, format_args!("\nin 16 bit:"));
         for kept in &report.kept {
@@ -151,9 +151,9 @@ pub fn conversion(report: &ConvertReport) -> String {
     );
     line(&mut out, format_args!("{} linears exact, {} tensors rounded", report.exact, report.rounded.len()));
     line(&mut out, format_args!("{}\n", verification(&report.verification)));
-    line(&mut out, format_args!("{}", runtimes_table(&report.runtimes)));
+    line(&mut out, format_args!("{}", runtimes_table(&report.runtimes).trim_fmt()));
     if !report.rounded.is_empty() {
-        line(&mut out, format_args!("\n{}", rounded_table(&report.rounded)));
+        line(&mut out, format_args!("\n{}", rounded_table(&report.rounded).trim_fmt()));
     }
     notes(&mut out, &report.notes);
     line(&mut out, format_args!("\n{}", resources(&report.resources)));
@@ -254,7 +254,7 @@ pub fn inspection(found: &Inspection) -> String {
         }
     }
     if !found.runtimes.is_empty() {
-        line(&mut out, format_args!("\n{}", runtimes_table(&found.runtimes)));
+        line(&mut out, format_args!("\n{}", runtimes_table(&found.runtimes).trim_fmt()));
     }
     out
 }
@@ -262,7 +262,12 @@ pub fn inspection(found: &Inspection) -> String {
 /// A number of windows and their length.
 pub(super) fn windows(count: usize, context: usize, tokens: usize) -> String {
     let up_to = if tokens < count * context { "up to " } else { "" };
-    format!("{count} windows of {up_to}{context} tokens")
+    format!("{} of {up_to}{context} tokens", counted_windows(count))
+}
+
+/// `1 window`, or more of them.
+pub(crate) fn counted_windows(count: usize) -> String {
+    format!("{count} window{}", if count == 1 { "" } else { "s" })
 }
 
 fn runtimes_table(rows: &[RuntimeRow]) -> Table {
@@ -283,37 +288,35 @@ fn evaluation_table(evaluation: &EvaluationReport) -> String {
             windows(evaluation.windows, evaluation.context, evaluation.tokens)
         ),
     );
-    let mut table = table(&["", "perplexity", "KL mean (nats)", "KL 99 %", "same top token"]);
-    for column in 1..5 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+    let measured = [("quantized", &evaluation.quantized), ("with adapter", &evaluation.adapted)];
+    let measured: Vec<_> =
+        measured.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?))).collect();
+    // Without a reference there is nothing to be apart from.
+    let apart = measured.iter().any(|(_, found)| found.kl_mean.is_some());
+    let columns = if apart { 5 } else { 2 };
+    let mut table = table(&["", "perplexity", "KL mean (nats)", "KL 99 %", "same top token"][..columns]);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     let pair = |value: f64, error: f64, digits: usize| format!("{value:.digits$} ± {error:.digits$}");
     if let Some(original) = &evaluation.original {
-        table.add_row([
-            "original".to_owned(),
-            pair(original.perplexity, original.perplexity_stderr, 3),
-            String::new(),
-            String::new(),
-            String::new(),
-        ]);
+        table.add_row(["original".to_owned(), pair(original.perplexity, original.perplexity_stderr, 3)]);
     }
-    let measured = [("quantized", &evaluation.quantized), ("with adapter", &evaluation.adapted)];
-    for (name, quantized) in measured.into_iter().filter_map(|(name, found)| Some((name, found.as_ref()?))) {
+    for (name, quantized) in measured {
         let both = |value: Option<f64>, error: Option<f64>, digits| match (value, error) {
             (Some(value), Some(error)) => pair(value, error, digits),
             _ => String::new(),
         };
-        table.add_row([
+        let row = [
             name.to_owned(),
             pair(quantized.perplexity, quantized.perplexity_stderr, 3),
             both(quantized.kl_mean, quantized.kl_stderr, 5),
             both(quantized.kl_p99, quantized.kl_p99_stderr, 4),
             quantized.top1_agreement.map_or_else(String::new, |share| format!("{:.2} %", share * 100.0)),
-        ]);
+        ];
+        table.add_row(&row[..columns]);
     }
-    line(&mut out, format_args!("{table}"));
+    line(&mut out, format_args!("{}", table.trim_fmt()));
     out
 }
 
@@ -342,7 +345,12 @@ fn choices_table(choices: &ChoicesReport) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let chance = choices.by_chance * 100.0;
-    format!("{} questions of {}, {chance:.0} % right by chance:\n{table}\n", choices.questions, choices.file)
+    format!(
+        "{} questions of {}, {chance:.0} % right by chance:\n{}\n",
+        choices.questions,
+        choices.file,
+        table.trim_fmt()
+    )
 }
 
 /// Stages of one kind side by side, with the width of each layer.
@@ -374,7 +382,7 @@ fn allocation_table(allocation: &Allocation) -> String {
             allocation.bits_per_weight, allocation.predicted_kl
         ),
     );
-    line(&mut out, format_args!("{table}"));
+    line(&mut out, format_args!("{}", table.trim_fmt()));
     out
 }
 
@@ -417,7 +425,7 @@ fn linears_table(linears: &[LinearRow]) -> String {
             worst.name.clone(),
         ]);
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 /// What was not done as asked.

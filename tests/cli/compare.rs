@@ -31,6 +31,8 @@ fn the_figures_are_those_of_evaluate_and_differences_are_judged() {
         assert!((same - alone["top1_agreement"].as_f64().unwrap()).abs() < 1e-12);
         let layers = model["layers"].as_array().unwrap();
         assert_eq!(layers.len(), 5);
+        let same = &[&first, &second][usize::from(model["letter"] == "C")]["size"]["bits_per_weight"];
+        assert_eq!(&model["bits_per_weight"], same);
         assert!(layers.iter().all(|layer| layer["value"].as_f64().unwrap() > 1e-3), "{layers:?}");
         assert_eq!(model["passages"].as_array().unwrap().len(), 3);
         let tokens = model["tokens"].as_array().unwrap();
@@ -58,6 +60,11 @@ fn the_figures_are_those_of_evaluate_and_differences_are_judged() {
     // 3 bits are worse than 4, and 4 windows are enough to see it, since each token is compared with itself.
     let pairs = found["pairs"].as_array().unwrap();
     assert_eq!(pairs.len(), 3);
+    // Against the reference, a model's own figures.
+    assert_eq!(pairs[0]["kl_mean"]["value"], models[1]["kl_mean"]["value"]);
+    let verdict = pairs[0]["verdict"].as_str().unwrap();
+    assert!(verdict.contains("the KL divergence is 0.") && verdict.ends_with("% of top tokens are others"));
+    assert_eq!(models[0]["bits_per_weight"], 16.0);
     let last = &pairs[2];
     assert!(last["model"] == "C" && last["against"] == "B");
     assert_eq!(last["kl_mean"]["significant"], true, "{last}");
@@ -93,7 +100,10 @@ fn a_model_does_not_differ_from_itself_whichever_is_the_reference() {
 fn models_that_cannot_be_compared_are_named() {
     let demo = demo();
     let message = fail(1, &["compare", text(&demo)]);
-    assert!(message.contains("expected two models, found 1"), "{message}");
+    assert!(
+        message.contains("expected two models, found 1") && message.contains("hint: name a second"),
+        "{message}"
+    );
     let message = fail(1, &["compare", text(&demo), text(&tiny("qwen3"))]);
     assert!(message.contains("vocabulary") && message.contains("qwen3"), "{message}");
     // The same vocabulary, and other pieces of text.

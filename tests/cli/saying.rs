@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::run::{demo, quantc, text};
 
-const WORK: [&str; 7] = ["--recipe", "gptq", "--no-evaluate", "--samples", "4", "--context", "64"];
+const WORK: [&str; 7] = ["--recipe", "gptq", "--no-evaluate", "--samples", "12", "--context", "64"];
 
 /// Standard error of a run that writes to `output`.
 fn said(output: &Path, more: &[&str]) -> String {
@@ -27,7 +27,7 @@ fn a_log_is_silent_detailed_or_for_programs_and_changes_no_byte() {
     assert!(plain.lines().count() <= 4 && plain.lines().all(|line| line.contains(" s")), "{plain}");
     assert_eq!(said(&place("quiet"), &["--quiet"]), "");
     let lines = said(&place("verbose"), &["-v"]);
-    assert!(lines.contains("quantizing: 2 of 5, layer 1, down_proj, 256 tokens, relative loss"), "{lines}");
+    assert!(lines.contains("quantizing: 2 of 5, layer 1, down_proj, 768 tokens, relative loss"), "{lines}");
     assert!(lines.contains(" left") && lines.contains("quantizing: done in"), "{lines}");
     let events = said(&place("json"), &["--log-format", "json"]);
     let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -37,7 +37,7 @@ fn a_log_is_silent_detailed_or_for_programs_and_changes_no_byte() {
     assert_eq!(steps.len(), 5);
     assert!(
         steps[3]["seconds_left"].as_f64().unwrap() >= 0.0
-            && steps[3]["place"] == "layer 3, down_proj, 256 tokens"
+            && steps[3]["place"] == "layer 3, down_proj, 768 tokens"
     );
     assert!(steps[2].get("run_seconds_left").is_some());
     assert!(of("finished").iter().any(|event| event["phase"] == "quantizing"));

@@ -254,6 +254,12 @@ impl Checkpoint {
         self.files.iter().map(|(path, file)| Ok(file.metadata().map_err(FormatsError::io(path))?.len())).sum()
     }
 
+    /// Length of all tensors, bytes: the files without their headers.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.values().map(|(_, entry)| entry.bytes).sum()
+    }
+
     /// What the files are like now.
     ///
     /// # Errors
