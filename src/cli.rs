@@ -39,7 +39,7 @@ pub struct Cli {
 /// What standard error says of the work; standard output has the report in any case.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct LogArgs {
-    /// Say nothing but errors
+    /// Say nothing on standard error but errors; the report is printed all the same
     #[arg(short, long, global = true, conflicts_with = "verbose", hide_short_help = true)]
     quiet: bool,
     /// Say every step, a line each
@@ -68,6 +68,10 @@ impl LogArgs {
 pub enum Command {
     /// Write a packed checkpoint, verify it, and measure perplexity and KL divergence before and after
     #[command(
+        mut_arg("evaluate_on", |flag| flag.help("Evaluation text, in the same forms [default: built in]")),
+        mut_arg("seed", |flag| flag.help(
+            "Draw windows at random with this seed instead of from the start of the text; seeds `--calibration self` too"
+        )),
         after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize MODEL -o OUT --bits 3 --group-size 64 --to compressed-tensors --calibration text.txt"
     )]
     Quantize(Box<QuantizeArgs>),
@@ -78,6 +82,8 @@ pub enum Command {
         }),
         mut_arg("force", |force| force.hide(true)),
         mut_arg("fresh", |fresh| fresh.hide(true)),
+        mut_arg("bits", |bits| bits.help("Bits of a code, 2 to 8 [default: 4 or recipe's]")),
+        mut_arg("to", |to| to.help("Format (`quantc list formats`)")),
         mut_arg("evaluate_on", |flag| flag.hide_short_help(true)),
         mut_arg("evaluate_samples", |flag| flag.hide_short_help(true)),
         mut_arg("evaluate_context", |flag| flag.hide_short_help(true)),
@@ -155,7 +161,7 @@ pub struct RunArgs {
     /// Threads to use [default: all processors]; results do not depend on it
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Write the report as JSON to this file
+    /// Write the report as JSON to this file, or to standard output instead of the text: -
     #[arg(long, value_name = "FILE")]
     pub export_json: Option<PathBuf>,
 }

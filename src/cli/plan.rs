@@ -19,7 +19,7 @@ pub struct PlanArgs {
     /// Predict loss on some calibration text; with --fit, measure perplexity too
     #[arg(long)]
     calibrate: bool,
-    /// Which of the models at which width runs in so much memory, such as 8GB
+    /// Which of the models at which width has weights, keys and values in so much memory, such as 8GB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fit: Option<u64>,
     /// Tokens whose keys and values are held, for --fit
@@ -59,8 +59,12 @@ impl PlanArgs {
         if let Some((flag, _)) = idle.into_iter().find(|(_, given)| *given) {
             return Err(argument(flag, &"is of no use in a plan, which writes nothing"));
         }
-        if first.targets.len() != 1 {
-            return Err(argument("--to", &"expected one format at one width: a plan is for one output"));
+        if let [one, others @ ..] = first.targets.as_slice()
+            && !others.is_empty()
+        {
+            let alike = others.iter().all(|other| other.format == one.format);
+            let flag = if alike { "--bits" } else { "--to" };
+            return Err(argument(flag, &"expected one format at one width: a plan is for one output"));
         }
         let models = 1 + self.more.len();
         if models > 1 && self.fit.is_none() {

@@ -16,7 +16,7 @@ use crate::stored::StoredModel;
 pub struct Fit {
     /// Bytes for weights and keys and values.
     pub bytes: u64,
-    /// Tokens whose keys and values are held.
+    /// Tokens that were asked for; no model holds keys and values of more than it attends to.
     pub context: usize,
     /// Every model at every width that the format has, as given.
     pub candidates: Vec<Candidate>,
@@ -33,10 +33,12 @@ pub struct Candidate {
     pub model: String,
     /// Weights.
     pub parameters: u64,
-    /// Bits of a code.
-    pub bits: u8,
+    /// Bits of a code, the mean over the quantized weights.
+    pub bits: f64,
     /// Files of weights, bytes.
     pub weight_bytes: u64,
+    /// Tokens whose keys and values are held.
+    pub context: usize,
     /// Keys and values in 16 bit, bytes.
     pub cache_bytes: u64,
     /// Whether both are within the bound.
@@ -60,7 +62,8 @@ pub(super) fn candidates(
     progress: &dyn Progress,
 ) -> Result<Vec<Candidate>, Error> {
     let summary = source.summary()?;
-    let cache_bytes = cache_bytes(&source.model, fit.context);
+    let context = fit.context.min(source.model.hyperparameters.context);
+    let cache_bytes = cache_bytes(&source.model, context);
     let widths = (2..=8).filter_map(|bits| BitWidth::new(bits).ok());
     let mut plans: Vec<Plan> = widths.filter_map(|bits| at_width(plan, bits)).collect();
     if plans.is_empty() {
@@ -69,13 +72,13 @@ pub(super) fn candidates(
     let mut found = Vec::new();
     for plan in plans {
         let weight_bytes = size(source, &plan, job)?.bytes;
-        let bits = plan.quantized().map(|(_, scheme)| scheme.bits.get()).max().unwrap_or(16);
         let predicted_kl = if calibrate { Some(super::predict(source, &plan, job, progress)?) } else { None };
         found.push(Candidate {
             model: short(&summary.path),
             parameters: summary.parameters,
-            bits,
+            bits: mean_bits(&plan),
             weight_bytes,
+            context,
             cache_bytes,
             fits: weight_bytes.saturating_add(cache_bytes) <= fit.bytes,
             perplexity,
@@ -90,7 +93,17 @@ pub(super) fn candidates(
 fn cache_bytes(model: &Model, context: usize) -> u64 {
     let numbers = &model.hyperparameters;
     let token = 2 * numbers.cached_features() * model.layers.len();
-    token as u64 * context.min(numbers.context) as u64
+    token as u64 * context as u64
+}
+
+/// Of the codes, over the weights that have one: mixtures have several widths.
+fn mean_bits(plan: &Plan) -> f64 {
+    let widths = plan.quantized().map(|(linear, scheme)| {
+        let weights = (linear.out_features * linear.in_features) as f64;
+        (weights, weights * f64::from(scheme.bits.get()))
+    });
+    let (weights, bits) = widths.fold((0.0, 0.0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+    if weights > 0.0 { bits / weights } else { 16.0 }
 }
 
 impl Fit {
@@ -118,8 +131,9 @@ mod tests {
         Candidate {
             model: String::new(),
             parameters: 0,
-            bits: 4,
+            bits: 4.0,
             weight_bytes,
+            context: 1,
             cache_bytes: 0,
             fits,
             perplexity: None,

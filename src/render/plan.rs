@@ -57,12 +57,12 @@ fn model_plan(out: &mut String, plan: &ModelPlan) {
             bytes(row.bytes),
         ]);
     }
-    let _ = writeln!(out, "\n{rows}\n");
+    let _ = writeln!(out, "\n{}\n", rows.trim_fmt());
     let mut runtimes = table(&["runtime", "loads", "remark"]);
     for row in &plan.runtimes {
         runtimes.add_row([row.runtime.as_str(), if row.loads { "yes" } else { "no" }, row.remark.as_str()]);
     }
-    let _ = writeln!(out, "{runtimes}");
+    let _ = writeln!(out, "{}", runtimes.trim_fmt());
     for kept in &plan.kept {
         let _ = writeln!(out, "kept: {} ({})", kept.name, kept.reason);
     }
@@ -86,7 +86,20 @@ fn said_time(out: &mut String, plan: &ModelPlan) {
 }
 
 fn fitting(out: &mut String, fit: &Fit) {
-    let _ = writeln!(out, "in {} with keys and values of {} tokens:", bytes(fit.bytes), fit.context);
+    let contexts = || fit.candidates.iter().map(|candidate| candidate.context);
+    let tokens = match (contexts().min(), contexts().max()) {
+        (Some(least), Some(most)) if least < most => format!("{least} to {most} tokens, as models attend to"),
+        (_, most) => {
+            let tokens = most.unwrap_or(fit.context);
+            let all = if tokens < fit.context { ", all that the model attends to" } else { "" };
+            format!("{tokens} tokens{all}")
+        }
+    };
+    let _ = writeln!(
+        out,
+        "in {} with keys and values of {tokens}; what runtimes take beside (buffers, activations) is not counted:",
+        bytes(fit.bytes)
+    );
     let mut rows = table(&[
         "",
         "model",
@@ -105,7 +118,7 @@ fn fitting(out: &mut String, fit: &Fit) {
             if fit.chosen == Some(index) { "->" } else { "" }.to_owned(),
             c.model.clone(),
             count(c.parameters),
-            c.bits.to_string(),
+            if c.bits.fract() == 0.0 { c.bits.to_string() } else { format!("{:.2}", c.bits) },
             bytes(c.weight_bytes),
             bytes(c.cache_bytes),
             if c.fits { "yes" } else { "no" }.to_owned(),
@@ -114,7 +127,7 @@ fn fitting(out: &mut String, fit: &Fit) {
             number(c.predicted_perplexity, 3),
         ]);
     }
-    let _ = writeln!(out, "\n{rows}\n{}", fit.reason);
+    let _ = writeln!(out, "\n{}\n{}", rows.trim_fmt(), fit.reason);
 }
 
 fn count(weights: u64) -> String {

@@ -120,4 +120,22 @@ fn the_best_of_several_that_fits_is_chosen() {
     fail_with(&["--fit", "1GB", "--perplexities", "3"], "expected 2");
     fail_with(&["--fit", "1GB", "--force"], "--force");
     fail_with(&["--fit", "1GB", "--to", "gptq,mlx"], "one format");
+    fail_with(&["--fit", "1GB", "--bits", "3,4"], "--bits: expected one format at one width");
+}
+
+#[test]
+fn what_a_bound_is_for_is_said() {
+    let model = demo();
+    let base = [text(&model), "--fit", "1GB", "--samples", "4", "--context", "48", "--to", "gguf:q4_k_m"];
+    let (said, plan) = planned(&base);
+    // The demo attends to 256 tokens.
+    assert!(said.contains("keys and values of 256 tokens, all that the model attends to"), "{said}");
+    assert!(said.contains("is not counted"), "{said}");
+    assert!(said.lines().all(|line| line.trim_end() == line), "{said}");
+    let row = &plan["fit"]["candidates"][0];
+    assert_eq!(row["context"], 256);
+    let bits = row["bits"].as_f64().unwrap();
+    assert!(bits > 4.0 && bits < 6.0, "{bits}");
+    let help = succeed(&["plan", "--help"]);
+    assert!(!help.contains("3,4") && !help.contains("gptq,mlx"), "{help}");
 }
