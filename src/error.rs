@@ -25,7 +25,7 @@ pub enum Error {
         problem: String,
     },
     /// A name that no registry has.
-    #[error("unknown {kind} `{found}`, expected one of {known}")]
+    #[error("unknown {kind} `{found}`{}, expected one of {known}", perhaps(.found, .known))]
     Unknown {
         /// What was looked up.
         kind: &'static str,
@@ -251,7 +251,23 @@ impl Error {
             Self::Model { source: model::ModelError::UnknownArchitecture { .. }, .. } => {
                 Some("`quantc list architectures` says what is read".to_owned())
             }
-            Self::Recipe { problem, .. } => meant(problem).map(|near| format!("did you mean `{near}`?")),
+            Self::Recipe { path, problem } => {
+                let near = meant(problem).or_else(|| crate::recipe::resembling(path));
+                near.map(|near| format!("did you mean `{near}`?"))
+            }
+            Self::Argument { flag: "--memory", problem } => {
+                // A number without a unit counts bytes.
+                let number = problem.split_once(" B is too little").map(|(number, _)| number)?;
+                number.parse::<u64>().is_ok().then(|| format!("did you mean {number}GB?"))
+            }
+            Self::Argument { flag: "--runs-on", problem } => {
+                let (found, known) = problem.split_once("is called `")?.1.split_once("`; known are ")?;
+                nearest(found, known.split(", ").filter_map(|name| name.split(' ').next()))
+                    .map(|near| format!("did you mean {near}?"))
+            }
+            Self::Argument { flag: "MODELS", .. } => Some(
+                "name a second one, such as an output of `quantize`, or the original with --reference".to_owned(),
+            ),
             Self::Argument { flag: "--group-size", .. } => {
                 Some("32, 64 and 128 load nearly everywhere; fewer columns cost bits and lower the loss".to_owned())
             }
@@ -265,10 +281,11 @@ impl Error {
             Self::Calibration(calibration::CalibrationError::TooShort { .. }) => {
                 Some("give more text, or shorter windows".to_owned())
             }
-            Self::Unknown { kind: "format", found, known } => {
-                let meant = nearest(found, known.split(", "));
-                let meant = meant.map_or_else(String::new, |near| format!("did you mean {near}? "));
-                Some(format!("{meant}`quantc list formats` says what each is for"))
+            Self::Unknown { kind: "format", .. } => {
+                Some("`quantc list formats` says what each is for".to_owned())
+            }
+            Self::Calibration(calibration::CalibrationError::Io { path, .. }) if path.is_dir() => {
+                Some("a text is a file: UTF-8, or JSON lines or Parquet".to_owned())
             }
             Self::Downgraded { .. } => {
                 Some("without --strict it is written so, with a warning and a line in the report".to_owned())
@@ -320,10 +337,17 @@ pub(crate) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> 
         .map(|(_, name)| name)
 }
 
-/// The known key that somebody meant who wrote an unknown one, by the parser's message.
+/// The known key or value that somebody meant who wrote an unknown one, by the parser's message.
 fn meant(problem: &str) -> Option<&str> {
-    let (found, known) = problem.split_once("unknown field `")?.1.split_once('`')?;
+    let unknown = ["unknown field `", "unknown variant `"];
+    let (found, known) = unknown.iter().find_map(|words| problem.split_once(words))?.1.split_once('`')?;
     nearest(found, known.split('`').skip(1).step_by(2))
+}
+
+/// What may have been meant, before a list that is longer than a screen.
+fn perhaps(found: &str, known: &str) -> String {
+    let near = nearest(found, known.split(", "));
+    near.map_or_else(String::new, |near| format!(" (did you mean {near}?)"))
 }
 
 /// Likeness, 0 to 1, from which a name is worth to be asked about.

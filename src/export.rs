@@ -2,7 +2,7 @@
 //! whole or not there.
 
 use std::fs::{File, TryLockError};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Stdout, Write};
 use std::path::{Path, PathBuf};
 
 use formats::files;
@@ -24,6 +24,8 @@ enum Sink {
     Staged(BufWriter<File>, Staged),
     /// A pipe or a device, which is written as it is.
     Direct(BufWriter<File>),
+    /// Of this process.
+    StandardOutput(BufWriter<Stdout>),
 }
 
 /// `.NAME.new` beside a file, of one process at a time; what a killed one left is written over.
@@ -77,6 +79,18 @@ impl ExportFile {
         Ok(Self { path: real, sink })
     }
 
+    /// Standard output in the place of a file.
+    #[must_use]
+    pub fn standard_output() -> Self {
+        Self { path: "standard output".into(), sink: Sink::StandardOutput(BufWriter::new(std::io::stdout())) }
+    }
+
+    /// Whether it is that, where nothing else may be written then.
+    #[must_use]
+    pub fn is_standard_output(&self) -> bool {
+        matches!(self.sink, Sink::StandardOutput(_))
+    }
+
     /// Fails for a file in a directory that is going to be put in its place as a whole.
     ///
     /// # Errors
@@ -97,6 +111,7 @@ impl ExportFile {
         let written = match &mut self.sink {
             Sink::Staged(file, _) => file.write_all(bytes),
             Sink::Direct(file) => file.write_all(bytes),
+            Sink::StandardOutput(output) => until_closed(output.write_all(bytes)),
         };
         written.map_err(Error::io(&self.path))
     }
@@ -108,12 +123,21 @@ impl ExportFile {
     pub fn finish(self) -> Result<(), Error> {
         match self.sink {
             Sink::Direct(mut file) => file.flush().map_err(Error::io(&self.path)),
+            Sink::StandardOutput(mut output) => until_closed(output.flush()).map_err(Error::io(&self.path)),
             Sink::Staged(file, staged) => {
                 let file = file.into_inner().map_err(|e| Error::io(&self.path)(e.into_error()))?;
                 files::sync(&file, &staged.0)?;
                 Ok(files::rename(&staged.0, &self.path)?)
             }
         }
+    }
+}
+
+/// A closed pipe is the end of interest, no failure.
+fn until_closed(written: std::io::Result<()>) -> std::io::Result<()> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
     }
 }
 

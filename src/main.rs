@@ -55,7 +55,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
                 export.demand_outside("--export-json", &job.output)?;
             }
             let reports = quantc::quantize(&job, listening(terminal)?)?;
-            print(&text::reports(&reports))?;
+            tell(export.as_ref(), &text::reports(&reports))?;
             match reports.as_slice() {
                 [report] => export_json(export, report),
                 several => export_json(export, &several),
@@ -64,7 +64,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
         Command::Plan(arguments) => {
             let export = prepare(arguments.quantize().run())?;
             let report = quantc::planning::plan(&arguments.into_job()?, listening(terminal)?)?;
-            print(&quantc::render::plan::plan(&report))?;
+            tell(export.as_ref(), &quantc::render::plan::plan(&report))?;
             export_json(export, &report)
         }
         Command::Convert(arguments) => {
@@ -74,19 +74,19 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
                 export.demand_outside("--export-json", &job.output)?;
             }
             let report = quantc::convert(&job, listening(terminal)?)?;
-            print(&text::conversion(&report))?;
+            tell(export.as_ref(), &text::conversion(&report))?;
             export_json(export, &report)
         }
         Command::Evaluate(arguments) => {
             let export = prepare(arguments.run())?;
             let report = quantc::evaluate(&arguments.into_job()?, listening(terminal)?)?;
-            print(&text::evaluate(&report))?;
+            tell(export.as_ref(), &text::evaluate(&report))?;
             export_json(export, &report)
         }
         Command::Compare(arguments) => {
             let export = prepare(arguments.run())?;
             let report = quantc::compare(&arguments.into_job()?, listening(terminal)?)?;
-            print(&comparison(&report))?;
+            tell(export.as_ref(), &comparison(&report))?;
             export_json(export, &report)
         }
         Command::Generate(arguments) => {
@@ -98,14 +98,14 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;
             let found = quantc::verify::verify(&model_directory(&arguments.directory, terminal)?, terminal)?;
-            print(&format!("{}\n", text::verification(&found)))?;
+            tell(export.as_ref(), &format!("{}\n", text::verification(&found)))?;
             export_json(export, &found)?;
             if found.problems.is_empty() { Ok(()) } else { Err(Error::Verification(Box::new(found))) }
         }
         Command::Inspect(arguments) => {
             let export = prepare(&arguments.common)?;
             let found = quantc::inspect::inspect(&model_directory(&arguments.directory, terminal)?)?;
-            print(&text::inspection(&found))?;
+            tell(export.as_ref(), &text::inspection(&found))?;
             export_json(export, &found)
         }
         Command::Completions { shell } => print(&quantc::manuals::completions(shell)),
@@ -131,7 +131,11 @@ const MOST_THREADS: usize = 1024;
 /// Sets the number of threads and opens the file that the JSON goes to: better now than after the work.
 fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
     set_threads(run.threads)?;
-    run.export_json.as_deref().map(|path| ExportFile::create("--export-json", path)).transpose()
+    let create = |path: &Path| match path.as_os_str() == "-" {
+        true => Ok(ExportFile::standard_output()),
+        false => ExportFile::create("--export-json", path),
+    };
+    run.export_json.as_deref().map(create).transpose()
 }
 
 fn set_threads(threads: Option<usize>) -> Result<(), Error> {
@@ -158,6 +162,11 @@ fn export_json(file: Option<ExportFile>, report: &impl Serialize) -> Result<(), 
     json.push('\n');
     file.write(json.as_bytes())?;
     file.finish()
+}
+
+/// Prints a report, unless standard output is for the other form of it.
+fn tell(export: Option<&ExportFile>, text: &str) -> Result<(), Error> {
+    if export.is_some_and(ExportFile::is_standard_output) { Ok(()) } else { print(text) }
 }
 
 /// Prints, and takes a closed pipe for the end of interest.

@@ -166,7 +166,7 @@ impl Recipe {
         let text = files::read_regular(path, MOST_BYTES).map_err(|error| match error {
             FormatsError::Io { source, .. } => {
                 let known: Vec<_> = BUILT_IN.iter().map(|known| known.name).collect();
-                fail(format!("{source}; it is not one of {} either", known.join(", ")))
+                fail(format!("it is not one of {}, and no file that can be read: {source}", known.join(", ")))
             }
             other => other.into(),
         })?;
@@ -428,6 +428,12 @@ fn parse_layers(text: &str) -> Result<Vec<std::ops::RangeInclusive<usize>>, Stri
             None => number(part).map(|index| index..=index),
         })
         .collect()
+}
+
+/// The built-in recipe that somebody meant who named a file that is not there.
+pub(crate) fn resembling(name: &str) -> Option<&'static str> {
+    let known = BUILT_IN.iter().map(|known| known.name);
+    if Path::new(name).exists() { None } else { crate::error::nearest(name, known) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod nearest;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -92,6 +93,10 @@ impl StoredModel {
         }
         if !path.is_dir() {
             return Err(no_directory(path));
+        }
+        if path.join("config.json").symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
+            return Err(no_checkpoint(path));
         }
         let config = formats::json::read_config(path)?;
         let checkpoint = Checkpoint::open(path);
@@ -519,6 +524,22 @@ impl WeightSource for StoredModel {
             }
         };
         Ok(LinearOperator { weights, bias })
+    }
+}
+
+/// A directory that holds no model, with one in it that does.
+fn no_checkpoint(path: &Path) -> Error {
+    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut models: Vec<PathBuf> = inside.filter(|inner| inner.join("config.json").is_file()).collect();
+    models.sort_unstable();
+    let hint = match models.first() {
+        Some(model) => format!("did you mean {}?", model.display()),
+        None => "name the directory that holds config.json and the safetensors files".to_owned(),
+    };
+    Error::NoModel {
+        path: path.to_owned(),
+        problem: "no config.json here, expected a checkpoint's directory",
+        hint,
     }
 }
 

@@ -19,6 +19,21 @@ fn a_model_does_not_diverge_from_itself() {
 }
 
 #[test]
+fn what_is_not_measured_has_no_column_and_json_may_be_all_that_is_said() {
+    let base = [&["evaluate", text_of_demo()][..], &WINDOWS].concat();
+    let table = succeed(&base);
+    assert!(table.contains("perplexity") && !table.contains("KL"), "{table}");
+    assert!(table.lines().all(|line| line.trim_end() == line), "{table}");
+    let said = succeed(&[&base[..], &["--export-json", "-"]].concat());
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(report["evaluation"]["original"]["perplexity"].as_f64().unwrap() > 1.0);
+    for command in ["evaluate", "compare"] {
+        let help = succeed(&[command, "--help"]);
+        assert!(!help.contains("in the same forms") && !help.contains("--calibration"), "{help}");
+    }
+}
+
+#[test]
 fn evaluate_repeats_the_figures_of_quantize() {
     for format in ["gptq", "compressed-tensors"] {
         let folder = tempfile::tempdir().unwrap();

@@ -117,6 +117,24 @@ fn a_tiny_context() {
         &["--context", "1"],
         &["--context: expected at least 2 tokens, found 1", "hint: 2048 tokens"],
     );
+    // What can be done is done, and what it is worth is said.
+    let folder = tempfile::tempdir().unwrap();
+    let (model, output, report) = (demo(), folder.path().join("out"), folder.path().join("report.json"));
+    let base =
+        ["quantize", text(&model), "-o", text(&output), "--no-evaluate", "--recipe", "gptq", "--force"];
+    let said = |more: &[&str], words: &str| {
+        let found = quantc(&[&base[..], more, &["--export-json", text(&report)]].concat());
+        let message = String::from_utf8_lossy(&found.stderr);
+        assert!(found.status.success() && message.contains(&format!("warning: {words}")), "{message}");
+        assert!(json(&report)["notes"].to_string().contains(words));
+        String::from_utf8(found.stdout).unwrap()
+    };
+    let table = said(
+        &["--context", "2", "--samples", "1"],
+        "2 calibration tokens are fewer than the 768 inputs of `model.layers.0.mlp.down_proj`",
+    );
+    assert!(table.contains("1 window of 2 tokens"), "{table}");
+    said(&["--context", "100000", "--samples", "3"], "windows have 256 tokens, not 100000");
 }
 
 #[test]
@@ -152,6 +170,26 @@ fn a_bad_key_in_a_recipe() {
     let path = folder.path().join("recipe.toml");
     fs::write(&path, "bit = 3\n").unwrap();
     mistake(&demo(), &["--recipe", text(&path)], &["recipe.toml", "`bit`", "hint: did you mean `bits`?"]);
+}
+
+#[test]
+fn names_that_are_nearly_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.toml");
+    fs::write(&path, "[[rule]]\nroles = [\"dwn\"]\nbits = 3\n").unwrap();
+    mistake(&demo(), &["--recipe", text(&path)], &["recipe.toml", "`dwn`", "hint: did you mean `down`?"]);
+    mistake(&demo(), &["--recipe", "gpqt"], &["it is not one of rtn", "hint: did you mean `gptq`?"]);
+    mistake(&demo(), &["--runs-on", "vlm"], &["is called `vlm`", "hint: did you mean vLLM?"]);
+    mistake(&demo(), &["--memory", "8"], &["8 B is too little", "hint: did you mean 8GB?"]);
+}
+
+#[test]
+fn a_directory_that_holds_something_else() {
+    let empty = tempfile::tempdir().unwrap();
+    mistake(empty.path(), &[], &["no config.json here", "hint: name the directory"]);
+    let above = demo().parent().unwrap().to_owned();
+    mistake(&above, &[], &["no config.json here", "hint: did you mean", "demo/model?"]);
+    mistake(&demo(), &["--calibration", text(empty.path())], &["directory", "hint: a text is a file"]);
 }
 
 #[test]
