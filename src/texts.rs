@@ -158,7 +158,8 @@ impl Texts {
     fn warn_of_few_tokens(&mut self, plans: &[Plan], progress: &dyn Progress) {
         let tokens: usize = self.windows.iter().map(Vec::len).sum();
         let solved = plans.iter().filter(|plan| plan.needs_calibration());
-        let widest = solved.flat_map(Plan::quantized).map(|(linear, _)| linear).max_by_key(|l| l.in_features);
+        let linears = solved.flat_map(Plan::quantized).map(|(linear, _)| linear);
+        let widest = linears.reduce(|a, b| if b.in_features > a.in_features { b } else { a });
         let Some(widest) = widest.filter(|widest| (1..widest.in_features).contains(&tokens)) else { return };
         let note = format!(
             "{tokens} calibration tokens are fewer than the {} inputs of `{}`: give more (--samples, --context)",
