@@ -100,11 +100,16 @@ pub(crate) fn measure(
     }
     let streams = (1 + usize::from(reference.is_some())) * (1 + usize::from(adapted.is_some()));
     let together = memory.measured_tokens();
-    let batches = evaluation::batches(windows, together).count();
-    progress.phase("measuring", streams * batches * measured.model.layers.len());
+    let spans: Vec<usize> = evaluation::batches(windows, together).map(<[Vec<u32>]>::len).collect();
+    progress.phase("measuring", streams * spans.len() * measured.model.layers.len());
     let source = reference.map(|reference| reference as &dyn WeightSource);
+    let order = Order { layers: measured.model.layers.len(), spans, compares: reference.is_some() };
+    let mut done = 0;
+    progress.at(&order.place(done));
     let mut step = || {
         progress.step("");
+        done += 1;
+        progress.at(&order.place(done));
         if progress.interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let mut run = |model: &dyn WeightSource| match evaluation::evaluate(
@@ -135,6 +140,27 @@ pub(crate) fn measure(
         adapted: adapted.as_ref().map(quality),
         window_nll: found.measured.window_nll,
     })
+}
+
+/// How the steps of measuring follow each other: layers, of two models where it compares, of batches of so many windows.
+struct Order {
+    layers: usize,
+    spans: Vec<usize>,
+    compares: bool,
+}
+
+impl Order {
+    /// What the step after so many works on; nothing where there is none.
+    fn place(&self, done: usize) -> String {
+        let models = 1 + usize::from(self.compares);
+        let (stream, layer) = (done / self.layers.max(1), done % self.layers.max(1));
+        // With an adapter the whole of it comes twice.
+        let batch = (stream / models) % self.spans.len().max(1);
+        let Some(&windows) = self.spans.get(batch) else { return String::new() };
+        let first: usize = self.spans[..batch].iter().sum();
+        let model = if stream % models == 1 { ", reference" } else { "" };
+        format!("layer {layer}, windows {} to {}{model}", first + 1, first + windows)
+    }
 }
 
 fn quality(found: &Evaluation) -> QuantizedQuality {
@@ -225,4 +251,26 @@ fn export_logits(
         file.write(&(tokens.len() as i64).to_le_bytes())?;
     }
     file.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_measuring_has_its_layer_windows_and_model() {
+        let order = Order { layers: 3, spans: vec![4, 2], compares: true };
+        let places: Vec<String> = [0, 2, 3, 6, 11, 12].map(|done| order.place(done)).into();
+        let expected = [
+            "layer 0, windows 1 to 4",
+            "layer 2, windows 1 to 4",
+            "layer 0, windows 1 to 4, reference",
+            "layer 0, windows 5 to 6",
+            "layer 2, windows 5 to 6, reference",
+            "layer 0, windows 1 to 4",
+        ];
+        assert_eq!(places, expected);
+        let alone = Order { layers: 3, spans: vec![4, 2], compares: false };
+        assert_eq!(alone.place(4), "layer 1, windows 5 to 6");
+    }
 }

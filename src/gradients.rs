@@ -195,12 +195,14 @@ impl Probe<'_> {
 
     /// One batch of windows, the first of them the `first` of all; `before` takes the residual streams before each layer.
     fn run(&mut self, windows: &[&Vec<u32>], first: u64, mut before: History) -> Result<(), Error> {
+        let seen = format!("windows {} to {}", first + 1, first + windows.len() as u64);
         let embed =
             |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let forward = section("gradients, forward");
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         for layer in &self.model.layers {
             go_on(self.progress)?;
+            self.progress.at(&format!("layer {}, forwards, {seen}", layer.index));
             before.push(states.iter().map(WindowState::hidden))?;
             let weights = self.rounded(Pass::Forward);
             self.forward.advance_windows(layer, &weights, &mut states).map_err(Error::from_source)?;
@@ -223,6 +225,7 @@ impl Probe<'_> {
         })?;
         for layer in self.model.layers.iter().rev() {
             go_on(self.progress)?;
+            self.progress.at(&format!("layer {}, back, {seen}", layer.index));
             let inputs = before.pop()?;
             let mut back: Vec<OutputGradients> = inputs.iter().map(|_| OutputGradients::new()).collect();
             // Of experts nothing is kept: all of them together would be many times what a dense layer is.

@@ -116,7 +116,9 @@ pub(crate) fn solve(
     );
     for first in (0..linear.out_features).step_by(ROWS) {
         go_on(progress)?;
-        let weight = rows(linear, source, first..(first + ROWS).min(linear.out_features))?;
+        let end = (first + ROWS).min(linear.out_features);
+        progress.at(&format!("rows {} to {end} of {}", first + 1, linear.out_features));
+        let weight = rows(linear, source, first..end)?;
         let problem = Problem { weight: weight.view(), hessian: hessian.as_ref(), output: None, scheme };
         let solution = solver(treatment)?.solve(&problem, &treatment.settings).map_err(fail)?;
         losses.add(&solution);

@@ -166,6 +166,7 @@ pub(crate) fn quantize_layers(
                     let output = gradients.output_hessian(linear);
                     let (outcome, entry) = (&mut outcomes[number], (&mut entry, number));
                     track.quantize((linear, scheme), weights, &seen, output, outcome, entry, progress)?;
+                    progress.so_far(&outcomes[number].last_loss());
                 }
                 if let Some(streams) = streams.as_mut().filter(|_| !last) {
                     streams.advance_quantized(number, layer, place, weights, journal)?;

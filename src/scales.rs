@@ -139,6 +139,7 @@ pub(crate) fn learn(
     let batches = (0..passes).flat_map(|_| learned_from.chunks(BATCH));
     for (step, batch) in batches.enumerate().skip(taken) {
         go_on(progress)?;
+        progress.at(&format!("pass {} of {passes}", step / steps_of_pass + 1));
         let gradients = school.gradients(batch, solved, memory.history(journal)?)?;
         let rate = RATE * (steps - step) as f32 / steps as f32;
         for ((pupil, solved), gradient) in pupils.iter_mut().zip(solved.iter_mut()).zip(&gradients) {

@@ -55,6 +55,7 @@ pub(crate) fn weigh(
     let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
     for layer in layers {
         go_on(progress)?;
+        progress.at(&format!("layer {}, forwards", layer.index));
         inputs.push(states.iter().map(WindowState::hidden))?;
         forward.advance_windows(layer, source, &mut states).map_err(Error::from_source)?;
         if let Some(window) = states.iter().position(|state| !state.is_finite()) {
@@ -71,6 +72,7 @@ pub(crate) fn weigh(
     let mut damages: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
     for layer in layers.iter().rev() {
         go_on(progress)?;
+        progress.at(&format!("layer {}, back", layer.index));
         let weights = source.layer(layer).map_err(Error::from_source)?;
         let inputs = inputs.pop()?;
         let passed: Vec<Passed> = projected

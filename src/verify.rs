@@ -103,6 +103,7 @@ fn check_tensors(
             let scheme = expected.map(|expected| expected.scheme);
             plan.push(PlannedLinear { linear: linear.clone(), fused_group, scheme });
             let Some(expected) = expected else { continue };
+            progress.at(&linear.name);
             match check_linear(stored, linear, expected) {
                 Ok(error) => {
                     found.linears += 1;

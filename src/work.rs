@@ -1,7 +1,7 @@
 //! How much work the phases of a job are, so that what is left of the whole run can be told from how fast its first part went.
 //!
-//! Counted in multiplications, from shapes: they are not all equally fast, so what follows from them is about right, and better the further
-//! the run is.
+//! Counted in multiplications, from shapes. They are not all equally fast, and some costs do not grow with them: a phase's count is compared
+//! with those of its own pace alone.
 
 use model::Model;
 use model::linear::{Linear, Part};
@@ -9,7 +9,7 @@ use model::linear::{Linear, Part};
 use crate::gradients::PROBED;
 use crate::job::QuantizeJob;
 use crate::plan::Plan;
-use crate::progress::Work;
+use crate::progress::{Pace, Work};
 use crate::scales;
 
 /// Passes that one backwards is worth: forwards again, and the two products of each.
@@ -55,22 +55,23 @@ pub(crate) fn phases(
     let solving: f64 = plans.iter().map(|plan| solving(model, plan, calibration)).sum();
     let forward = (plans.len() as f64 + beside) * calibration * of_token;
     let mut phases = vec![
-        ("weighing outputs", probed * calibration * (of_token + head) * (1.0 + BACKWARD)),
-        ("quantizing", share * (solving + forward)),
+        ("weighing outputs", Pace::Passes, probed * calibration * (of_token + head) * (1.0 + BACKWARD)),
+        ("quantizing", Pace::Solving, share * (solving + forward)),
     ];
     if job.recipe.scale_passes() > 0 && job.adapter_rank.is_none() {
         let learned = calibration * (scales::WINDOWS as f64 / windows).min(1.0);
         let passes = (1 + job.recipe.scale_passes()) as f64;
-        phases.push(("learning scales", passes * learned * (of_token + head) * (1.0 + BACKWARD)));
+        let learning = passes * learned * (of_token + head) * (1.0 + BACKWARD);
+        phases.push(("learning scales", Pace::Passes, learning));
     }
     let weights: f64 = model.linears().map(area).sum();
-    phases.extend((0..outputs).map(|_| ("verifying", 16.0 * weights)));
+    phases.extend((0..outputs).map(|_| ("verifying", Pace::Reading, 16.0 * weights)));
     let measuring = 2.0 * tokens.evaluation as f64 * (of_token + head);
-    phases.extend((0..outputs).map(|_| ("measuring", measuring)));
+    phases.extend((0..outputs).map(|_| ("measuring", Pace::Passes, measuring)));
     phases
         .into_iter()
-        .filter(|(_, work)| *work > 0.0)
-        .map(|(phase, work)| Work { phase: phase.to_owned(), work })
+        .filter(|(_, _, work)| *work > 0.0)
+        .map(|(phase, pace, work)| Work { phase: phase.to_owned(), work, pace })
         .collect()
 }
 

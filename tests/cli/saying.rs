@@ -40,6 +40,9 @@ fn a_log_is_silent_detailed_or_for_programs_and_changes_no_byte() {
             && steps[3]["place"] == "layer 3, down_proj, 768 tokens"
     );
     assert!(steps[2].get("run_seconds_left").is_some());
+    let checked: Vec<Value> = of("step").into_iter().filter(|event| event["phase"] == "verifying").collect();
+    assert!(!checked.is_empty());
+    assert!(checked.iter().all(|event| event["place"].as_str().unwrap().ends_with("_proj")), "{checked:?}");
     assert!(of("finished").iter().any(|event| event["phase"] == "quantizing"));
     let weights = |name: &str| fs::read(place(name).join("model.safetensors")).unwrap();
     for name in ["quiet", "verbose", "json"] {
