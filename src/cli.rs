@@ -131,7 +131,7 @@ pub enum Command {
     /// Write the manual pages, one for each command, into a directory
     #[command(after_help = "Example:\n  quantc man ~/.local/share/man/man1")]
     Man {
-        /// Directory that there is already
+        /// Directory, made where there is none
         directory: PathBuf,
     },
     /// List what is known, one line each
@@ -161,7 +161,7 @@ pub struct RunArgs {
     /// Threads to use [default: all processors]; results do not depend on it
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Write the report as JSON to this file, or to standard output instead of the text: -
+    /// Write the report as JSON to this file; `-`: to standard output
     #[arg(long, value_name = "FILE")]
     pub export_json: Option<PathBuf>,
 }

@@ -16,7 +16,7 @@ pub struct PlanArgs {
     quantize: QuantizeArgs,
     /// More models, as of one family
     more: Vec<PathBuf>,
-    /// Predict loss on some calibration text; with --fit, measure perplexity too
+    /// Predict loss on some text; with --fit, measure perplexity too
     #[arg(long)]
     calibrate: bool,
     /// Which of the models at which width has weights, keys and values in so much memory, such as 8GB

@@ -125,7 +125,7 @@ fn a_model_of_the_hub_is_quantized_and_a_directory_wins_over_it() {
     assert!(home.folder.path().join("out/LICENSE").is_file());
     let asked = server.requests().len();
     fs::create_dir_all(home.folder.path().join("tiny/demo")).unwrap();
-    home.fail(&["inspect", "tiny/demo"], &[], &["tiny/demo/config.json"]);
+    home.fail(&["inspect", "tiny/demo"], &[], &["tiny/demo: no config.json here"]);
     home.fail(&["inspect", "tiny/dmeo"], &[], &["tiny/dmeo", "does not exist", "did you mean tiny/demo?"]);
     home.fail(&["evaluate", "tiny/demo", "--revision", "main"], &[], &["--revision"]);
     assert_eq!(server.requests().len(), asked);
