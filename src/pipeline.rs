@@ -463,6 +463,12 @@ impl Outcome {
                 treatment.settings.damping
             ));
         }
+        if damping.is_some_and(|found| found.dead_inputs == linear.in_features) {
+            worse.push(
+                "calibration saw nothing but zeros at its inputs, so its weights were rounded without data"
+                    .to_owned(),
+            );
+        }
         if report.held_out.is_some_and(|found| found.fell_back) {
             worse.push(
                 "on held-out windows the solution was worse than rounding to nearest, which stands instead"

@@ -1,16 +1,21 @@
 //! `--strict`: nothing is quantized otherwise than asked for without anybody being told.
 
 use std::fs;
+use std::path::Path;
 
-use crate::run::{SMALL, demo, fail, files, json, quantc, text};
+use crate::run::{SMALL, copy, demo, fail, files, json, quantc, text};
 
 /// Runs `quantize` on the demo model with and without `--strict`: an error and no output, or a warning and a line in the report, both with
 /// `words`. Returns the report.
 fn downgraded(more: &[&str], words: &[&str]) -> serde_json::Value {
+    downgraded_of(&demo(), more, words)
+}
+
+/// The same of another model.
+fn downgraded_of(model: &Path, more: &[&str], words: &[&str]) -> serde_json::Value {
     let folder = tempfile::tempdir().unwrap();
     let (output, report) = (folder.path().join("out"), folder.path().join("report.json"));
-    let demo = demo();
-    let mut arguments = vec!["quantize", text(&demo), "-o", text(&output), "--no-evaluate"];
+    let mut arguments = vec!["quantize", text(model), "-o", text(&output), "--no-evaluate"];
     arguments.extend(&SMALL[..4]);
     arguments.extend(more);
     let message = fail(1, &[&arguments[..], &["--strict"]].concat());
@@ -54,6 +59,24 @@ fn more_damping_is_told_or_refused() {
     let rows = report["linears"].as_array().unwrap();
     let told = rows.iter().filter(|row| row["downgrade"].is_string()).count();
     assert_eq!(told, report["downgrades"].as_array().unwrap().len());
+}
+
+#[test]
+fn a_linear_that_saw_nothing_is_told_or_refused() {
+    let model = copy(&demo());
+    let path = model.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let offsets = &header["model.embed_tokens.weight"]["data_offsets"];
+    let [begin, end] = [0, 1].map(|side| 8 + length + offsets[side].as_u64().unwrap() as usize);
+    bytes[begin..end].fill(0);
+    fs::write(&path, bytes).unwrap();
+    downgraded_of(
+        model.path(),
+        &["--recipe", "gptq"],
+        &["`model.layers.0.self_attn.q_proj`: calibration saw nothing but zeros at its inputs"],
+    );
 }
 
 #[test]
