@@ -202,10 +202,10 @@ impl FinishedOutput {
         OutputDirectory::settle(place)?;
         let mut record = Record::read(place)?;
         let text = card.text(placed.tensor_bytes, &weights_file(place)?, placed.adapter.as_ref(), None);
+        unlist(&mut record, place)?;
         replace(&place.join(CARD), text.as_bytes())?;
         files::remove(&place.join(REPORT))?;
         record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
-        record.dated.clear();
         record.write(place)?;
         let verification = verify::verify(place, progress)?;
         if !verification.problems.is_empty() {
@@ -242,6 +242,7 @@ impl FinishedOutput {
         let text =
             self.card.text(self.tensor_bytes, &weights_file(&self.place)?, self.adapter.as_ref(), measured);
         let mut record = Record::read(&self.place)?;
+        unlist(&mut record, &self.place)?;
         record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
         let page = html::page(report, &look.at(&self.written, &record.files)?);
         replace(&self.place.join(CARD), text.as_bytes())?;
@@ -272,6 +273,14 @@ impl FinishedOutput {
             linear_bits_per_weight: if quantized == 0 { 0.0 } else { packed as f64 * 8.0 / quantized as f64 },
         })
     }
+}
+
+/// Takes the card and the page out of the record of an output that stands, until both are written again: whenever the process ends, what the
+/// record lists is there.
+fn unlist(record: &mut Record, place: &Path) -> Result<(), Error> {
+    record.files.remove(CARD);
+    record.dated.clear();
+    record.write(place)
 }
 
 /// The one file of weights of a format that has a file of its own; otherwise nobody asks for it.
