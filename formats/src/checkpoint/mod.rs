@@ -7,9 +7,10 @@ mod gguf;
 mod header;
 mod onnx;
 mod side_by_side;
+mod stamp;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use serde::Deserialize;
 pub use dtype::Dtype;
 pub(crate) use header::MOST_HEADER;
 pub(crate) use onnx::ONNX_GRAPH;
+pub use stamp::Stamp;
 
 use crate::error::FormatsError;
 use crate::files::{self, read_at};
@@ -39,49 +41,6 @@ pub struct Checkpoint {
     directory: PathBuf,
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, (usize, header::Entry)>,
-}
-
-/// A checkpoint's files as they were: those that are open, and those that are read by name.
-#[derive(Debug)]
-pub struct Stamp {
-    open: Vec<(PathBuf, File, Metadata)>,
-    named: Vec<(PathBuf, Metadata)>,
-}
-
-impl Stamp {
-    /// The same with files that are read by name; links are followed.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn with_files(mut self, files: impl Iterator<Item = PathBuf>) -> Result<Self, FormatsError> {
-        for path in files {
-            let now = path.metadata().map_err(FormatsError::io(&path))?;
-            self.named.push((path, now));
-        }
-        Ok(self)
-    }
-
-    /// Fails where a file was written to or replaced since the stamp: what was read may then be of two versions of it.
-    ///
-    /// # Errors
-    /// The first file that changed, and the system's.
-    pub fn demand_unchanged(&self) -> Result<(), FormatsError> {
-        let open = self.open.iter().map(|(path, file, before)| (path, file.metadata(), before));
-        let named = self.named.iter().map(|(path, before)| (path, path.metadata(), before));
-        for (path, now, before) in open.chain(named) {
-            if is_another(&now.map_err(FormatsError::io(path))?, before) {
-                return Err(FormatsError::malformed(path, "changed while it was read"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a file is not what it was. The time of its last change of any kind, unlike that of its content, cannot be set back.
-fn is_another(now: &Metadata, before: &Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let told = |file: &Metadata| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec());
-    told(now) != told(before) || (now.ctime(), now.ctime_nsec()) != (before.ctime(), before.ctime_nsec())
 }
 
 /// What is known about a tensor without reading it.
@@ -265,12 +224,7 @@ impl Checkpoint {
     /// # Errors
     /// The system's.
     pub fn stamp(&self) -> Result<Stamp, FormatsError> {
-        let stamp = |(path, file): &(PathBuf, File)| {
-            let fail = FormatsError::io(path);
-            let now = file.try_clone().and_then(|file| Ok((file.metadata()?, file)));
-            now.map(|(before, file)| (path.clone(), file, before)).map_err(fail)
-        };
-        self.files.iter().map(stamp).collect::<Result<_, _>>().map(|open| Stamp { open, named: Vec::new() })
+        Stamp::of(&self.files)
     }
 
     /// Names of all tensors, sorted.
