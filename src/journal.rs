@@ -30,6 +30,7 @@ use formats::checkpoint::Stamp;
 use formats::files::{self, OwnDirectory};
 use formats::output::hidden_beside;
 use formats::segment::{Segment, SegmentWriter};
+use kernels::stripes::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -193,6 +194,11 @@ impl Journal {
 
     /// Room for what memory does not hold; it is gone when the process is.
     pub(crate) fn scratch(&self) -> Result<Arc<dyn Room>, Error> {
+        Ok(Arc::new(states::Scratch::create(self.directory.path())?))
+    }
+
+    /// The same for bytes.
+    pub(crate) fn store(&self) -> Result<Arc<dyn Store>, Error> {
         Ok(Arc::new(states::Scratch::create(self.directory.path())?))
     }
 

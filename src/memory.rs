@@ -5,14 +5,19 @@
 //! holds hidden states; those beyond it are on disk ([`calibration::activations`]) or, where a model is only measured, come later. Where
 //! they are changes no bit.
 //!
+//! Second moments of a stage and their factors are in memory together where they fit; else in stripes on disk, of which some are in memory at a time
+//! (`kernels::stripes`). What was gathered across the two models, and what refinement reads, stays in memory.
+//!
 //! The sums are of arrays whose shapes are known; code, allocator and files' names are not in them.
 
 use std::sync::Arc;
 
 use calibration::activations::{History, Room, Space};
+use kernels::stripes::{self, HEIGHT, Shelf, WIDTH};
 use model::Model;
 use model::graph::StageInput;
 use model::linear::Linear;
+use quantizer::order::Order;
 use quantizer::output::MOST_ROWS;
 use quantizer::scheme::Scheme;
 
@@ -25,6 +30,8 @@ use crate::render::text::bytes;
 /// Bytes of a number.
 const F32: u64 = 4;
 const F64: u64 = 8;
+/// Stripes that are in memory at a time: those that a factorization cannot do without, and those beyond which it reads its own work seldom enough.
+const STRIPES: (u64, u64) = (3, 24);
 /// Tokens of a chunk that a Hessian is gathered in.
 const CHUNK: u64 = quantizer::accumulator::CHUNK_TOKENS as u64;
 
@@ -34,6 +41,8 @@ pub(crate) struct Memory {
     budget: Option<u64>,
     /// What the layer loop takes beside the states, and a token's states in it.
     solving: u64,
+    /// What of it second moments may take.
+    moments: u64,
     of_token: u64,
     /// Whether all states stay in memory.
     whole: bool,
@@ -56,7 +65,6 @@ impl Memory {
         let streams = plans.len() as u64 + u64::from(beside);
         let mut found = Self {
             budget: Some(budget),
-            solving: shape.solving(model, plans),
             of_token: streams * F32 * (shape.hidden + shape.waiting),
             gradients: shape.gradients(model, plans, windows),
             of_window: shape.tokens * F32 * (4 * shape.hidden + shape.outputs),
@@ -69,7 +77,12 @@ impl Memory {
             found.of_token += streams * F32 * shape.hidden;
         }
         let least = if found.whole { windows.saturating_mul(shape.tokens) } else { shape.tokens };
-        let mut phases = vec![("solving", found.solving + least.saturating_mul(found.of_token))];
+        let states = least.saturating_mul(found.of_token);
+        // In memory where they fit beside the fewest states, or else as little of them as will do.
+        let most = found.moments_within(budget.saturating_sub(states), &shape, model, plans);
+        found.moments = most;
+        found.solving = shape.solving(model, plans, most);
+        let mut phases = vec![("solving", found.solving + states)];
         if data {
             phases.push(("weighing outputs", found.gradients + found.of_window));
         }
@@ -122,6 +135,35 @@ impl Memory {
         }
         demand_least(budget, &[("comparing", found.measuring + tokens * found.of_measured)])?;
         Ok(found)
+    }
+
+    /// What second moments may take, so that solving takes at most `budget` where it can be.
+    fn moments_within(self, budget: u64, shape: &Shape, model: &Model, plans: &[&Plan]) -> u64 {
+        let needs = model.layers.iter().flat_map(|layer| &layer.stages).map(|stage| Need::of(plans, stage));
+        let needs: Vec<Need> = needs.collect();
+        // All in memory, or all but the largest, and so on; of what is not, as many stripes as help.
+        let mut candidates: Vec<u64> = needs.iter().map(Need::together).collect();
+        candidates.extend(needs.iter().map(|need| need.in_stripes(STRIPES.1)));
+        candidates.extend(needs.iter().map(|need| need.in_stripes(STRIPES.0)));
+        candidates.sort_unstable();
+        candidates.dedup();
+        let fits = |&&most: &&u64| shape.solving(model, plans, most) <= budget;
+        candidates.iter().rev().find(fits).or(candidates.first()).copied().unwrap_or(0)
+    }
+
+    /// Where the second moments of a stage lie that tracks of these plans solve.
+    pub(crate) fn shelf(
+        &self,
+        plans: &[&Plan],
+        stage: &model::Stage,
+        journal: &Journal,
+    ) -> Result<Arc<Shelf>, Error> {
+        let need = Need::of(plans, stage);
+        if self.budget.is_none() || need.together() <= self.moments {
+            return Ok(Shelf::memory());
+        }
+        let working = self.moments.saturating_sub(need.in_stripes(0)).max(STRIPES.0 * need.stripe);
+        Ok(Shelf::of_store(journal.store()?, working))
     }
 
     fn measuring(budget: u64, model: &Model, context: usize) -> Self {
@@ -232,24 +274,25 @@ impl Shape {
         self.tokens * F32 * (4 * self.hidden + 2 * self.waiting.max(self.widest_input) + self.outputs)
     }
 
-    /// A layer of each track and the original's, the Hessians of a stage, what a solver takes, windows in work.
-    fn solving(&self, model: &Model, plans: &[&Plan]) -> u64 {
+    /// A layer of each track and the original's, the Hessians of a stage, in memory where they take at most so many bytes, what a solver takes,
+    /// windows in work.
+    fn solving(&self, model: &Model, plans: &[&Plan], most: u64) -> u64 {
         let stages = model.layers.iter().flat_map(|layer| &layer.stages);
         let of_stage = |stage: &model::Stage| {
-            let (mut kept, mut gathered) = (0, 0);
-            for plan in plans {
-                let (keeps, gathers) = statistics(plan, stage);
-                kept += keeps;
-                gathered = gathered.max(gathers);
-            }
+            let need = Need::of(plans, stage);
+            let away = need.together() > most;
+            let (kept, gathered) = match away {
+                true => (need.kept.here, most.max(need.in_stripes(STRIPES.0)) - need.kept.here),
+                false => (need.kept.all(), need.gathered.all()),
+            };
             let solver = stage.linears.iter().map(|linear| 6 * F32 * weights(linear)).max().unwrap_or(0);
-            kept + gathered.max(solver)
+            kept + gathered.max(solver + need.solver)
         };
         let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).max().unwrap_or(0);
         self.layer * (plans.len() as u64 + 1)
             + stages.map(of_stage).max().unwrap_or(0)
             + moments
-            + self.threads * self.pass()
+            + self.threads * (self.pass() + F32 * (HEIGHT * WIDTH) as u64)
     }
 
     /// The head, a layer, what is gathered of all of them, windows in work.
@@ -294,7 +337,8 @@ impl Shape {
         let solver = model.linears().map(|linear| 6 * F32 * weights(linear)).max().unwrap_or(0);
         self.vocabulary * self.hidden * F32
             + 2 * self.layer
-            + widest * widest * (2 * F64 + 3 * F32)
+            + 2 * stripes::bytes(widest, F64)
+            + stripes::bytes(widest, F32)
             + solver
             + tokens * F32 * (3 * self.hidden + self.widest_input)
             + tokens.div_ceil(4) * F32 * (self.outputs + 4 * self.widest_input)
@@ -307,29 +351,102 @@ impl Shape {
     }
 }
 
-/// What a track keeps of a stage's Hessians, and takes while it gathers and factors them.
-fn statistics(plan: &Plan, stage: &model::Stage) -> (u64, u64) {
-    let solved: Vec<&Linear> = stage.linears.iter().filter(|linear| plan.scheme(linear).is_some()).collect();
-    let Some(first) = solved.first() else { return (0, 0) };
-    let (n, m) = (first.in_features as u64, first.out_features as u64);
-    let settings: Vec<_> = solved.iter().map(|linear| &plan.treatment(linear).settings).collect();
-    let input = if settings.iter().any(|settings| settings.alpha > 0.0) { n } else { 0 };
-    let wide = stage.writes_residual && settings.iter().any(|settings| settings.beta > 0.0);
-    let residual = if wide { m } else { 0 };
-    // A moment, and those across, `[rows, n]` together.
-    let rows = n + input + residual;
-    let parts = if settings.iter().any(|s| s.guard || s.propagates()) { 2 } else { 1 };
-    let mut different: Vec<_> = Vec::new();
-    for settings in settings {
-        if !different.contains(&settings) {
-            different.push(settings);
+/// What second moments of a model's stages take in memory at most, with one solved after the other.
+pub(crate) fn hessians(model: &Model, plan: &Plan) -> u64 {
+    let stages = model.layers.iter().flat_map(|layer| &layer.stages);
+    stages.map(|stage| Need::of(&[plan], stage).together()).max().unwrap_or(0)
+}
+
+/// Bytes that have to be in memory, and that may lie elsewhere.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bytes {
+    here: u64,
+    anywhere: u64,
+}
+
+impl Bytes {
+    fn all(self) -> u64 {
+        self.here + self.anywhere
+    }
+}
+
+/// What the Hessians of a stage take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Need {
+    /// While the stage's linears are solved, by all tracks.
+    kept: Bytes,
+    /// Beside that, while they are gathered and factored, by one track at a time.
+    gathered: Bytes,
+    /// What a solver copies of them.
+    solver: u64,
+    /// The largest stripe.
+    stripe: u64,
+}
+
+impl Need {
+    fn of(plans: &[&Plan], stage: &model::Stage) -> Self {
+        let mut all = Self::default();
+        for plan in plans {
+            let own = Self::of_track(plan, stage);
+            all.kept.here += own.kept.here;
+            all.kept.anywhere += own.kept.anywhere;
+            if own.gathered.all() > all.gathered.all() {
+                all.gathered = own.gathered;
+            }
+            all.solver = all.solver.max(own.solver);
+            all.stripe = all.stripe.max(own.stripe);
+        }
+        all
+    }
+
+    fn of_track(plan: &Plan, stage: &model::Stage) -> Self {
+        let solved: Vec<&Linear> =
+            stage.linears.iter().filter(|linear| plan.solved_with_data(linear)).collect();
+        let Some(first) = solved.first() else { return Self::default() };
+        let (n, m) = (first.in_features as u64, first.out_features as u64);
+        let settings: Vec<_> = solved.iter().map(|linear| &plan.treatment(linear).settings).collect();
+        let input = if settings.iter().any(|settings| settings.alpha > 0.0) { n } else { 0 };
+        let wide = stage.writes_residual && settings.iter().any(|settings| settings.beta > 0.0);
+        let residual = if wide { m } else { 0 };
+        // Those across, `[rows, n]` together.
+        let rows = input + residual;
+        let parts = if settings.iter().any(|s| s.guard || s.propagates()) { 2 } else { 1 };
+        let mut different: Vec<_> = Vec::new();
+        for &settings in &settings {
+            if !different.contains(&settings) {
+                different.push(settings);
+            }
+        }
+        let (single, double) = (stripes::bytes(n, F32), stripes::bytes(n, F64));
+        let held_out =
+            if parts == 2 { Bytes { here: F32 * n * rows, anywhere: single } } else { Bytes::default() };
+        // Of each set of settings the packed factor, what targets move by, and the Hessian for refinement.
+        let refining = different.iter().filter(|settings| settings.refines()).count() as u64;
+        let prepared = different.len() as u64 * (single + F32 * n * rows) + refining * F32 * n * n;
+        let pivots = if settings.iter().any(|s| s.order == Order::Pivot) { 2 * F64 * n * n } else { 0 };
+        let chunks = CHUNK * F32 * (2 * n + 2 * input + residual);
+        Self {
+            kept: Bytes { here: prepared + held_out.here, anywhere: held_out.anywhere },
+            // Sums of both parts, and in the end a factor.
+            gathered: Bytes {
+                here: parts * (F64 * n * rows + chunks).max(F64 * n * rows + pivots),
+                anywhere: (parts + 1) * double,
+            },
+            // Refinement packs it.
+            solver: if refining > 0 { F32 * n * n } else { 0 },
+            stripe: F64 * HEIGHT as u64 * n,
         }
     }
-    let kept = different.len() as u64 * F32 * n * (2 * n + rows) + F32 * n * rows;
-    let chunks = CHUNK * F32 * (n + 2 * input + residual + n);
-    let gathering = parts * (n * rows * (F64 + F32) + chunks);
-    let factoring = parts * n * rows * F64 + 3 * F64 * n * n;
-    (kept, gathering.max(factoring))
+
+    /// All in memory.
+    fn together(&self) -> u64 {
+        self.kept.all() + self.gathered.all()
+    }
+
+    /// With so many stripes at a time of what may lie elsewhere.
+    fn in_stripes(&self, stripes: u64) -> u64 {
+        self.kept.here + self.gathered.here + stripes * self.stripe
+    }
 }
 
 /// Second moments of the outputs of a layer's linears that are solved with them.

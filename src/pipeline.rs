@@ -1,8 +1,11 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
+use std::sync::Arc;
+
 use formats::model_writer::ModelWriter;
 use kernels::account::section;
 use kernels::bf16::Precision;
+use kernels::stripes::Shelf;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};
@@ -138,6 +141,7 @@ pub(crate) fn quantize_layers(
             let grids = tracks.iter().zip(&quantized);
             let grids = grids.map(|(track, weights)| grids::of_stage(track.plan, stage, weights));
             let grids = grids.collect::<Result<Vec<_>, Error>>()?;
+            let shelf = memory.shelf(&plans, stage, journal)?;
             let mut all_seen = Vec::with_capacity(tracks.len());
             for (number, track) in tracks.iter().enumerate() {
                 go_on(progress)?;
@@ -148,7 +152,16 @@ pub(crate) fn quantize_layers(
                         let (sent, coverage) = sent.unzip();
                         outcomes[number].cover(coverage);
                         let place = Place { layer, stage: place, track: number };
-                        observe(track.plan, &grids[number], place, original, streams, &gradients, sent)?
+                        observe(
+                            track.plan,
+                            &grids[number],
+                            place,
+                            original,
+                            streams,
+                            &gradients,
+                            sent,
+                            &shelf,
+                        )?
                     }
                     (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
                     (None, Inputs::Windows(..)) => {
@@ -357,6 +370,7 @@ struct Place<'p> {
 }
 
 /// What the solvers of a stage need to know about its input.
+#[expect(clippy::too_many_arguments, reason = "what is solved, what flows into it, and where it is kept")]
 fn observe(
     plan: &Plan,
     grids: &[(&Linear, Scheme)],
@@ -365,6 +379,7 @@ fn observe(
     streams: &Streams<'_>,
     gradients: &LayerGradients,
     sent: Option<Sent>,
+    shelf: &Arc<Shelf>,
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
     let settings: Vec<_> = grids.iter().map(|&(linear, _)| (linear, plan.treatment(linear))).collect();
@@ -372,8 +387,8 @@ fn observe(
         .iter()
         .map(|&(linear, scheme)| dense(weights, linear).map(|weight| Unsolved { weight, scheme }));
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
-    let (windows, precision) = (streams.windows(), streams.precision());
-    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, precision, |see| {
+    let (windows, kept) = (streams.windows(), (streams.precision(), shelf));
+    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, kept, |see| {
         streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), see)
     })
 }

@@ -12,6 +12,7 @@ use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, LinearOperator, WeightSource};
 use kernels::bf16::Precision;
+use kernels::stripes::Shelf;
 use model::linear::{Linear, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView2};
@@ -181,7 +182,8 @@ fn weigh_stage(
     let weights = linears.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
     // No window is held out here, so there is nobody to tell the schemes.
     let pairs: Vec<(&Linear, &Treatment)> = linears.iter().copied().zip(&treatments).collect();
-    let seen = StageStatistics::gather(stage, &pairs, &[], windows, None, Precision::Single, visit)?;
+    let kept = (Precision::Single, &Shelf::memory());
+    let seen = StageStatistics::gather(stage, &pairs, &[], windows, None, kept, visit)?;
     let mut damages = Vec::with_capacity(options.widths.len());
     for width in &options.widths {
         let mut projected: Vec<Vec<f64>> = Vec::new();

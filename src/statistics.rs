@@ -1,6 +1,9 @@
 //! What the solvers of one stage share: its input's second moment, prepared once for each set of settings that its linears have.
 
+use std::sync::Arc;
+
 use kernels::bf16::Precision;
+use kernels::stripes::Shelf;
 use model::Stage;
 use model::linear::Linear;
 use ndarray::{Array1, Array2};
@@ -31,14 +34,14 @@ pub(crate) struct StageStatistics {
 
 impl StageStatistics {
     /// Gathers what the stage's linears need: nothing, the second moment, or what the input and the residual stream lack as well. `sent` for
-    /// an expert's stage, of which windows may have no token.
+    /// an expert's stage, of which windows may have no token. Products are computed in `precision`, second moments lie on `shelf`.
     pub(crate) fn gather(
         stage: &Stage,
         linears: &[(&Linear, &Treatment)],
         unsolved: &[Unsolved<'_>],
         windows: usize,
         sent: Option<Sent>,
-        precision: Precision,
+        (precision, shelf): (Precision, &Arc<Shelf>),
         visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let wanted = wanted(linears);
@@ -50,7 +53,7 @@ impl StageStatistics {
         let input = any(|settings| settings.alpha > 0.0);
         let residual = stage.writes_residual && any(|settings| settings.beta > 0.0);
         let accumulators = || {
-            let mut moments = HessianAccumulator::new(first.in_features).with_precision(precision);
+            let mut moments = HessianAccumulator::new(first.in_features).on(shelf).with_precision(precision);
             if input {
                 moments = moments.with_cross_moment(first.in_features);
             }
@@ -75,13 +78,15 @@ impl StageStatistics {
         let least = if sent.is_some() { LEAST_HELD_OUT } else { 0 };
         let pooled = sent.and_then(|sent| sent.pooled);
         let (fitted, held) = settle(fitted, held, least, pooled).map_err(fail)?;
-        let verdicts: Vec<Option<Verdict>> = wanted
-            .iter()
-            .map(|settings| Some(guard::decide(&fitted, held.as_ref()?, unsolved, settings)))
-            .collect();
-        let held_out = held.as_ref().filter(|_| guarded).map(HeldOut::new);
+        let held_out = held.as_ref().map(HeldOut::new).transpose().map_err(fail)?;
+        let verdict = |settings: &&SolverSettings| {
+            held_out.as_ref().map(|held| guard::decide(&fitted, held, unsolved, settings)).transpose()
+        };
+        let verdicts =
+            wanted.iter().map(verdict).collect::<Result<Vec<Option<Verdict>>, _>>().map_err(fail)?;
+        let held_out = held_out.filter(|_| guarded);
         let Statistics { hessian, shortfall } = match held {
-            Some(held) => fitted.merge(held),
+            Some(held) => fitted.merge(held).map_err(fail)?,
             None => fitted,
         };
         let mut prepared = Vec::with_capacity(wanted.len());
@@ -171,13 +176,13 @@ fn settle(
     let (mut fitted, mut held) = (finish(fitted)?, held.map(finish).transpose()?.flatten());
     if !judges && tokens > 0 {
         fitted = match (fitted, held.take()) {
-            (Some(fitted), Some(held)) => Some(fitted.merge(held)),
+            (Some(fitted), Some(held)) => Some(fitted.merge(held)?),
             (fitted, held) => fitted.or(held),
         };
     }
     let fitted = match (fitted, pooled) {
         (Some(fitted), Some(pooled)) => {
-            Statistics { hessian: fitted.hessian.merge(pooled), shortfall: fitted.shortfall }
+            Statistics { hessian: fitted.hessian.merge(pooled)?, shortfall: fitted.shortfall }
         }
         (Some(fitted), None) => fitted,
         (None, Some(hessian)) => Statistics { hessian, shortfall: Shortfall::default() },

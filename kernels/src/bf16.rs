@@ -10,10 +10,11 @@
 pub(crate) mod layout;
 pub(crate) mod tiled;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip};
 
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::bf16::Avx512Bf16;
+use crate::dense::Tile;
 use crate::product;
 use layout::{Pairs, Panels};
 
@@ -170,25 +171,30 @@ impl<'x> Columns<'x> {
         }
     }
 
-    /// `out = Xᵀ Y`.
+    /// Adds the tile of `Xᵀ Y` that begins at `row` and `column` and is as large as `sums`; each entry is one sum in single precision.
     ///
-    /// Shapes: `Y` `[t, m]`, `out` `[n, m]`.
+    /// Shapes: `Y` `[t, m]`, `sums` within `[n, m]`.
     ///
     /// # Panics
-    /// When the shapes do not fit each other, or the two have not the same precision.
-    pub fn product_tn(&self, other: &Columns<'_>, out: ArrayViewMut2<'_, f32>) {
+    /// When the shapes do not fit each other, the two have not the same precision, or a tile does not begin at a multiple of 32.
+    pub fn add_tile(&self, other: &Columns<'_>, (row, column): (usize, usize), sums: ArrayViewMut2<'_, f64>) {
         let ((t, n), (others, m)) = (self.dim(), other.dim());
+        let (height, width) = sums.dim();
         assert_eq!(t, others, "inner dimensions of a product");
-        assert_eq!(out.dim(), (n, m), "shape of a product");
+        assert!(row + height <= n && column + width <= m, "a tile of a product [{n}, {m}]");
+        assert_eq!((row % tiled::COLUMNS, column % tiled::COLUMNS), (0, 0), "where a tile begins");
+        let mut product = Array2::zeros((height, width));
+        let tile = Tile { row, column, view: product.view_mut() };
         match (&self.0, &other.0) {
-            (Side::Single(x), Side::Single(y)) => product::product_tn(*x, *y, out),
+            (Side::Single(x), Side::Single(y)) => product::tile_tn(*x, *y, tile),
             (Side::Panels(x), Side::Panels(y)) => {
                 let machine = Machine::best().expect("panels are made where there is a machine for them");
-                tiled::product(machine, x, y, out);
+                tiled::task(machine, x, y, tile, false);
             }
-            (Side::Dense(x), Side::Dense(y)) => product::product_tn(x.view(), y.view(), out),
+            (Side::Dense(x), Side::Dense(y)) => product::tile_tn(x.view(), y.view(), tile),
             _ => panic!("both sides of a product have one precision"),
         }
+        Zip::from(sums).and(&product).for_each(|sum, &product| *sum += f64::from(product));
     }
 }
 

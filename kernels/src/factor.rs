@@ -4,8 +4,8 @@
 //! `H` with its rows and columns in reverse order, reversed back. `inv(R)` is the upper Cholesky factor of `inv(H)`, so one
 //! factorization replaces the textbook chain of factor, inverse and second factor (GPTQ, arXiv 2210.17323, section 3).
 //!
-//! The back end is faer, or, with the feature `lapack`, LAPACK from the system's OpenBLAS: one file each, with the same two
-//! functions. [`min_pivot_order`] is ours and needs neither.
+//! The back end is faer, or, with the feature `lapack`, LAPACK from the system's OpenBLAS: one file each, with the same
+//! function. [`min_pivot_order`] is ours and needs neither.
 //! Results do not depend on the number of threads: work is cut into fixed parts, and each part is computed on one thread.
 //! The two back ends' results differ in their last bits.
 //!
@@ -80,21 +80,6 @@ fn reversed(h: Array2<f64>) -> Array2<f64> {
     buffer.truncate(length);
     buffer.reverse();
     Array2::from_shape_vec(dim, buffer).expect("a standard layout has one number after the other")
-}
-
-/// `B (R Rᵀ)⁻¹` for an upper triangular `r` `[n, n]` and `b` `[m, n]`: a right-hand solve with the matrix that `r` factors.
-///
-/// The strict lower triangle of `r` is not read. The result has the memory of `b`. Where the diagonal of `r` has a zero, it is
-/// not finite.
-///
-/// # Panics
-/// When the shapes do not fit each other.
-pub fn solve_right(r: &Array2<f64>, mut b: Array2<f64>) -> Array2<f64> {
-    let n = r.nrows();
-    assert_eq!(r.ncols(), n, "a triangular factor {:?}", r.dim());
-    assert_eq!(b.ncols(), n, "columns of a right-hand side for a factor [{n}, {n}]");
-    back_end::solve_right_in_place(r.view(), b.view_mut());
-    b
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod rotation;
 #[cfg(test)]
 mod sample;
 pub mod single;
+pub mod stripes;
 
 /// The vector unit whose paths are taken here. Single rows come out the same on all of them; products of other back ends need not.
 #[must_use]

@@ -38,9 +38,14 @@ mod rule;
 mod tests;
 mod tiles;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use std::io;
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use rayon::prelude::*;
 
 use crate::arch::lanes::Unit;
+use crate::stripes::{HEIGHT, Triangle};
 pub(crate) use rule::Codebook;
 pub use rule::Levels;
 use rule::{Rule, Uniform};
@@ -51,6 +56,9 @@ use tiles::ColumnTiles;
 const PANEL: usize = 128;
 /// Columns whose sums are in registers at the same time.
 const TILE: usize = 8;
+
+// A stripe of a factor is whole panels.
+const _: () = assert!(HEIGHT.is_multiple_of(PANEL) && PANEL.is_multiple_of(TILE));
 
 /// A grid for each row and group of columns: code `c` stands for `scale (level(c) - zero_point)`.
 ///
@@ -94,9 +102,66 @@ impl FeedbackFactor {
         Self { size: n, feedback, weights: r.diag().iter().map(|r| r * r).collect() }
     }
 
+    /// Packs `Rᵀ` as [`Triangle::factor`] leaves it.
+    ///
+    /// # Errors
+    /// Those of its store.
+    pub fn of_stripes(factor: &Triangle<f64>) -> io::Result<Self> {
+        let n = factor.size();
+        let panels = factor.map(|rows, stripe| {
+            let first = rows.start;
+            let entry = |j: usize, k: usize| (stripe[[k - first, j]] / stripe[[k - first, k]]) as f32;
+            ColumnTiles::upper_panels(n, rows, entry)
+        })?;
+        let weights = factor.diagonal()?.into_iter().map(|r| r * r).collect();
+        Ok(Self {
+            size: n,
+            feedback: ColumnTiles::of_panels(panels.into_iter().flatten().collect()),
+            weights,
+        })
+    }
+
     /// The number of columns.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// `R_jk` for `j <= k`, to single precision.
+    pub fn entry(&self, j: usize, k: usize) -> f32 {
+        let r = self.weights[k].sqrt() as f32;
+        if j == k { r } else { r * self.feedback.entry(j, k) }
+    }
+
+    /// Some columns of `R` down to the last one's diagonal, to single precision: `[columns.end, columns]`. They begin and end with tiles of 8
+    /// columns, or with the matrix.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn columns(&self, columns: Range<usize>) -> Array2<f32> {
+        let whole = |column: usize| column.is_multiple_of(TILE) || column == self.size;
+        assert!(whole(columns.start) && whole(columns.end), "columns {columns:?} of {}", self.size);
+        let roots: Vec<f32> = columns.clone().map(|k| self.weights[k].sqrt() as f32).collect();
+        let mut out = Array2::zeros((columns.end, columns.len()));
+        let stripes: Vec<_> = out.axis_chunks_iter_mut(Axis(0), PANEL).enumerate().collect();
+        stripes.into_par_iter().for_each(|(stripe, mut rows)| {
+            for (row, mut out) in rows.outer_iter_mut().enumerate() {
+                let out = out.as_slice_mut().expect("rows of a matrix made here");
+                for (tile, out) in out.chunks_mut(TILE).enumerate() {
+                    let column = columns.start + tile * TILE;
+                    // Above the panel's last stripe, or in it.
+                    if stripe <= column / PANEL {
+                        let entries = self.feedback.tile(column / PANEL, stripe, column % PANEL / TILE)[row];
+                        for (lane, out) in out.iter_mut().enumerate() {
+                            *out = entries[lane] * roots[tile * TILE + lane];
+                        }
+                    }
+                }
+            }
+        });
+        for (place, &root) in roots.iter().enumerate() {
+            out[[columns.start + place, place]] = root;
+        }
+        out
     }
 }
 

@@ -15,7 +15,7 @@ use faer::{Accum, Par};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use crate::dense::{mat, mat_mut, tiles};
+use crate::dense::{Tile, mat, mat_mut, tiles};
 
 pub(crate) mod thin;
 
@@ -88,6 +88,18 @@ pub fn gram(x: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
             matmul(mat_mut(tile.view), Accum::Replace, mat(&left), mat(&right), 1.0, Par::Seq);
         }
     });
+}
+
+/// A tile of `xᵀ y`, on one thread.
+pub(crate) fn tile_tn(x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>, tile: Tile<'_, f32>) {
+    let Tile { row, column, mut view } = tile;
+    let left = x.slice(s![.., row..row + view.nrows()]).reversed_axes();
+    let right = y.slice(s![.., column..column + view.ncols()]);
+    if x.nrows() == 0 {
+        view.fill(0.0);
+    } else {
+        matmul(mat_mut(view), Accum::Replace, mat(&left), mat(&right), 1.0, Par::Seq);
+    }
 }
 
 /// `out = a b` for any strides.

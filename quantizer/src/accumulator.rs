@@ -7,14 +7,19 @@
 //!
 //! Rows are buffered to chunks of a fixed number of tokens: one product with sums in single precision per chunk and moment, added up in double
 //! precision; where the caller asks for it, its factors are rounded to bfloat16, once for all moments of a chunk. The
-//! chunk boundaries depend on nothing but the position in the stream, so however the caller splits its batches, no bit changes.
+//! chunk boundaries depend on nothing but the position in the stream, so however the caller splits its batches, no bit changes. Products are made and
+//! added tile by tile: of the second moment only the lower triangle, in stripes, which may lie elsewhere than in memory (`kernels::stripes`).
 //!
 //! Not here: which tokens count (the caller leaves padding out), and damping (`hessian.rs`).
 
+use std::sync::Arc;
+
 use kernels::account;
-use kernels::bf16::Precision;
+use kernels::bf16::{Columns, Precision};
 use kernels::elementwise::all_finite;
-use ndarray::{Array2, ArrayView2, Axis, Zip};
+use kernels::stripes::{HEIGHT, Shelf, Triangle, WIDTH};
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 use crate::hessian::{CrossMoment, Hessian, HessianError};
 
@@ -22,10 +27,13 @@ use crate::hessian::{CrossMoment, Hessian, HessianError};
 pub const CHUNK_TOKENS: usize = 2048;
 
 /// Gathers a [`Hessian`] and, where asked for, cross moments with the same input.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HessianAccumulator {
     input: Chunk,
-    moment: Moment,
+    /// `Xᵀ X`.
+    sum: Triangle<f64>,
+    /// Rows that are in it.
+    summed: u64,
     crosses: Vec<Cross>,
     precision: Precision,
 }
@@ -40,10 +48,11 @@ pub struct Streams<'a> {
 }
 
 /// What a [`CrossMoment`] is gathered in.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Cross {
     difference: Chunk,
-    moment: Moment,
+    /// `[features, in_features]`, added up in double precision.
+    sum: Array2<f64>,
 }
 
 impl HessianAccumulator {
@@ -52,10 +61,17 @@ impl HessianAccumulator {
     pub fn new(in_features: usize) -> Self {
         Self {
             input: Chunk::new(in_features),
-            moment: Moment::new(in_features, in_features),
+            sum: Triangle::zeros(in_features, &Shelf::memory()),
+            summed: 0,
             crosses: Vec::new(),
             precision: Precision::Single,
         }
+    }
+
+    /// With the second moment, and what is made of it, on `shelf`, before any row is added.
+    #[must_use]
+    pub fn on(self, shelf: &Arc<Shelf>) -> Self {
+        Self { sum: Triangle::zeros(self.input.width(), shelf), ..self }
     }
 
     /// With factors of products rounded so.
@@ -67,15 +83,15 @@ impl HessianAccumulator {
     /// With one more cross moment: of so many features that both streams have.
     #[must_use]
     pub fn with_cross_moment(mut self, features: usize) -> Self {
-        let moment = Moment::new(features, self.input.width());
-        self.crosses.push(Cross { difference: Chunk::new(features), moment });
+        let sum = Array2::zeros((features, self.input.width()));
+        self.crosses.push(Cross { difference: Chunk::new(features), sum });
         self
     }
 
     /// Adds `rows`, `[tokens, in_features]`, where no cross moment is gathered.
     ///
     /// # Errors
-    /// Rows of another width, or an activation that is not finite.
+    /// Rows of another width, an activation that is not finite, or a shelf that fails.
     ///
     /// # Panics
     /// When a cross moment is gathered.
@@ -87,7 +103,7 @@ impl HessianAccumulator {
     /// these were asked for.
     ///
     /// # Errors
-    /// Rows of another width or count, or an activation that is not finite.
+    /// Rows of another width or count, an activation that is not finite, or a shelf that fails.
     ///
     /// # Panics
     /// When there are not as many `streams` as cross moments.
@@ -118,7 +134,7 @@ impl HessianAccumulator {
             }
             first = part.end;
             if self.input.room() == 0 {
-                self.flush();
+                self.flush()?;
             }
         }
         Ok(())
@@ -127,13 +143,13 @@ impl HessianAccumulator {
     /// Tokens that were observed.
     #[must_use]
     pub fn tokens(&self) -> u64 {
-        self.moment.tokens + self.input.filled as u64
+        self.summed + self.input.filled as u64
     }
 
     /// The mean over all tokens.
     ///
     /// # Errors
-    /// No token was observed.
+    /// No token was observed, or the shelf fails.
     pub fn finish(self) -> Result<Hessian, HessianError> {
         self.finish_all().map(|(hessian, _)| hessian)
     }
@@ -141,30 +157,48 @@ impl HessianAccumulator {
     /// The same, and the cross moments in the order in which they were asked for.
     ///
     /// # Errors
-    /// No token was observed.
+    /// No token was observed, or the shelf fails.
     pub fn finish_all(mut self) -> Result<(Hessian, Vec<CrossMoment>), HessianError> {
-        self.flush();
-        let hessian = Hessian::from_lower(self.moment.mean()?, self.moment.tokens)?;
-        let cross = |mut cross: Cross| Ok(CrossMoment::new(cross.moment.mean()?, cross.moment.tokens));
-        Ok((hessian, self.crosses.into_iter().map(cross).collect::<Result<_, HessianError>>()?))
+        self.flush()?;
+        if self.summed == 0 {
+            return Err(HessianError::NoTokens);
+        }
+        let tokens = self.summed as f64;
+        self.sum.modify(|_, mut stripe| stripe.mapv_inplace(|sum| sum / tokens))?;
+        let hessian = Hessian::of_moment(self.sum, self.summed)?;
+        let cross = |Cross { mut sum, .. }: Cross| {
+            sum.par_mapv_inplace(|sum| sum / tokens);
+            CrossMoment::new(sum, self.summed)
+        };
+        Ok((hessian, self.crosses.into_iter().map(cross).collect()))
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> Result<(), HessianError> {
         let input = self.input.drain();
         let tokens = input.nrows();
         if tokens == 0 {
-            return;
+            return Ok(());
         }
         let section = account::section("second moments");
         let input = self.precision.columns(input);
-        self.moment.add(tokens, |product| input.gram(product.view_mut()));
+        self.sum.modify(|rows, stripe| add_tiles(&input, &input, rows.start, stripe))?;
+        self.summed += tokens as u64;
         drop(section);
         let _section = account::section("cross moments");
-        for Cross { difference, moment } in &mut self.crosses {
+        for Cross { difference, sum } in &mut self.crosses {
             let difference = self.precision.columns(difference.drain());
-            moment.add(tokens, |product| difference.product_tn(&input, product.view_mut()));
+            let stripes: Vec<_> = sum.axis_chunks_iter_mut(Axis(0), HEIGHT).enumerate().collect();
+            let add = |(number, stripe)| add_tiles(&difference, &input, number * HEIGHT, stripe);
+            stripes.into_par_iter().for_each(add);
         }
+        Ok(())
     }
+}
+
+/// Adds some rows, from `first` on, of `Xᵀ Y`.
+fn add_tiles(x: &Columns<'_>, y: &Columns<'_>, first: usize, mut sums: ArrayViewMut2<'_, f64>) {
+    let tiles: Vec<_> = sums.axis_chunks_iter_mut(Axis(1), WIDTH).enumerate().collect();
+    tiles.into_par_iter().for_each(|(number, tile)| x.add_tile(y, (first, number * WIDTH), tile));
 }
 
 /// Rows waiting for their product.
@@ -232,38 +266,5 @@ impl Chunk {
     fn drain(&mut self) -> ArrayView2<'_, f32> {
         let filled = std::mem::take(&mut self.filled);
         self.rows.slice_axis(Axis(0), (..filled).into())
-    }
-}
-
-/// A double-precision sum of single-precision products.
-#[derive(Clone, Debug)]
-struct Moment {
-    /// `[features, in_features]`
-    sum: Array2<f64>,
-    /// The last chunk's product, kept so that its memory is mapped once.
-    product: Array2<f32>,
-    tokens: u64,
-}
-
-impl Moment {
-    fn new(features: usize, in_features: usize) -> Self {
-        let shape = (features, in_features);
-        Self { sum: Array2::zeros(shape), product: Array2::zeros(shape), tokens: 0 }
-    }
-
-    fn add(&mut self, tokens: usize, multiply: impl FnOnce(&mut Array2<f32>)) {
-        multiply(&mut self.product);
-        Zip::from(&mut self.sum).and(&self.product).par_for_each(|sum, &x| *sum += f64::from(x));
-        self.tokens += tokens as u64;
-    }
-
-    fn mean(&mut self) -> Result<Array2<f64>, HessianError> {
-        if self.tokens == 0 {
-            return Err(HessianError::NoTokens);
-        }
-        let mut mean = std::mem::take(&mut self.sum);
-        let tokens = self.tokens as f64;
-        mean.par_mapv_inplace(|sum| sum / tokens);
-        Ok(mean)
     }
 }

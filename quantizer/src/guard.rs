@@ -18,14 +18,15 @@ mod trial;
 
 use kernels::account;
 use kernels::elementwise::inner_product;
+use kernels::stripes::FactorError;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, Zip};
 
-use crate::hessian::{CrossMoment, Hessian, Shortfall};
-use crate::order::Permutation;
+use crate::hessian::{CrossMoment, Hessian, HessianError, Shortfall};
 use crate::prepared::{PreparedHessian, Rung};
 use crate::scheme::Scheme;
 use crate::settings::SolverSettings;
+use held_out::HeldOut;
 pub use shares::Shares;
 
 /// Moments of some tokens.
@@ -62,38 +63,40 @@ const MOST_OUTPUTS: usize = 128;
 
 impl Statistics {
     /// Of the tokens of both.
-    #[must_use]
-    pub fn merge(self, other: Self) -> Self {
+    ///
+    /// # Errors
+    /// A shelf fails.
+    pub fn merge(self, other: Self) -> Result<Self, HessianError> {
         let merged = |a: Option<CrossMoment>, b: Option<CrossMoment>| Some(a?.merge(b?));
-        Self {
-            hessian: self.hessian.merge(other.hessian),
+        Ok(Self {
+            hessian: self.hessian.merge(other.hessian)?,
             shortfall: Shortfall {
                 input: merged(self.shortfall.input, other.shortfall.input),
                 residual: merged(self.shortfall.residual, other.shortfall.residual),
             },
-        }
+        })
     }
 }
 
 /// The damping with which rows solved on `fitted` have the least error on `held`, if the settings ask for a guard; and the shares by which a
 /// regression on `fitted` lowers the error there most, times those of the settings. Every λ is tried for both with one factorization; where
 /// nothing is made up for, larger ones are left out once the error rises.
-#[must_use]
+///
+/// # Errors
+/// A shelf fails.
 pub fn decide(
     fitted: &Statistics,
-    held: &Statistics,
+    held: &HeldOut,
     linears: &[Unsolved<'_>],
     settings: &SolverSettings,
-) -> Verdict {
+) -> Result<Verdict, HessianError> {
     let _section = account::section("trial of dampings");
     let mut verdict = Verdict { damping: settings.damping, shares: Shares::default() };
     let weights: Vec<_> = linears.iter().map(|linear| linear.weight).collect();
     let rows = sampled_rows(&weights);
     let mut damped = fitted.hessian.clone().damp(settings.damping);
-    let order = settings.order.permutation(damped.matrix());
-    let moment = ordered(&single(held.hessian.matrix()).select(Axis(0), order.columns()), &order);
-    let lack = shares::Lack::of(fitted, held, &select(&weights, &rows), &rows, settings)
-        .map(|lack| lack.in_order(&order));
+    let order = damped.permutation(settings.order)?;
+    let lack = shares::Lack::of(fitted, held, &select(&weights, &rows), &rows, settings);
     let mut samples = if settings.guard { trial::samples(linears, &rows) } else { Vec::new() };
     let (mut least, mut most_gain) = (f64::INFINITY, 0.0);
     for damping in ladder(settings) {
@@ -101,9 +104,13 @@ pub fn decide(
             break;
         }
         damped.set(damping);
-        let Ok(factor) = damped.factor(&order) else { continue };
+        let factor = match damped.factor(&order) {
+            Ok(factor) => factor,
+            Err(FactorError::NotPositiveDefinite(_)) => continue,
+            Err(FactorError::Store(error)) => return Err(error.into()),
+        };
         if let Some(lack) = lack.as_ref().filter(|_| LADDER.contains(&damping)) {
-            let (gain, u) = lack.best_shares(&factor, &moment);
+            let (gain, u) = lack.best_shares(&factor, &order, held.moment())?;
             if gain > most_gain {
                 most_gain = gain;
                 let [alpha, beta] = [settings.alpha * u[0], settings.beta * u[1]];
@@ -111,8 +118,9 @@ pub fn decide(
             }
         }
         if !samples.is_empty() && damping >= settings.damping {
-            let hessian = PreparedHessian::of_factor(&damped, order.clone(), &factor, Rung::AsAsked);
-            let loss = trial::held_out_loss(&samples, &hessian, &moment, settings);
+            let hessian = PreparedHessian::of_factor(&damped, order.clone(), &factor, Rung::AsAsked)?;
+            drop(factor);
+            let loss = trial::held_out_loss(&samples, &hessian, held.moment(), settings)?;
             if loss < least {
                 (least, verdict.damping) = (loss, damping);
             } else {
@@ -120,12 +128,7 @@ pub fn decide(
             }
         }
     }
-    verdict
-}
-
-/// Columns in processing order.
-fn ordered(matrix: &Array2<f32>, order: &Permutation) -> Array2<f32> {
-    matrix.select(Axis(1), order.columns())
+    Ok(verdict)
 }
 
 /// Every λ to try, ascending.

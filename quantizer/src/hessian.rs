@@ -7,18 +7,22 @@
 //!
 //! [`PreparedHessian`](crate::prepared::PreparedHessian) is what solvers work with, and what the linears of one stage share.
 
-use kernels::factor::{NotPositiveDefinite, cholesky_upper};
+use std::io;
+use std::sync::Arc;
+
+use kernels::stripes::{FactorError, HEIGHT, Triangle};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array1, Array2, ArrayView2, Axis, Zip};
+use ndarray::{Array2, ArrayView2, Zip};
 
 pub use crate::accumulator::HessianAccumulator;
-use crate::order::Permutation;
+use crate::order::{Order, Permutation};
 
-/// `H = Xᵀ X / tokens`, `[in_features, in_features]`, in double precision.
+/// `H = Xᵀ X / tokens`, `[in_features, in_features]`, in double precision. A copy shares its numbers.
 #[derive(Clone, Debug)]
 pub struct Hessian {
-    /// Symmetric.
-    matrix: Array2<f64>,
+    /// Symmetric in its tiles on the diagonal.
+    moment: Arc<Triangle<f64>>,
+    diagonal: Vec<f64>,
     tokens: u64,
 }
 
@@ -27,35 +31,47 @@ impl Hessian {
     ///
     /// # Errors
     /// A matrix that is not square, holds an entry that is not finite, or has a negative diagonal.
-    pub fn from_lower(mut matrix: Array2<f64>, tokens: u64) -> Result<Self, HessianError> {
+    pub fn from_lower(matrix: Array2<f64>, tokens: u64) -> Result<Self, HessianError> {
         let (rows, columns) = matrix.dim();
         if rows != columns {
             return Err(HessianError::NotSquare { rows, columns });
         }
-        mirror(&mut matrix);
-        let bad = matrix.axis_iter(Axis(0)).into_par_iter().enumerate().find_map_first(|(row, entries)| {
-            let column = entries.iter().position(|x| !x.is_finite())?;
-            Some((row, column, entries[column]))
-        });
-        if let Some((row, column, found)) = bad {
-            return Err(HessianError::Entry { row, column, found });
-        }
-        if let Some(row) = matrix.diag().iter().position(|&x| x < 0.0) {
-            return Err(HessianError::Entry { row, column: row, found: matrix[[row, row]] });
-        }
-        Ok(Self { matrix, tokens })
+        Self::of_moment(Triangle::of_symmetric(matrix.view()), tokens)
     }
 
-    /// `[in_features, in_features]`, symmetric.
-    #[must_use]
-    pub fn matrix(&self) -> ArrayView2<'_, f64> {
-        self.matrix.view()
+    pub(crate) fn of_moment(moment: Triangle<f64>, tokens: u64) -> Result<Self, HessianError> {
+        let bad = moment.map(|rows, stripe| {
+            stripe.outer_iter().zip(rows).find_map(|(entries, row)| {
+                let column = entries.iter().take(row + 1).position(|x| !x.is_finite())?;
+                Some((row, column, entries[column]))
+            })
+        })?;
+        if let Some((row, column, found)) = bad.into_iter().flatten().next() {
+            return Err(HessianError::Entry { row, column, found });
+        }
+        let diagonal = moment.diagonal()?;
+        if let Some(row) = diagonal.iter().position(|&x| x < 0.0) {
+            return Err(HessianError::Entry { row, column: row, found: diagonal[row] });
+        }
+        Ok(Self { moment: Arc::new(moment), diagonal, tokens })
+    }
+
+    /// `[in_features, in_features]`, symmetric: a copy.
+    ///
+    /// # Errors
+    /// The shelf that it lies on fails.
+    pub fn matrix(&self) -> Result<Array2<f64>, HessianError> {
+        Ok(self.moment.dense(false, |entry| entry)?)
+    }
+
+    pub(crate) fn moment(&self) -> &Triangle<f64> {
+        &self.moment
     }
 
     /// Columns.
     #[must_use]
     pub fn in_features(&self) -> usize {
-        self.matrix.nrows()
+        self.diagonal.len()
     }
 
     /// Tokens that it is the mean of.
@@ -72,25 +88,33 @@ impl Hessian {
 
     /// The mean over the tokens of both.
     ///
+    /// # Errors
+    /// A shelf that one lies on fails.
+    ///
     /// # Panics
     /// When the widths differ.
-    #[must_use]
-    pub fn merge(self, other: Self) -> Self {
+    pub fn merge(self, other: Self) -> Result<Self, HessianError> {
         let tokens = self.tokens + other.tokens;
-        Self { matrix: weighted_mean(self.matrix, self.tokens, other.matrix, other.tokens), tokens }
+        let share = self.tokens as f64 / tokens as f64;
+        let mut merged = match Arc::try_unwrap(self.moment) {
+            Ok(own) => own,
+            Err(shared) => shared.copy()?,
+        };
+        merged.combine(&other.moment, |a, &b| *a = share * *a + (1.0 - share) * b)?;
+        Self::of_moment(merged, tokens)
     }
 
     /// Inputs that were never active.
     #[must_use]
     pub fn dead_inputs(&self) -> Vec<usize> {
-        self.matrix.diag().iter().enumerate().filter(|&(_, &x)| x == 0.0).map(|(column, _)| column).collect()
+        self.diagonal.iter().enumerate().filter(|&(_, &x)| x == 0.0).map(|(column, _)| column).collect()
     }
 
     /// The mean diagonal over the inputs that were active; 1 where none was.
     #[must_use]
     pub fn mean_diagonal(&self) -> f64 {
-        let alive = self.matrix.diag().iter().filter(|&&x| x > 0.0).count();
-        if alive == 0 { 1.0 } else { self.matrix.diag().sum() / alive as f64 }
+        let alive = self.diagonal.iter().filter(|&&x| x > 0.0).count();
+        if alive == 0 { 1.0 } else { self.diagonal.iter().sum::<f64>() / alive as f64 }
     }
 
     /// `H + λI`, `λ = damping * mean diag(H)`.
@@ -98,30 +122,49 @@ impl Hessian {
     pub fn damp(self, damping: f64) -> Damped {
         let mean = self.mean_diagonal();
         let dead = self.dead_inputs();
-        let live = self.matrix.diag().mapv(|x| if x == 0.0 { mean } else { x });
-        let mut damped = Damped { matrix: self.matrix, live, dead, mean, damping };
-        damped.set(damping);
-        damped
+        let live = self.diagonal.iter().map(|&x| if x == 0.0 { mean } else { x }).collect();
+        Damped { moment: self.moment, live, dead, mean, damping }
     }
 }
 
 /// `H + λI` with every diagonal entry positive.
 #[derive(Clone, Debug)]
 pub struct Damped {
-    /// Symmetric.
-    matrix: Array2<f64>,
+    /// `H` as it was gathered: only `live` and `λ` count on the diagonal.
+    moment: Arc<Triangle<f64>>,
     /// The diagonal before damping, dead inputs replaced.
-    live: Array1<f64>,
+    live: Vec<f64>,
     dead: Vec<usize>,
     mean: f64,
     damping: f64,
 }
 
 impl Damped {
-    /// `[in_features, in_features]`, symmetric.
-    #[must_use]
-    pub fn matrix(&self) -> ArrayView2<'_, f64> {
-        self.matrix.view()
+    /// `[in_features, in_features]`, symmetric: a copy.
+    ///
+    /// # Errors
+    /// The shelf that it lies on fails.
+    pub fn matrix(&self) -> Result<Array2<f64>, HessianError> {
+        self.dense(|entry| entry)
+    }
+
+    pub(crate) fn single(&self) -> Result<Array2<f32>, HessianError> {
+        self.dense(|entry| entry as f32)
+    }
+
+    fn dense<T: kernels::stripes::Number>(
+        &self,
+        entry: impl Fn(f64) -> T + Sync,
+    ) -> Result<Array2<T>, HessianError> {
+        let mut matrix = self.moment.dense(false, &entry)?;
+        matrix.diag_mut().iter_mut().zip(self.diagonal()).for_each(|(to, x)| *to = entry(x));
+        Ok(matrix)
+    }
+
+    /// Its diagonal.
+    pub fn diagonal(&self) -> impl Iterator<Item = f64> + '_ {
+        let lambda = self.lambda();
+        self.live.iter().map(move |live| live + lambda)
     }
 
     /// Inputs that were never active, ascending.
@@ -151,48 +194,94 @@ impl Damped {
     /// Damps with another λ instead.
     pub fn set(&mut self, damping: f64) {
         self.damping = damping;
-        let lambda = self.lambda();
-        for (entry, &live) in self.matrix.diag_mut().iter_mut().zip(&self.live) {
-            *entry = live + lambda;
-        }
+    }
+
+    /// The processing order that `order` asks for.
+    ///
+    /// # Errors
+    /// The shelf that it lies on fails.
+    pub fn permutation(&self, order: Order) -> Result<Permutation, HessianError> {
+        Ok(match order {
+            Order::Natural => Permutation::natural(self.live.len()),
+            Order::Activation => Permutation::descending(&self.diagonal().collect::<Vec<_>>()),
+            Order::Pivot => Permutation::least_pivots(self.matrix()?.view()),
+        })
     }
 
     /// The factor of the diagonal alone: what is left of the problem is rounding weighted by the diagonal.
-    #[must_use]
-    pub fn diagonal_factor(&self, order: &Permutation) -> Factor {
-        let diagonal = self.matrix.diag();
-        let roots: Array1<f64> = order.columns().iter().map(|&column| diagonal[column].sqrt()).collect();
-        Factor { r: Array2::from_diag(&roots) }
+    ///
+    /// # Errors
+    /// The shelf that it lies on fails.
+    pub fn diagonal_factor(&self, order: &Permutation) -> Result<Factor, HessianError> {
+        let diagonal: Vec<f64> = self.diagonal().collect();
+        let roots: Vec<f64> = order.columns().iter().map(|&column| diagonal[column].sqrt()).collect();
+        Ok(Factor { r: Triangle::of_diagonal(&roots, self.moment.shelf())? })
     }
 
     /// `R` with `P (H + λI) Pᵀ = R Rᵀ`, `P` putting columns into processing order.
     ///
     /// # Errors
-    /// The matrix is not positive definite to working precision; the pivot is a position in `order`.
-    pub fn factor(&self, order: &Permutation) -> Result<Factor, NotPositiveDefinite> {
-        let n = self.matrix.nrows();
-        let columns = order.columns();
-        let mut permuted = Array2::<f64>::zeros((n, n));
-        permuted.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut entries)| {
-            let source = self.matrix.row(columns[row]);
-            for (entry, &column) in entries.iter_mut().zip(&columns[..=row]) {
-                *entry = source[column];
+    /// The matrix is not positive definite to working precision; the pivot is a position in `order`. Or the shelf fails.
+    pub fn factor(&self, order: &Permutation) -> Result<Factor, FactorError> {
+        Ok(Factor { r: self.ordered(order)?.factor()? })
+    }
+
+    /// `P (H + λI) Pᵀ`, on and below the diagonal.
+    fn ordered(&self, order: &Permutation) -> io::Result<Triangle<f64>> {
+        let (columns, lambda) = (order.columns(), self.lambda());
+        let inverse = order.inverse();
+        let positions = inverse.columns();
+        let mut ordered = Triangle::zeros(columns.len(), self.moment.shelf());
+        ordered.fill_groups(|group, stripes| {
+            let first = group.start * HEIGHT;
+            let rows = stripes.iter_mut().flat_map(|stripe| stripe.outer_iter_mut());
+            let mut targets: Vec<_> = (first..).zip(rows).collect();
+            for number in 0..self.moment.stripes() {
+                let (rows, from) = (self.moment.rows(number), self.moment.read(number)?);
+                targets.par_iter_mut().for_each(|(position, to)| {
+                    let own = columns[*position];
+                    if rows.contains(&own) {
+                        let entries = from.row(own - rows.start);
+                        for (&place, &entry) in positions[..own].iter().zip(entries) {
+                            if place < *position {
+                                to[place] = entry;
+                            }
+                        }
+                    }
+                    for other in rows.start.max(own + 1)..rows.end {
+                        let place = positions[other];
+                        if place < *position {
+                            to[place] = from[[other - rows.start, own]];
+                        }
+                    }
+                });
             }
-        });
-        cholesky_upper(permuted).map(|r| Factor { r })
+            targets.par_iter_mut().for_each(|(position, to)| {
+                to[*position] = self.live[columns[*position]] + lambda;
+            });
+            Ok::<_, io::Error>(())
+        })?;
+        Ok(ordered)
     }
 }
 
 /// Upper triangular `R`, `H + λI = R Rᵀ` in processing order.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Factor {
-    r: Array2<f64>,
+    /// `Rᵀ`.
+    r: Triangle<f64>,
 }
 
 impl Factor {
-    /// `[in_features, in_features]`, upper triangular.
-    #[must_use]
-    pub fn r(&self) -> &Array2<f64> {
+    /// `[in_features, in_features]`, upper triangular: a copy.
+    ///
+    /// # Errors
+    /// The shelf that it lies on fails.
+    pub fn r(&self) -> Result<Array2<f64>, HessianError> {
+        Ok(self.r.dense(true, |entry| entry)?.reversed_axes())
+    }
+
+    pub(crate) fn stripes(&self) -> &Triangle<f64> {
         &self.r
     }
 }
@@ -308,6 +397,18 @@ pub enum HessianError {
     /// Settings out of range.
     #[error(transparent)]
     Settings(#[from] crate::settings::SettingsError),
+    /// What lies elsewhere than in memory cannot be written or read.
+    #[error("a matrix that memory has no room for cannot be kept: {problem}")]
+    Shelf {
+        /// What the system says.
+        problem: String,
+    },
+}
+
+impl From<io::Error> for HessianError {
+    fn from(error: io::Error) -> Self {
+        Self::Shelf { problem: error.to_string() }
+    }
 }
 
 /// The mean of two means over so many tokens each.
@@ -315,19 +416,4 @@ fn weighted_mean(mut a: Array2<f64>, a_tokens: u64, b: Array2<f64>, b_tokens: u6
     let share = a_tokens as f64 / (a_tokens + b_tokens) as f64;
     Zip::from(&mut a).and(&b).par_for_each(|a, &b| *a = share * *a + (1.0 - share) * b);
     a
-}
-
-/// Copies the lower triangle to the upper one, in tiles that stay in cache.
-fn mirror(matrix: &mut Array2<f64>) {
-    const TILE: usize = 64;
-    let n = matrix.nrows();
-    for row in (0..n).step_by(TILE) {
-        for column in (0..=row).step_by(TILE) {
-            for i in row..(row + TILE).min(n) {
-                for j in column..(column + TILE).min(i) {
-                    matrix[[j, i]] = matrix[[i, j]];
-                }
-            }
-        }
-    }
 }

@@ -6,7 +6,7 @@
 
 use kernels::elementwise::sum_of_squares;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::prepared::PreparedHessian;
 
@@ -21,7 +21,7 @@ pub fn damped_losses(errors: ArrayView2<'_, f32>, hessian: Option<&PreparedHessi
                 (0..errors.nrows()).step_by(ROWS).map(|first| first..(first + ROWS).min(errors.nrows()))
             {
                 let ordered = ordered(errors.slice_axis(Axis(0), rows.clone().into()), hessian);
-                whitened_norms(ordered.view(), hessian.r(), &mut losses[rows]);
+                whitened_norms(ordered.view(), hessian, &mut losses[rows]);
             }
             losses
         }
@@ -47,9 +47,13 @@ pub(crate) fn whitened(errors: ArrayView2<'_, f32>, hessian: Option<&PreparedHes
     let Some(hessian) = hessian else { return errors.to_owned() };
     let ordered = ordered(errors, hessian);
     let mut whitened = Array2::zeros(errors.dim());
-    for (panel, mut to) in panels(hessian.r()).zip(whitened.axis_chunks_iter_mut(Axis(1), PANEL)) {
+    for (panel, mut to) in panels(hessian).zip(whitened.axis_chunks_iter_mut(Axis(1), PANEL)) {
         let inner = panel.nrows();
-        kernels::product::product_nn(ordered.slice_axis(Axis(1), (..inner).into()), panel, to.view_mut());
+        kernels::product::product_nn(
+            ordered.slice_axis(Axis(1), (..inner).into()),
+            panel.view(),
+            to.view_mut(),
+        );
     }
     whitened
 }
@@ -60,13 +64,13 @@ const ROWS: usize = 2048;
 const PANEL: usize = 256;
 
 /// Adds `‖(d R)‖²` of each row of `errors`, in processing order.
-fn whitened_norms(errors: ArrayView2<'_, f32>, r: ArrayView2<'_, f32>, losses: &mut [f64]) {
-    for panel in panels(r) {
+fn whitened_norms(errors: ArrayView2<'_, f32>, hessian: &PreparedHessian, losses: &mut [f64]) {
+    for panel in panels(hessian) {
         let mut whitened = Array2::zeros((errors.nrows(), panel.ncols()));
         let inner = panel.nrows();
         kernels::product::product_nn(
             errors.slice_axis(Axis(1), (..inner).into()),
-            panel,
+            panel.view(),
             whitened.view_mut(),
         );
         for (loss, norm) in losses.iter_mut().zip(square_norms(whitened.view())) {
@@ -76,11 +80,11 @@ fn whitened_norms(errors: ArrayView2<'_, f32>, r: ArrayView2<'_, f32>, losses: &
 }
 
 /// The panels of `R` down to the diagonal, from the left.
-fn panels(r: ArrayView2<'_, f32>) -> impl Iterator<Item = ArrayView2<'_, f32>> {
-    let columns = r.ncols();
+fn panels(hessian: &PreparedHessian) -> impl Iterator<Item = Array2<f32>> {
+    let columns = hessian.in_features();
     (0..columns).step_by(PANEL).map(move |first| {
         let last = (first + PANEL).min(columns);
-        r.slice_move(s![..last, first..last])
+        hessian.feedback().columns(first..last)
     })
 }
 

@@ -20,23 +20,6 @@ pub enum Order {
     Pivot,
 }
 
-impl Order {
-    /// The permutation for a damped Hessian `[n, n]`, symmetric.
-    #[must_use]
-    pub fn permutation(self, hessian: ArrayView2<'_, f64>) -> Permutation {
-        match self {
-            Self::Natural => Permutation::natural(hessian.nrows()),
-            Self::Activation => {
-                let diagonal = hessian.diag();
-                let mut columns: Vec<usize> = (0..hessian.nrows()).collect();
-                columns.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
-                Permutation(columns)
-            }
-            Self::Pivot => Permutation(kernels::factor::min_pivot_order(hessian)),
-        }
-    }
-}
-
 /// A processing order: position -> column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permutation(Vec<usize>);
@@ -46,6 +29,20 @@ impl Permutation {
     #[must_use]
     pub fn natural(columns: usize) -> Self {
         Self((0..columns).collect())
+    }
+
+    /// The columns with the largest entries first; of equal ones the lowest.
+    #[must_use]
+    pub fn descending(diagonal: &[f64]) -> Self {
+        let mut columns: Vec<usize> = (0..diagonal.len()).collect();
+        columns.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
+        Self(columns)
+    }
+
+    /// [`Order::Pivot`]'s, for a damped Hessian `[n, n]`, symmetric.
+    #[must_use]
+    pub fn least_pivots(hessian: ArrayView2<'_, f64>) -> Self {
+        Self(kernels::factor::min_pivot_order(hessian))
     }
 
     /// The column at each position.
@@ -90,14 +87,14 @@ mod tests {
     #[test]
     fn activation_order_is_descending_and_stable() {
         let hessian = ndarray::Array2::from_diag(&array![1.0, 3.0, 3.0, 2.0]);
-        assert_eq!(Order::Activation.permutation(hessian.view()).columns(), [1, 2, 3, 0]);
-        assert!(Order::Natural.permutation(hessian.view()).is_natural());
+        assert_eq!(Permutation::descending(&hessian.diag().to_vec()).columns(), [1, 2, 3, 0]);
+        assert!(Permutation::natural(4).is_natural());
     }
 
     #[test]
     fn pivot_order_ends_with_the_least_variance() {
         let hessian = array![[4.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]];
-        assert_eq!(Order::Pivot.permutation(hessian.view()).columns(), [0, 2, 1]);
+        assert_eq!(Permutation::least_pivots(hessian.view()).columns(), [0, 2, 1]);
     }
 
     #[test]

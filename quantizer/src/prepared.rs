@@ -1,11 +1,12 @@
 //! A Hessian made ready for solving, once for all linears that share an input.
 //!
-//! What it holds, with `n` input features: the processing order; `R` packed for the solver and dense for losses; the damped Hessian
-//! for refinement; and the matrix that moves a weight to the target which makes up for earlier layers' errors. All in single precision,
-//! `2 n²` to `3 n²` numbers besides the packed factor; the double-precision matrices live only while this is made.
+//! What it holds, with `n` input features: the processing order; `R` packed for the solver, `n²/2` numbers; where the settings refine, the damped
+//! Hessian, `n²`; and the matrices that move a weight to the target which makes up for earlier layers' errors. All in single precision;
+//! the double-precision matrices live only while this is made.
 
 use kernels::account;
 use kernels::panel::FeedbackFactor;
+use kernels::stripes::FactorError;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
 use serde::Serialize;
@@ -19,10 +20,10 @@ use crate::settings::SolverSettings;
 pub struct PreparedHessian {
     order: Permutation,
     feedback: FeedbackFactor,
-    /// `R`, `[n, n]`, upper triangular, processing order.
-    r: Array2<f32>,
-    /// `H + λI`, `[n, n]`, natural order.
-    damped: Array2<f32>,
+    /// `H + λI`, `[n, n]`, natural order; where the settings refine.
+    damped: Option<Array2<f32>>,
+    /// Its diagonal.
+    diagonal: Vec<f32>,
     /// `R_kk²` of each column, natural order.
     pivots: Vec<f32>,
     /// `α C (H + λ'I)⁻¹`, `[n, n]`, natural order.
@@ -89,9 +90,12 @@ impl Hessian {
         let input = input.filter(|_| shares.alpha > 0.0);
         let residual = residual.filter(|_| shares.beta > 0.0);
         let mut damped = self.damp(settings.damping);
-        let order = settings.order.permutation(damped.matrix());
-        let (factor, rung) = climb(&mut damped, &order);
-        let mut ready = PreparedHessian::of_factor(&damped, order, &factor, rung);
+        let order = damped.permutation(settings.order)?;
+        let (factor, rung) = climb(&mut damped, &order)?;
+        let mut ready = PreparedHessian::of_factor(&damped, order, &factor, rung)?;
+        if settings.refines() {
+            ready.damped = Some(damped.single()?);
+        }
         if input.is_some() || residual.is_some() {
             // A regression wants as much damping as held-out windows gave it, but no less than its factor needs.
             let (found, wanted) = (damped.damping(), shares.damping);
@@ -101,28 +105,34 @@ impl Hessian {
                 } else {
                     drop(factor);
                     damped.set(wanted);
-                    climb(&mut damped, &ready.order).0
+                    climb(&mut damped, &ready.order)?.0
                 };
             ready.damping.made_up_for = Some(Shares { damping: damped.damping(), ..shares });
             drop(damped);
-            ready.propagation = input.map(|cross| regress(cross, &regression, &ready.order, shares.alpha));
-            ready.correction = residual.map(|cross| regress(cross, &regression, &ready.order, shares.beta));
+            let guess = |cross, share| regress(cross, &regression, &ready.order, share);
+            ready.propagation = input.map(|cross| guess(cross, shares.alpha)).transpose()?;
+            ready.correction = residual.map(|cross| guess(cross, shares.beta)).transpose()?;
         }
         Ok(ready)
     }
 }
 
 impl PreparedHessian {
-    /// With the factor of `damped` in `order`, and nothing made up for.
-    pub(crate) fn of_factor(damped: &Damped, order: Permutation, factor: &Factor, rung: Rung) -> Self {
+    /// With the factor of `damped` in `order`, nothing made up for, and nothing for refinement.
+    pub(crate) fn of_factor(
+        damped: &Damped,
+        order: Permutation,
+        factor: &Factor,
+        rung: Rung,
+    ) -> Result<Self, HessianError> {
         let dead = damped.dead_inputs().to_vec();
         let report =
             DampingReport { damping: damped.damping(), rung, made_up_for: None, dead_inputs: dead.len() };
-        Self {
-            feedback: FeedbackFactor::new(factor.r()),
-            r: to_single(factor.r().view()),
-            damped: to_single(damped.matrix()),
-            pivots: pivots(factor, &order),
+        Ok(Self {
+            feedback: FeedbackFactor::of_stripes(factor.stripes())?,
+            damped: None,
+            diagonal: damped.diagonal().map(|x| x as f32).collect(),
+            pivots: pivots(factor, &order)?,
             order,
             propagation: None,
             correction: None,
@@ -130,48 +140,54 @@ impl PreparedHessian {
             lambda: damped.lambda(),
             mean_diagonal: damped.mean_diagonal(),
             damping: report,
-        }
+        })
     }
 }
 
 /// Raises the damping tenfold, at most to 1, until there is a factor; then falls back to the diagonal.
-fn climb(damped: &mut Damped, order: &Permutation) -> (Factor, Rung) {
+fn climb(damped: &mut Damped, order: &Permutation) -> Result<(Factor, Rung), HessianError> {
     let mut rung = Rung::AsAsked;
     loop {
         match damped.factor(order) {
-            Ok(factor) => return (factor, rung),
+            Ok(factor) => return Ok((factor, rung)),
+            Err(FactorError::Store(error)) => return Err(error.into()),
             Err(_) if damped.damping() < 1.0 => {
                 rung = Rung::Raised;
                 damped.set((damped.damping() * 10.0).clamp(LEAST_RAISED_DAMPING, 1.0));
             }
-            Err(_) => return (damped.diagonal_factor(order), Rung::Diagonal),
+            Err(_) => return Ok((damped.diagonal_factor(order)?, Rung::Diagonal)),
         }
     }
 }
 
 const LEAST_RAISED_DAMPING: f64 = 1e-4;
 
-fn pivots(factor: &Factor, order: &Permutation) -> Vec<f32> {
+fn pivots(factor: &Factor, order: &Permutation) -> Result<Vec<f32>, HessianError> {
     let mut pivots = vec![0.0; order.columns().len()];
-    for (&r, &column) in factor.r().diag().iter().zip(order.columns()) {
+    for (r, &column) in factor.stripes().diagonal()?.into_iter().zip(order.columns()) {
         pivots[column] = (r * r) as f32;
     }
-    pivots
+    Ok(pivots)
 }
 
 /// `share * cross (H + λ'I)⁻¹` in natural order: the best linear guess of what is lacking from the input that is there.
-fn regress(cross: CrossMoment, factor: &Factor, order: &Permutation, share: f64) -> Array2<f32> {
+fn regress(
+    cross: CrossMoment,
+    factor: &Factor,
+    order: &Permutation,
+    share: f64,
+) -> Result<Array2<f32>, HessianError> {
     let columns = order.columns();
     let mut right = cross.into_matrix();
     reorder_rows(&mut right, order);
-    let solved = kernels::factor::solve_right(factor.r(), right);
-    let mut out = Array2::<f32>::zeros(solved.dim());
-    Zip::from(out.rows_mut()).and(solved.rows()).par_for_each(|mut out, solved| {
+    factor.stripes().solve_right(right.view_mut())?;
+    let mut out = Array2::<f32>::zeros(right.dim());
+    Zip::from(out.rows_mut()).and(right.rows()).par_for_each(|mut out, solved| {
         for (&column, &value) in columns.iter().zip(solved) {
             out[column] = (share * value) as f32;
         }
     });
-    out
+    Ok(out)
 }
 
 /// Puts the entries of every row into processing order.
@@ -184,17 +200,11 @@ fn reorder_rows(matrix: &mut Array2<f64>, order: &Permutation) {
     });
 }
 
-fn to_single(matrix: ArrayView2<'_, f64>) -> Array2<f32> {
-    let mut single = Array2::<f32>::zeros(matrix.dim());
-    Zip::from(&mut single).and(matrix).par_for_each(|single, &double| *single = double as f32);
-    single
-}
-
 impl PreparedHessian {
     /// Columns.
     #[must_use]
     pub fn in_features(&self) -> usize {
-        self.r.nrows()
+        self.diagonal.len()
     }
 
     /// How the factorization went.
@@ -215,10 +225,16 @@ impl PreparedHessian {
         &self.order
     }
 
-    /// `H + λI`, `[n, n]`, natural order.
+    /// `H + λI`, `[n, n]`, natural order; there where it was prepared for settings that refine.
     #[must_use]
-    pub fn damped(&self) -> ArrayView2<'_, f32> {
-        self.damped.view()
+    pub fn damped(&self) -> Option<ArrayView2<'_, f32>> {
+        self.damped.as_ref().map(|damped| damped.view())
+    }
+
+    /// The diagonal of `H + λI`, natural order.
+    #[must_use]
+    pub fn diagonal(&self) -> &[f32] {
+        &self.diagonal
     }
 
     /// `R_kk²` of each column in natural order: its variance given the columns that are processed after it.
@@ -227,12 +243,13 @@ impl PreparedHessian {
         &self.pivots
     }
 
-    pub(crate) fn feedback(&self) -> &FeedbackFactor {
-        &self.feedback
+    /// [`PreparedHessian::damped`], for what only runs where it is there.
+    pub(crate) fn full(&self) -> ArrayView2<'_, f32> {
+        self.damped().expect("solvers refuse to refine without it")
     }
 
-    pub(crate) fn r(&self) -> ArrayView2<'_, f32> {
-        self.r.view()
+    pub(crate) fn feedback(&self) -> &FeedbackFactor {
+        &self.feedback
     }
 
     pub(crate) fn lambda(&self) -> f64 {

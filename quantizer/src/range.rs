@@ -249,7 +249,7 @@ fn shares(settings: &SolverSettings) -> Vec<f32> {
 fn importance(columns: usize, range: Range, hessian: Option<&PreparedHessian>) -> Vec<f32> {
     match (range, hessian) {
         (Range::MinMax | Range::Plain, _) | (_, None) => vec![1.0; columns],
-        (Range::Diagonal, Some(hessian)) => hessian.damped().diag().to_vec(),
+        (Range::Diagonal, Some(hessian)) => hessian.diagonal().to_vec(),
         (Range::Pivots | Range::Conditional, Some(hessian)) => hessian.pivots().to_vec(),
     }
 }
@@ -266,8 +266,11 @@ fn least_conditional_loss(
     let members = first..first + size;
     let positions: Vec<usize> =
         (0..hessian.in_features()).filter(|&k| members.contains(&hessian.order().columns()[k])).collect();
-    let r = hessian.r();
-    let within = Array2::from_shape_fn((size, size), |(i, j)| f64::from(r[[positions[i], positions[j]]]));
+    let within = |(i, j): (usize, usize)| match i <= j {
+        true => f64::from(hessian.feedback().entry(positions[i], positions[j])),
+        false => 0.0,
+    };
+    let within = Array2::from_shape_fn((size, size), within);
     let factor = FeedbackFactor::new(&within);
     let ordered = Array2::from_shape_fn((rows, size), |(row, k)| {
         weights[[row, hessian.order().columns()[positions[k]] - first]]

@@ -46,6 +46,12 @@ impl SolverSettings {
         self.alpha > 0.0 || self.beta > 0.0
     }
 
+    /// Whether scales or codes are made better once the solver has chosen them, which takes the Hessian itself.
+    #[must_use]
+    pub fn refines(&self) -> bool {
+        self.refits + self.sweeps + self.coupled_sweeps > 0
+    }
+
     /// # Errors
     /// A damping that is negative or not finite, an alpha or beta outside 0 to 1, or a search without candidates.
     pub fn check(&self) -> Result<(), SettingsError> {

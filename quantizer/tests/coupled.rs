@@ -39,14 +39,14 @@ fn coupled_loss(
     damping: f64,
 ) -> f64 {
     let errors = (&weight - &tensor.dequantize()).mapv(f64::from);
-    let damped = h.clone().damp(damping);
+    let damped = h.clone().damp(damping).matrix().unwrap();
     output
         .blocks()
         .enumerate()
         .map(|(block, rows)| {
             let outer = output.damped(block, 0.3).mapv(f64::from);
             let errors = errors.slice(s![rows, ..]);
-            (&outer.dot(&errors).dot(&damped.matrix()) * &errors).sum()
+            (&outer.dot(&errors).dot(&damped) * &errors).sum()
         })
         .sum()
 }

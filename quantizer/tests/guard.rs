@@ -26,13 +26,19 @@ fn solved(
     scheme: Scheme,
     settings: &SolverSettings,
 ) -> (f64, Solution) {
-    let verdict = guard::decide(fitted, held, &[Unsolved { weight: weight.view(), scheme }], settings);
+    let verdict = guard::decide(
+        fitted,
+        &HeldOut::new(held).unwrap(),
+        &[Unsolved { weight: weight.view(), scheme }],
+        settings,
+    )
+    .unwrap();
     let chosen = SolverSettings { damping: verdict.damping, ..settings.clone() };
-    let hessian: Hessian = fitted.clone().merge(held.clone()).hessian;
+    let hessian: Hessian = fitted.clone().merge(held.clone()).unwrap().hessian;
     let prepared = hessian.prepare(&chosen, None).unwrap();
     let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
     let solution = solver::find("gptq").unwrap().solve(&problem, settings).unwrap();
-    (verdict.damping, HeldOut::new(held).judge(&problem, solution, settings).unwrap())
+    (verdict.damping, HeldOut::new(held).unwrap().judge(&problem, solution, settings).unwrap())
 }
 
 #[test]
@@ -55,7 +61,9 @@ fn no_solution_is_worse_than_rounding_to_nearest_on_held_out_tokens() {
                     let problem = Problem { weight: weight.view(), hessian: None, output: None, scheme };
                     let nearest = solver::find("rtn").unwrap().solve(&problem, &built_in("rtn")).unwrap();
                     let loss = |solution: &Solution| -> f64 {
-                        row_losses(weight.view(), &solution.tensor, held.hessian.matrix()).iter().sum()
+                        row_losses(weight.view(), &solution.tensor, held.hessian.matrix().unwrap().view())
+                            .iter()
+                            .sum()
                     };
                     for recipe in ["gptq", "default"] {
                         let (_, solution) = solved(&fitted, &held, &weight, scheme, &built_in(recipe));
@@ -86,11 +94,11 @@ fn what_fits_other_text_only_gives_way_to_rounding_to_nearest() {
         let problem = Problem { weight: weight.view(), hessian: Some(&prepared), output: None, scheme };
         let held = statistics(inputs(seed + 50, 200, columns).view());
         let loss = |tensor: &QuantizedTensor| -> f64 {
-            row_losses(weight.view(), tensor, held.hessian.matrix()).iter().sum()
+            row_losses(weight.view(), tensor, held.hessian.matrix().unwrap().view()).iter().sum()
         };
         let solution = solver::find("gptq").unwrap().solve(&problem, &settings).unwrap();
         let before = loss(&solution.tensor);
-        let judged = HeldOut::new(&held).judge(&problem, solution, &settings).unwrap();
+        let judged = HeldOut::new(&held).unwrap().judge(&problem, solution, &settings).unwrap();
         let nearest = solver::find("rtn").unwrap().solve(&problem, &built_in("rtn")).unwrap().tensor;
         assert!(before > loss(&nearest), "seed {seed}: {before}, so that there was nothing to mend");
         assert!(judged.report.held_out.unwrap().fell_back, "seed {seed}");
@@ -108,7 +116,7 @@ fn few_tokens_ask_for_more_damping_and_are_better_for_it() {
         let part = |from: usize, to: usize| statistics(x.slice(ndarray::s![from..to, ..]));
         let loss = |solution: &Solution| -> f64 {
             let unseen = part(2000, 4000);
-            row_losses(weight.view(), &solution.tensor, unseen.hessian.matrix()).iter().sum()
+            row_losses(weight.view(), &solution.tensor, unseen.hessian.matrix().unwrap().view()).iter().sum()
         };
         let guarded = built_in("gptq");
         let unguarded = SolverSettings { guard: false, ..guarded.clone() };

@@ -77,12 +77,13 @@ fn reported_losses_are_those_of_the_tensor() {
     let (weight, h) = (weight(2, 24, 64), hessian(2, 64));
     let whole: f64 = {
         let w = weight.mapv(f64::from);
-        (&w.dot(&h.matrix()) * &w).sum()
+        (&w.dot(&h.matrix().unwrap()) * &w).sum()
     };
     for (solver, settings) in all_settings() {
         for scheme in schemes() {
             let solution = solve(solver, &settings, &weight, &h, scheme);
-            let expected: f64 = row_losses(weight.view(), &solution.tensor, h.matrix()).iter().sum();
+            let expected: f64 =
+                row_losses(weight.view(), &solution.tensor, h.matrix().unwrap().view()).iter().sum();
             let report = solution.report;
             let close = |ours: f64, expected: f64| (ours - expected).abs() <= 2e-4 * expected + 1e-9 * whole;
             assert!(close(report.loss, expected), "{solver} {scheme:?} {settings:?} {report:?} {expected}");
@@ -175,11 +176,11 @@ fn refinement_raises_no_row_of_the_loss() {
             for scheme in schemes() {
                 let plain = built_in("gptq");
                 let before = solve("gptq", &plain, &weight, &h, scheme).tensor;
-                let before = row_losses(weight.view(), &before, damped.matrix());
+                let before = row_losses(weight.view(), &before, damped.matrix().unwrap().view());
                 for (refits, sweeps) in [(1, 0), (3, 0), (0, 1), (0, 3), (2, 4)] {
                     let settings = SolverSettings { refits, sweeps, ..plain.clone() };
                     let after = solve("gptq", &settings, &weight, &h, scheme).tensor;
-                    let after = row_losses(weight.view(), &after, damped.matrix());
+                    let after = row_losses(weight.view(), &after, damped.matrix().unwrap().view());
                     for (row, (before, after)) in before.iter().zip(&after).enumerate() {
                         assert!(
                             *after <= before * (1.0 + 1e-5),
@@ -415,7 +416,8 @@ fn held_out_tokens_tell_an_error_that_can_be_made_up_for_from_noise() {
     let scheme = scheme(4, groups(32), Symmetry::Symmetric);
     let unsolved = [Unsolved { weight: weight.view(), scheme }];
     let decided = |fitted: &Statistics, held: &Statistics, settings: &SolverSettings| {
-        guard::decide(fitted, held, &unsolved, settings).shares.alpha
+        let held = guard::held_out::HeldOut::new(held).unwrap();
+        guard::decide(fitted, &held, &unsolved, settings).unwrap().shares.alpha
     };
     let alpha = |tokens: usize, known: f32, noise: f32| {
         let (fitted, held) = (statistics(6, tokens, known, noise), statistics(7, tokens / 2, known, noise));
@@ -465,6 +467,6 @@ fn several_passes_over_the_rows_equal_one() {
     let last = weight.slice_axis(Axis(0), (2000..2100).into()).to_owned();
     let last: QuantizedTensor = solve("gptq", &built_in("gptq"), &last, &h, scheme).tensor;
     assert_eq!(last.codes(), whole.tensor.codes().slice_axis(Axis(0), (2000..2100).into()));
-    let losses = row_losses(weight.view(), &whole.tensor, h.matrix());
+    let losses = row_losses(weight.view(), &whole.tensor, h.matrix().unwrap().view());
     assert!((losses.iter().sum::<f64>() - whole.report.loss).abs() < 1e-4 * whole.report.loss);
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use calibration::activations::Room;
 use calibration::weights::SourceError;
 use formats::files::{self, read_at, write_at};
+use kernels::stripes::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -109,6 +111,16 @@ impl Room for Scratch {
         read_at(&self.file, &mut bytes, 4 * place).map_err(Error::io(&self.directory))?;
         decode(&bytes, numbers);
         Ok(())
+    }
+}
+
+impl Store for Scratch {
+    fn write(&self, place: u64, bytes: &[u8]) -> io::Result<()> {
+        write_at(&self.file, bytes, place)
+    }
+
+    fn read(&self, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+        read_at(&self.file, bytes, place)
     }
 }
 

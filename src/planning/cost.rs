@@ -181,9 +181,7 @@ pub(super) fn memory(source: &StoredModel, plan: &Plan, job: &QuantizeJob) -> u6
     let layer = |layer: &Layer| layer.linears().filter(held).map(area).sum::<usize>();
     let layer = model.layers.iter().map(layer).max().unwrap_or(0);
     let moments = 4.0 * moments(plan);
-    let widest = model.linears().map(|linear| linear.in_features).max().unwrap_or(0) as f64;
-    // Second moments in double precision, with what is held out, what is lacked, and a factor.
-    let hessians = if amount.calibration > 0.0 { 8.0 * widest * widest * 3.0 * streams } else { 0.0 };
+    let hessians = if amount.calibration > 0.0 { memory::hessians(model, plan) as f64 } else { 0.0 };
     let waiting: u64 =
         if job.recipe.scale_passes() > 0 { plan.quantized().map(|(l, _)| area(l) as u64).sum() } else { 0 };
     let quantizing = streams * amount.calibration * state + 4.0 * 3.0 * layer as f64 + moments + hessians;

@@ -11,6 +11,7 @@ use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, Pass};
 use kernels::bf16::Precision;
 use kernels::random::SplitMix;
+use kernels::stripes::Shelf;
 use model::graph::StageInput;
 use model::linear::{Linear, Part, Role, Slot};
 use model::{Layer, Model, Stage};
@@ -289,7 +290,7 @@ impl At<'_> {
                 &unsolved,
                 windows,
                 sent(),
-                self.precision,
+                (self.precision, &Shelf::memory()),
                 |see: &mut See<'_>| {
                     for state in &self.states[..windows] {
                         let (input, residual) = (self.seen)(state);

@@ -19,7 +19,14 @@ fn product_tn_on(
     b: ArrayView2<'_, f32>,
     out: ArrayViewMut2<'_, f32>,
 ) {
-    Columns::on(machine, a).product_tn(&Columns::on(machine, b), out);
+    tile_tn(&Columns::on(machine, a), &Columns::on(machine, b), out);
+}
+
+/// The whole product as one tile.
+fn tile_tn(a: &Columns<'_>, b: &Columns<'_>, mut out: ArrayViewMut2<'_, f32>) {
+    let mut sums = Array2::zeros(out.dim());
+    a.add_tile(b, (0, 0), sums.view_mut());
+    out.assign(&sums.mapv(|sum| sum as f32));
 }
 
 #[test]
@@ -90,7 +97,7 @@ fn columns_are_laid_out_once_for_products_of_either_precision() {
         };
         let (left, right) = (precision.columns(x.view()), precision.columns(y.view()));
         let mut out = Array2::from_elem((33, 7), f32::NAN);
-        left.product_tn(&right, out.view_mut());
+        tile_tn(&left, &right, out.view_mut());
         let expected = naive_product(near(&x).t(), near(&y).view());
         assert_close(&out, &expected, UNIT, 172, &format!("{precision:?}"));
         let mut moment = Array2::zeros((33, 33));
@@ -98,6 +105,27 @@ fn columns_are_laid_out_once_for_products_of_either_precision() {
         let expected = naive_product(near(&x).t(), near(&x).view());
         let whole = Array2::from_shape_fn((33, 33), |(i, j)| moment[[i.max(j), i.min(j)]]);
         assert_close(&whole, &expected, UNIT, 172, &format!("{precision:?}"));
+    }
+}
+
+#[test]
+fn tiles_are_added_to_what_is_there() {
+    let mut sample = Sample::new(6);
+    let (x, y) = (sample.matrix(50, 100), sample.matrix(50, 90));
+    for precision in [Precision::Single, Precision::Bf16] {
+        let (left, right) = (precision.columns(x.view()), precision.columns(y.view()));
+        let mut whole = Array2::from_elem((100, 90), 2.0);
+        left.add_tile(&right, (0, 0), whole.view_mut());
+        let mut tiled = Array2::from_elem((100, 90), 2.0);
+        for row in [0, 64] {
+            for column in [0, 32] {
+                let (last, end) = (100.min(row + 64), if column == 0 { 32 } else { 90 });
+                left.add_tile(&right, (row, column), tiled.slice_mut(s![row..last, column..end]));
+            }
+        }
+        let errors = (&tiled - &whole).mapv(f64::abs);
+        assert!(errors.iter().all(|&error| error < 1e-4), "{precision:?}");
+        assert!(whole.iter().any(|&x| (x - 2.0).abs() > 1.0));
     }
 }
 

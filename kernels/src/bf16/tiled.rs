@@ -46,7 +46,7 @@ fn with_contiguous_rows(mut out: ArrayViewMut2<'_, f32>, write: impl FnOnce(Arra
 }
 
 /// One tile of the result, whose rows are contiguous; of `lower` ones only what is on or below the diagonal.
-fn task(machine: Machine, left: &impl LeftSide, right: &Panels, tile: Tile<'_, f32>, lower: bool) {
+pub(crate) fn task(machine: Machine, left: &impl LeftSide, right: &Panels, tile: Tile<'_, f32>, lower: bool) {
     let Tile { row: top, column: start, mut view } = tile;
     let width = view.ncols();
     let pairs = left.pairs();

@@ -4,8 +4,15 @@ use ndarray::{Array2, ArrayView2, ShapeBuilder, s};
 
 use super::*;
 use crate::sample::{Sample, in_pools};
+use crate::stripes::Triangle;
 
 const AWKWARD: [usize; 8] = [1, 2, 7, 33, 172, 257, 576, 1000];
+
+/// `B (R Rᵀ)⁻¹`.
+fn solve_right(r: &Array2<f64>, mut b: Array2<f64>) -> Array2<f64> {
+    Triangle::of_symmetric(r.t()).solve_right(b.view_mut()).unwrap();
+    b
+}
 
 fn hessian(n: usize) -> Array2<f64> {
     Sample::new(n as u64).hessian(n)

@@ -8,11 +8,11 @@
 //!                     A_ij -= L_ip L_jpᵀ   i >= j    tiles
 //! ```
 
+use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{LltError, cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{MatRef, Par};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use ndarray::{ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::trailing::subtract_square;
@@ -22,8 +22,6 @@ use crate::dense::{mat, mat_mut};
 const PANEL: usize = 256;
 /// Rows below a panel that one thread solves at once.
 const ROWS_BELOW: usize = 512;
-/// Rows of a right-hand side that one thread solves at once.
-const ROWS: usize = 256;
 
 /// Overwrites the lower triangle of `a` `[n, n]` with `L`, `A = L Lᵀ`. What lies above the diagonal is neither read nor
 /// meaningful afterwards.
@@ -56,16 +54,4 @@ fn diagonal_in_place(a: ArrayViewMut2<'_, f64>) -> Result<(), usize> {
     cholesky_in_place(mat_mut(a), Default::default(), Par::Seq, stack, Default::default())
         .map(|_| ())
         .map_err(|LltError::NonPositivePivot { index }| index)
-}
-
-/// Overwrites `b` `[m, n]` with `B (R Rᵀ)⁻¹`, `r` `[n, n]` upper triangular.
-pub(super) fn solve_right_in_place(r: ArrayView2<'_, f64>, mut b: ArrayViewMut2<'_, f64>) {
-    let r: MatRef<'_, f64> = mat(&r);
-    let chunks: Vec<_> = b.axis_chunks_iter_mut(Axis(0), ROWS).collect();
-    chunks.into_par_iter().for_each(|rows| {
-        // X R Rᵀ = B, transposed: R (Rᵀ Xᵀ) = Bᵀ.
-        let mut columns = mat_mut(rows.reversed_axes());
-        solve_upper_triangular_in_place(r, columns.as_mut(), Par::Seq);
-        solve_lower_triangular_in_place(r.transpose(), columns, Par::Seq);
-    });
 }

@@ -1,5 +1,7 @@
 //! The matrix that mixes columns, packed in the order in which the loops read it, and the one product that reads it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{PANEL, TILE};
@@ -15,32 +17,28 @@ pub(super) struct ColumnTiles {
 impl ColumnTiles {
     /// The strict upper triangle of `entry(row, column)`, zero elsewhere. Panel `p` has the stripes `0..=p`.
     pub(super) fn upper(n: usize, entry: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        Self::pack(n, |panel| panel + 1, |column| column, entry)
+        Self::of_panels(Self::upper_panels(n, 0..n, entry))
+    }
+
+    /// The panels of [`ColumnTiles::upper`] that begin with these columns, of a matrix `[n, n]`.
+    pub(super) fn upper_panels(
+        n: usize,
+        columns: Range<usize>,
+        entry: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Vec<Vec<[f32; TILE]>> {
+        let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
+        panels.into_par_iter().map(|panel| pack(n, panel, panel + 1, |column| column, &entry)).collect()
+    }
+
+    pub(super) fn of_panels(panels: Vec<Vec<[f32; TILE]>>) -> Self {
+        Self { panels }
     }
 
     /// Every `entry(row, column)`.
     pub(super) fn full(n: usize, entry: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        Self::pack(n, |_| n.div_ceil(PANEL), |_| n, entry)
-    }
-
-    /// Rows below `rows(column)` are read, the others zero.
-    fn pack(
-        n: usize,
-        stripes: impl Fn(usize) -> usize + Sync,
-        rows: impl Fn(usize) -> usize + Sync,
-        entry: impl Fn(usize, usize) -> f32 + Sync,
-    ) -> Self {
-        let pack = |panel: usize| {
-            let mut packed = vec![[0.0; TILE]; stripes(panel) * PANEL * PANEL / TILE];
-            for column in panel * PANEL..n.min((panel + 1) * PANEL) {
-                let (tile, lane) = ((column % PANEL) / TILE, column % TILE);
-                for row in 0..rows(column) {
-                    packed[Self::start(row / PANEL, tile) + row % PANEL][lane] = entry(row, column);
-                }
-            }
-            packed
-        };
-        Self { panels: (0..n.div_ceil(PANEL)).into_par_iter().map(pack).collect() }
+        let count = n.div_ceil(PANEL);
+        let panels = (0..count).into_par_iter();
+        Self::of_panels(panels.map(|panel| pack(n, panel, count, |_| n, &entry)).collect())
     }
 
     fn start(stripe: usize, tile: usize) -> usize {
@@ -52,6 +50,28 @@ impl ColumnTiles {
         let start = Self::start(stripe, tile);
         &self.panels[panel][start..start + PANEL]
     }
+
+    pub(super) fn entry(&self, row: usize, column: usize) -> f32 {
+        self.tile(column / PANEL, row / PANEL, column % PANEL / TILE)[row % PANEL][column % TILE]
+    }
+}
+
+/// One panel of so many stripes. Rows below `rows(column)` are read, the others zero.
+fn pack(
+    n: usize,
+    panel: usize,
+    stripes: usize,
+    rows: impl Fn(usize) -> usize,
+    entry: &impl Fn(usize, usize) -> f32,
+) -> Vec<[f32; TILE]> {
+    let mut packed = vec![[0.0; TILE]; stripes * PANEL * PANEL / TILE];
+    for column in panel * PANEL..n.min((panel + 1) * PANEL) {
+        let (tile, lane) = ((column % PANEL) / TILE, column % TILE);
+        for row in 0..rows(column) {
+            packed[ColumnTiles::start(row / PANEL, tile) + row % PANEL][lane] = entry(row, column);
+        }
+    }
+    packed
 }
 
 /// `sums[c] += sum over j of errors[j] tile[j][c]` for each row in a lane, `j` ascending, one fused multiply-add each.

@@ -11,19 +11,21 @@
 //! Rounding to nearest is what is left, on the full range of each group or on the range that the settings search for, whichever is better.
 
 use kernels::account;
+use kernels::stripes::Triangle;
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
-use super::{Statistics, inner, product, single};
+use super::{Statistics, inner, single};
+use crate::hessian::HessianError;
 use crate::settings::{Range, SolverSettings};
 use crate::solver::rtn::Rtn;
 use crate::solver::{Problem, Solution, SolveError, Solver};
 use crate::tensor::QuantizedTensor;
 
 /// Moments of the held-out windows, in single precision.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HeldOut {
-    moment: Array2<f32>,
+    moment: Triangle<f32>,
     input: Option<Array2<f32>>,
     residual: Option<Array2<f32>>,
 }
@@ -41,14 +43,31 @@ pub struct HeldOutLoss {
 
 impl HeldOut {
     /// Of the held-out windows' moments.
-    #[must_use]
-    pub fn new(statistics: &Statistics) -> Self {
+    ///
+    /// # Errors
+    /// The shelf that they lie on fails.
+    pub fn new(statistics: &Statistics) -> Result<Self, HessianError> {
         let cross = &statistics.shortfall;
-        Self {
-            moment: single(statistics.hessian.matrix()),
+        Ok(Self {
+            moment: statistics.hessian.moment().convert(|entry| entry as f32)?,
             input: cross.input.as_ref().map(|cross| single(cross.matrix())),
             residual: cross.residual.as_ref().map(|cross| single(cross.matrix())),
-        }
+        })
+    }
+
+    /// `H'`.
+    pub(super) fn moment(&self) -> &Triangle<f32> {
+        &self.moment
+    }
+
+    /// `C'`.
+    pub(super) fn input(&self) -> Option<&Array2<f32>> {
+        self.input.as_ref()
+    }
+
+    /// `Γ'`.
+    pub(super) fn residual(&self) -> Option<&Array2<f32>> {
+        self.residual.as_ref()
     }
 
     /// The solution, or rounding to nearest where that is better on the held-out windows.
@@ -66,14 +85,14 @@ impl HeldOut {
         let loss = |tensor: &QuantizedTensor| self.loss(problem.weight, tensor, lack.as_ref());
         let full_range = SolverSettings { range: Range::MinMax, ..settings.clone() };
         let mut best = Rtn.solve(problem, &full_range)?;
-        let nearest = loss(&best.tensor);
-        let mut found = HeldOutLoss { solved: loss(&solution.tensor), nearest, fell_back: false };
+        let nearest = loss(&best.tensor)?;
+        let mut found = HeldOutLoss { solved: loss(&solution.tensor)?, nearest, fell_back: false };
         if found.solved <= nearest {
             best = solution;
         } else {
             found = HeldOutLoss { solved: nearest, nearest, fell_back: true };
             let searched = Rtn.solve(problem, settings)?;
-            let searched_loss = loss(&searched.tensor);
+            let searched_loss = loss(&searched.tensor)?;
             if searched_loss < nearest {
                 (best, found.solved) = (searched, searched_loss);
             }
@@ -95,9 +114,15 @@ impl HeldOut {
         }
     }
 
-    fn loss(&self, weight: ArrayView2<'_, f32>, tensor: &QuantizedTensor, lack: Option<&Array2<f32>>) -> f64 {
-        let errors = &weight - &tensor.dequantize();
+    fn loss(
+        &self,
+        weight: ArrayView2<'_, f32>,
+        tensor: &QuantizedTensor,
+        lack: Option<&Array2<f32>>,
+    ) -> Result<f64, HessianError> {
+        let mut errors = tensor.dequantize();
+        errors.zip_mut_with(&weight, |value, weight| *value = weight - *value);
         let crossed = lack.map_or(0.0, |lack| 2.0 * inner(&errors, lack));
-        inner(&product(&errors, &self.moment), &errors) + crossed
+        Ok(self.moment.quadratic_form(errors.view())? + crossed)
     }
 }

@@ -13,11 +13,13 @@
 //! LoaQ (arXiv 2509.06297) set the shares by hand. The recipe's factors stay, since what lowers a layer's error most is more than what lowers
 //! the model's.
 
+use kernels::stripes::Triangle;
 use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
-use super::{Statistics, inner, ordered, product, single};
-use crate::hessian::Factor;
+use super::held_out::HeldOut;
+use super::{Statistics, inner, product, single};
+use crate::hessian::{Factor, HessianError};
 use crate::order::Permutation;
 use crate::settings::SolverSettings;
 
@@ -44,44 +46,57 @@ impl Lack {
     /// Of those `rows` of the stage's weights below each other, whose weights are `weight`; none where nothing is asked for or known.
     pub(super) fn of(
         fitted: &Statistics,
-        held: &Statistics,
+        held: &HeldOut,
         weight: &Array2<f32>,
         rows: &[usize],
         settings: &SolverSettings,
     ) -> Option<Self> {
-        let parts = |statistics: &Statistics| {
-            let input = statistics.shortfall.input.as_ref().filter(|_| settings.alpha > 0.0);
-            let residual = statistics.shortfall.residual.as_ref().filter(|_| settings.beta > 0.0);
-            [
-                input.map(|cross| product(weight, &single(cross.matrix()))),
-                residual.map(|cross| single(cross.matrix()).select(Axis(0), rows)),
-            ]
+        let (input, residual) = (settings.alpha > 0.0, settings.beta > 0.0);
+        let of = |cross: &Array2<f32>| product(weight, cross);
+        let held_parts = [
+            held.input().filter(|_| input).map(of),
+            held.residual().filter(|_| residual).map(|cross| cross.select(Axis(0), rows)),
+        ];
+        let held = held_parts.into_iter().flatten().reduce(|a, b| a + b)?;
+        let cross = &fitted.shortfall;
+        let fitted = [
+            cross.input.as_ref().filter(|_| input).map(|cross| of(&single(cross.matrix()))),
+            cross
+                .residual
+                .as_ref()
+                .filter(|_| residual)
+                .map(|cross| single(cross.matrix().select(Axis(0), rows).view())),
+        ];
+        Some(Self { fitted, held })
+    }
+
+    /// The largest gain on the held-out windows, whose `H'` is `moment`, of a regression with this factor, whose columns are in `order`; and
+    /// its shares.
+    pub(super) fn best_shares(
+        &self,
+        factor: &Factor,
+        order: &Permutation,
+        moment: &Triangle<f32>,
+    ) -> Result<(f64, [f64; 2]), HessianError> {
+        let positions = order.inverse();
+        let predict = |part: &Option<Array2<f32>>| -> Result<_, HessianError> {
+            let Some(part) = part else { return Ok(None) };
+            let mut right = part.select(Axis(1), order.columns()).mapv(f64::from);
+            factor.stripes().solve_right(right.view_mut())?;
+            Ok(Some(single(right.select(Axis(1), positions.columns()).view())))
         };
-        let held = parts(held).into_iter().flatten().reduce(|a, b| a + b)?;
-        Some(Self { fitted: parts(fitted), held })
-    }
-
-    /// The same with its columns in processing order.
-    pub(super) fn in_order(self, order: &Permutation) -> Self {
-        let fitted = self.fitted.map(|part| part.map(|part| ordered(&part, order)));
-        Self { fitted, held: ordered(&self.held, order) }
-    }
-
-    /// The largest gain on the held-out windows, whose `H'` is `moment`, of a regression with this factor, all in
-    /// its order; and its shares.
-    pub(super) fn best_shares(&self, factor: &Factor, moment: &Array2<f32>) -> (f64, [f64; 2]) {
-        let predicted = self.fitted.each_ref().map(|part| {
-            let part = part.as_ref()?.mapv(f64::from);
-            Some(single(kernels::factor::solve_right(factor.r(), part).view()))
-        });
-        let images = predicted.each_ref().map(|part| part.as_ref().map(|part| product(part, moment)));
+        let image = |part: &Option<Array2<f32>>| -> Result<_, HessianError> {
+            Ok(part.as_ref().map(|part| moment.product(part.view())).transpose()?)
+        };
+        let predicted = [predict(&self.fitted[0])?, predict(&self.fitted[1])?];
+        let images = [image(&predicted[0])?, image(&predicted[1])?];
         let b = predicted.each_ref().map(|part| part.as_ref().map_or(0.0, |part| inner(part, &self.held)));
         let a = [(0, 0), (0, 1), (1, 1)].map(|(i, j)| match (&images[i], &predicted[j]) {
             (Some(image), Some(part)) => inner(image, part),
             _ => 0.0,
         });
         let u = boxed_maximum(a, b, [1.0, 1.0]);
-        (gain(a, b, u), u)
+        Ok((gain(a, b, u), u))
     }
 }
 

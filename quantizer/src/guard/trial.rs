@@ -5,7 +5,10 @@
 
 use ndarray::{Array2, Axis};
 
-use super::{Unsolved, inner, product};
+use kernels::stripes::Triangle;
+
+use super::Unsolved;
+use crate::hessian::HessianError;
 use crate::prepared::PreparedHessian;
 use crate::range;
 use crate::refine::Refinement;
@@ -37,21 +40,20 @@ pub(super) fn samples(linears: &[Unsolved<'_>], rows: &[usize]) -> Vec<Sample> {
     samples
 }
 
-/// `tr(D H' Dᵀ)` of the samples, `moment` being `H'` in the processing order of `hessian`.
+/// `tr(D H' Dᵀ)` of the samples, `moment` being `H'`.
 pub(super) fn held_out_loss(
     samples: &[Sample],
     hessian: &PreparedHessian,
-    moment: &Array2<f32>,
+    moment: &Triangle<f32>,
     settings: &SolverSettings,
-) -> f64 {
+) -> Result<f64, HessianError> {
     let mut loss = 0.0;
     for Sample { weight, scheme } in samples {
         let target = hessian.target(weight.view());
         let grid = range::choose(target.view(), *scheme, settings, Some(hessian));
         let solved = Refinement::start(target.view(), grid, hessian);
         let errors = solved.first().grid.errors(weight.view(), solved.first().codes.view());
-        let errors = errors.select(Axis(1), hessian.order().columns());
-        loss += inner(&product(&errors, moment), &errors);
+        loss += moment.quadratic_form(errors.view())?;
     }
-    loss
+    Ok(loss)
 }

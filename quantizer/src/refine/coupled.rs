@@ -71,7 +71,7 @@ pub(crate) fn descend(
                 coupled_descent(
                     target,
                     outer.view(),
-                    hessian.damped(),
+                    hessian.full(),
                     &grid,
                     candidate.codes.view_mut(),
                     pair,

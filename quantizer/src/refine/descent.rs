@@ -19,7 +19,7 @@ pub(super) fn descend(
 ) {
     let Candidate { solved: Solved { grid, codes }, losses } = candidate;
     let groups = grid.groups();
-    coordinate_descent(target, hessian.damped(), &grid.kernel(&groups), codes.view_mut(), sweeps);
+    coordinate_descent(target, hessian.full(), &grid.kernel(&groups), codes.view_mut(), sweeps);
     let errors = grid.errors(target, codes.view());
     *losses = damped_losses(errors.view(), Some(hessian));
 }

@@ -177,7 +177,7 @@ impl NormalEquations {
             for unknown in 0..unknowns {
                 let (of, group) = (&multiples[unknown / groups], unknown % groups);
                 let members = group * size..(group + 1) * size;
-                let h = hessian.damped();
+                let h = hessian.full();
                 let h = h.slice(s![others.clone(), members.clone()]);
                 product_nn(h, of.slice_axis(Axis(0), members.into()), image.view_mut());
                 for (direction, multiples) in multiples.iter().enumerate() {

@@ -55,6 +55,9 @@ impl Solver for Gptq {
         let Some(hessian) = problem.hessian else {
             return super::rtn::Rtn.solve(problem, settings);
         };
+        if settings.refines() && hessian.damped().is_none() {
+            return Err(SolveError::NotForRefinement);
+        }
         let target = {
             let _section = section("targets and losses");
             hessian.target(problem.weight)

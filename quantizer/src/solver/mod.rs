@@ -9,6 +9,7 @@ use serde::Serialize;
 #[cfg(doc)]
 use crate::guard::held_out::HeldOut;
 use crate::guard::held_out::HeldOutLoss;
+use crate::hessian::HessianError;
 use crate::output::OutputHessian;
 use crate::prepared::{DampingReport, PreparedHessian};
 use crate::refine::CoupledLoss;
@@ -180,6 +181,12 @@ pub enum SolveError {
         /// Rows of the output Hessian.
         found: usize,
     },
+    /// Settings that refine, with a Hessian that was not prepared for any.
+    #[error("the hessian was prepared for settings without refinement, expected one for these")]
+    NotForRefinement,
+    /// What held-out windows say cannot be read.
+    #[error(transparent)]
+    Statistics(#[from] HessianError),
     /// Groups that do not divide the columns.
     #[error(transparent)]
     Tensor(#[from] TensorError),
