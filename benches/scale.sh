@@ -8,7 +8,7 @@
 # written one piece after the other whatever its size. Needs bash and the coreutils.
 set -eu; export LC_ALL=C
 quantc=$(realpath "$1"); synthetic=$(realpath "$2"); work=$3; shift 3
-cases=("$@"); [ ${#cases[@]} -gt 0 ] || cases=(growth context qwen3-30b-a3b llama-8b llama-70b)
+cases=("$@"); [ ${#cases[@]} -gt 0 ] || cases=(growth context qwen3-30b-a3b llama-8b wide llama-70b)
 mkdir "$work"; work=$(realpath "$work"); trap 'rm -rf "$work"' EXIT
 
 llama() { # HIDDEN INTERMEDIATE HEADS KEY_VALUE_HEADS CONTEXT
@@ -26,6 +26,7 @@ qwen3_moe() {
  "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []}
 END
 }
+unguarded() { printf 'base = "gptq"\n[settings]\nguard = false\n' >"$work/unguarded.toml"; echo "$work/unguarded.toml"; }
 number() { sed -n "s/^ *\"$2\": \([0-9.]*\),*$/\1/p" "$1" | tail -n 1; }
 megabytes() { [ -n "${1-}" ] && echo "$((${1%.*} / 1000000)) MB" || echo -; }
 
@@ -67,7 +68,7 @@ for case in "${cases[@]}"; do
     case $case in
         growth) # What grows with the number of layers.
             llama 2048 5632 32 8 4096
-            for layers in 1 2 4; do both "hidden 2048" "$layers" 8 512 least; checkpoint_done; done ;;
+            for layers in 1 2 4; do run "hidden 2048" "$layers" 4 256 none; run "hidden 2048" "$layers" 4 256 least; checkpoint_done; done ;;
         context) # Long windows: attention is computed in tiles.
             llama 512 1536 8 4 32768
             "$synthetic" "$work/config.json" "$work/model" 2
@@ -75,10 +76,11 @@ for case in "${cases[@]}"; do
             TEXT=$work/text.jsonl both "hidden 512, 32k context" 2 4 32768 least; checkpoint_done ;;
         qwen3-30b-a3b) qwen3_moe; both "Qwen3-30B-A3B" 2 4 128 least; checkpoint_done ;;
         llama-8b) llama 4096 14336 32 8 8192; both "Llama 8B" 1 4 128 least; checkpoint_done ;;
+        wide) # The widest Hessian of 70B in a layer that is else small.
+            llama 1024 28672 8 2 8192; RECIPE=$(unguarded) run "down projection of 70B" 1 4 128 "${BUDGET:-least}"; checkpoint_done ;;
         llama-70b) # One factorization instead of five; set RECIPE=gptq for all.
             llama 8192 28672 64 8 8192
-            printf 'base = "gptq"\n[settings]\nguard = false\n' >"$work/unguarded.toml"
-            RECIPE=${RECIPE:-$work/unguarded.toml} run "Llama 70B" 1 4 128 "${BUDGET:-least}"; checkpoint_done ;;
+            RECIPE=${RECIPE:-$(unguarded)} run "Llama 70B" 1 4 128 "${BUDGET:-least}"; checkpoint_done ;;
         *) echo "unknown case $case" ;;
     esac
 done

@@ -16,7 +16,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, s};
 use rayon::prelude::*;
 
 pub use factor::FactorError;
@@ -362,7 +362,7 @@ impl<T: Number> Triangle<T> {
         for stripe in 0..self.stripes() {
             let from = self.read(stripe)?;
             let mut numbers = to.take(stripe)?;
-            let rows = numbers.axis_iter_mut(Axis(0)).into_iter().collect::<Vec<_>>();
+            let rows = numbers.outer_iter_mut().collect::<Vec<_>>();
             rows.into_par_iter().zip_eq(from.outer_iter().collect::<Vec<_>>()).for_each(|(mut to, from)| {
                 to.iter_mut().zip(from).for_each(|(to, from)| change(to, from));
             });
