@@ -10,8 +10,10 @@ mod values;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::error::Error;
 use crate::progress::{LogFormat, Terminal, Verbosity};
 
 pub use compare::CompareArgs;
@@ -23,11 +25,21 @@ pub use quantize::QuantizeArgs;
 
 /// Quantize a Hugging Face checkpoint to 2 to 8 bits, prove what was written, and measure what it cost.
 #[derive(Debug, Parser)]
-#[command(name = "quantc", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    name = "quantc",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    disable_help_flag = true,
+    after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc generate demo/model-4bit --prompt 'the old house'"
+)]
 pub struct Cli {
     /// Also know the architecture that this file describes (TOML, docs/architectures.md)
-    #[arg(long, value_name = "FILE", global = true, hide_short_help = true)]
+    #[arg(long, value_name = "FILE", global = true, hide_short_help = true, help_heading = EVERYWHERE, value_hint = ValueHint::FilePath)]
     pub architecture: Option<PathBuf>,
+    /// Print help
+    #[arg(short, long, global = true, action = ArgAction::HelpShort, display_order = 1000)]
+    help: Option<bool>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -40,14 +52,54 @@ pub struct Cli {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct LogArgs {
     /// Say nothing on standard error but errors; the report is printed all the same
-    #[arg(short, long, global = true, conflicts_with = "verbose", hide_short_help = true)]
+    #[arg(short, long, global = true, conflicts_with = "verbose", hide_short_help = true, help_heading = EVERYWHERE)]
     quiet: bool,
     /// Say every step, a line each
-    #[arg(short, long, global = true, hide_short_help = true)]
+    #[arg(short, long, global = true, hide_short_help = true, help_heading = EVERYWHERE)]
     verbose: bool,
     /// Form of progress, warnings and errors
-    #[arg(long, global = true, value_enum, default_value_t, hide_short_help = true)]
+    #[arg(long, global = true, value_enum, default_value_t, hide_short_help = true, help_heading = EVERYWHERE)]
     log_format: LogFormat,
+}
+
+/// Heading of the flags that all commands have.
+const EVERYWHERE: &str = "With every command";
+
+/// The definition of the command line. `-h` and `--help` print what fits a screen; each screen ends by saying where all of it is.
+#[must_use]
+pub fn command() -> clap::Command {
+    let whole = |name: &str| format!("In full: `quantc help{name}`");
+    let add = |command: clap::Command, name: &str| {
+        let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        command.after_help(format!("{examples}\n\n{}", whole(name))).after_long_help(examples)
+    };
+    let command = Cli::command().mut_subcommands(|subcommand| {
+        let name = format!(" {}", subcommand.get_name());
+        add(subcommand, &name)
+    });
+    add(command, "")
+}
+
+/// What is wrong with a command line that cannot be read, in the form of every other error.
+#[must_use]
+pub fn unreadable(error: &clap::Error) -> Error {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let hint = Some("`quantc help` lists them".to_owned());
+        return Error::CommandLine { problem: "expected a command".to_owned(), hint };
+    }
+    let said = error.render().to_string();
+    let problem = said.split("\n\n").next().unwrap_or_default();
+    let problem: Vec<&str> = problem.trim_start_matches("error: ").lines().map(str::trim).collect();
+    let tips: Vec<&str> = said.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).collect();
+    let hint = (!tips.is_empty()).then(|| tips.join("; "));
+    Error::CommandLine { problem: problem.join(" "), hint }
+}
+
+/// Whether the words of a command line that cannot be read ask for errors as JSON.
+#[must_use]
+pub fn asks_for_json(words: &[String]) -> bool {
+    let apart = words.windows(2).any(|pair| pair[0] == "--log-format" && pair[1] == "json");
+    apart || words.iter().any(|word| word == "--log-format=json")
 }
 
 impl LogArgs {
@@ -69,10 +121,10 @@ pub enum Command {
     /// Write a packed checkpoint, verify it, and measure perplexity and KL divergence before and after
     #[command(
         mut_arg("evaluate_on", |flag| flag.help("Evaluation text, in the same forms [default: built in]")),
-        mut_arg("seed", |flag| flag.help(
-            "Draw windows at random with this seed instead of from the start of the text; seeds `--calibration self` too"
+        mut_arg("seed", |flag| flag.long_help(
+            "Draw windows at random instead of from the start of the text; seeds `--calibration self` too\n\nThe same seed draws the same windows."
         )),
-        after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize MODEL -o OUT --bits 3 --group-size 64 --to compressed-tensors --calibration text.txt"
+        after_help = "Example:\n  quantc quantize demo/model -o demo/model-4bit\n  quantc quantize org/name -o OUT --to awq,gguf:q4_k_m --calibration text.txt"
     )]
     Quantize(Box<QuantizeArgs>),
     /// Say what quantizing would give and take: grids, size, loss, time, memory; which model fits a bound on memory
@@ -162,7 +214,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Write the report as JSON to this file; `-`: to standard output
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub export_json: Option<PathBuf>,
 }
 
@@ -179,10 +231,30 @@ pub struct DirectoryArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_command_line_is_one_line() {
+        let said = |words: &[&str]| {
+            let error = command().try_get_matches_from(words).unwrap_err();
+            match unreadable(&error) {
+                Error::CommandLine { problem, hint } => (problem, hint.unwrap_or_default()),
+                other => panic!("{other}"),
+            }
+        };
+        let (problem, hint) = said(&["quantc", "quantize", "--bit", "3"]);
+        assert_eq!(problem, "unexpected argument '--bit' found");
+        assert_eq!(hint, "a similar argument exists: '--bits'");
+        let (problem, hint) = said(&["quantc", "quantize", "model"]);
+        assert_eq!(problem, "the following required arguments were not provided: --output <OUT>");
+        assert_eq!(hint, "");
+        let (problem, hint) = said(&["quantc"]);
+        assert!(problem.contains("a command") && hint.contains("quantc help"), "{problem} {hint}");
+        let (problem, _) = said(&["quantc", "quantize", "m", "-o", "o", "--bits", "four"]);
+        assert!(problem.contains("'four'") && problem.contains("'--bits <BITS>'"), "{problem}");
     }
 }

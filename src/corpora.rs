@@ -46,6 +46,7 @@ pub(crate) fn read(
     let windows = corpus.windows(tokenizer, model.hyperparameters.vocabulary, shape)?;
     let found = windows.tokens.len();
     let mut notes: Vec<String> = shortened(request, model.hyperparameters.context).into_iter().collect();
+    notes.extend(tiny(request, corpus.name()));
     notes.iter().for_each(|note| progress.warn(note));
     if found < request.samples {
         notes.push(format!(
@@ -81,6 +82,17 @@ pub(crate) fn shortened(request: WindowRequest, context: usize) -> Option<String
     (asked > context && asked != USUAL_CONTEXT)
         .then(|| format!("windows have {context} tokens, not {asked}: the model attends to no more"))
 }
+
+/// What is said where windows were asked for in which a model has hardly anything to go by.
+fn tiny(request: WindowRequest, text: &str) -> Option<String> {
+    let asked = request.context;
+    (asked < TINY).then(|| {
+        format!("windows of {asked} tokens of {text} show nothing of how a model uses what it read before: {USUAL_CONTEXT} are usual")
+    })
+}
+
+/// Tokens of a window that are too few to say much.
+const TINY: usize = 32;
 
 /// Tokens of a passage: long enough not to be in two texts by chance.
 const PASSAGE: usize = 32;

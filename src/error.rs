@@ -8,6 +8,14 @@ use crate::verify::Verification;
 /// An error of the driver or of a crate below, with the place it happened in.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A command line that cannot be read.
+    #[error("{problem}")]
+    CommandLine {
+        /// What is wrong with it.
+        problem: String,
+        /// What may have been meant.
+        hint: Option<String>,
+    },
     /// A flag whose value cannot be used.
     #[error("{flag}: {problem}")]
     Argument {
@@ -222,7 +230,8 @@ impl Error {
     pub(crate) fn is_of_the_job(&self) -> bool {
         matches!(
             self,
-            Self::Argument { .. }
+            Self::CommandLine { .. }
+                | Self::Argument { .. }
                 | Self::Recipe { .. }
                 | Self::Unknown { .. }
                 | Self::NotSuitable { .. }
@@ -236,6 +245,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::CommandLine { hint, .. } => hint.clone(),
             Self::NotSuitable { hint, .. } | Self::NoSpace { hint, .. } => Some((*hint).to_owned()),
             Self::NoModel { hint, .. } | Self::Hub { hint, .. } => Some(hint.clone()),
             Self::InterruptedDownload => Some("the same command goes on from there".to_owned()),
@@ -271,8 +281,11 @@ impl Error {
             Self::Argument { flag: "--group-size", .. } => {
                 Some("32, 64 and 128 load nearly everywhere; fewer columns cost bits and lower the loss".to_owned())
             }
-            Self::Argument { flag: "--context", .. } => {
-                Some("2048 tokens, or the model's own context, are usual; --samples says how many windows".to_owned())
+            Self::Argument { flag: "--context", problem } if problem.starts_with("the prompt") => {
+                Some("shorten it, or give a larger --context, up to the model's own".to_owned())
+            }
+            Self::Argument { flag: "--context" | "--evaluate-context", .. } => {
+                Some("2048 tokens, or the model's own context, are usual".to_owned())
             }
             Self::Calibration(calibration::CalibrationError::NoTokenizer { .. }) => Some(
                 "put the original's tokenizer.json beside config.json (where there is only tokenizer.model, `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('DIR').save_pretrained('DIR')\"` makes it), or give token ids: JSON lines with `input_ids`"

@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use clap::error::ErrorKind;
-use quantc::cli::{Cli, Command, RunArgs};
+use quantc::cli::{self, Cli, Command, RunArgs};
 use quantc::error::Error;
 use quantc::export::ExportFile;
 use quantc::generate::Speaker;
-use quantc::progress::{Terminal, printable};
+use quantc::progress::{LogFormat, Terminal, Verbosity, printable};
 use quantc::render::comparison::comparison;
 use quantc::render::text;
 use serde::Serialize;
@@ -24,14 +24,10 @@ fn main() -> ExitCode {
             print_panic(panic);
         }
     }));
-    let cli = match Cli::try_parse() {
+    let read = cli::command().try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    let cli = match read {
         Ok(cli) => cli,
-        Err(error) => {
-            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            // A closed pipe is no reason to complain about the help text.
-            let _ = error.print();
-            return ExitCode::from(u8::from(!asked));
-        }
+        Err(error) => return unread(&error),
     };
     let terminal = cli.log.terminal();
     let known = cli.architecture.as_deref().map_or(Ok(()), quantc::described::add_architecture);
@@ -44,6 +40,19 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Ends without a command: with what was asked for, as help, or with what is wrong.
+fn unread(error: &clap::Error) -> ExitCode {
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    if !asked && cli::asks_for_json(&words) {
+        Terminal::new(Verbosity::Normal, LogFormat::Json).fail(&cli::unreadable(error));
+    } else {
+        // A closed pipe is no reason to complain about the help text.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::from(!asked))
 }
 
 fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {

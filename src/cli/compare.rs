@@ -21,7 +21,9 @@ pub struct CompareArgs {
     reference: Option<PathBuf>,
     #[command(flatten)]
     evaluation: EvaluationArgs,
-    /// Memory for weights in work and hidden states, such as 8GB; windows that it does not hold are measured after others
+    /// Bound on memory, such as 8GB; the figures are the same
+    ///
+    /// It holds weights in work and hidden states; windows for which there is no room are measured after others.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     #[command(flatten)]

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::RunArgs;
-use super::values::parse_size;
+use super::values::{parse_size, usual_formats};
 use crate::convert::ConvertJob;
 
 /// Arguments of `convert`.
@@ -14,10 +14,10 @@ pub struct ConvertArgs {
     /// A quantized checkpoint in any format that is read, or a GGUF file
     model: PathBuf,
     /// Format (`quantc list formats`)
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", value_parser = usual_formats(), hide_possible_values = true)]
     to: String,
     /// Directory to write; it must not exist unless --force is given
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::DirPath)]
     output: PathBuf,
     /// Round what the format cannot hold to the nearest that it can, instead of refusing
     #[arg(long)]

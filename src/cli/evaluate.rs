@@ -28,15 +28,19 @@ pub struct EvaluateArgs {
     /// What the packed weights of MODEL are multiplied with: int8 rounds activations, as `generate` does
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = ActivationType::F32)]
     activations: ActivationType,
-    /// Answer multiple-choice questions too: JSON lines with `question`, `choices` and `answer` (from 0, or a letter), such as
-    /// demo/choices.jsonl
+    /// Answer multiple-choice questions too (JSON lines)
+    ///
+    /// Each line has `question`, `choices` and `answer` (from 0, or a letter), as in demo/choices.jsonl.
     #[arg(long, value_name = "FILE")]
     choices: Option<PathBuf>,
-    /// Memory for weights in work and hidden states, such as 8GB; windows that it does not hold are measured after others
+    /// Bound on memory, such as 8GB; the figures are the same
+    ///
+    /// It holds weights in work and hidden states; windows for which there is no room are measured after others.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// Write the model's logits (with the adapter, if one is given), f32 [windows, tokens, vocabulary], and the windows' lengths to this
-    /// safetensors file
+    /// Write the model's logits to this safetensors file
+    ///
+    /// f32 [windows, tokens, vocabulary], with the adapter if one is given, and the windows' lengths.
     #[arg(long, value_name = "FILE")]
     export_logits: Option<PathBuf>,
     #[command(flatten)]
@@ -46,17 +50,21 @@ pub struct EvaluateArgs {
 /// The text that a model is measured on.
 #[derive(Debug, Args)]
 pub(super) struct EvaluationArgs {
-    /// Evaluation text: UTF-8, or JSON lines or Parquet with `text`, `messages` or `input_ids`, or org/dataset:config:split of the hub
-    /// [default: built in]
+    /// Evaluation text: a file, or a data set of the hub [default: built in]
+    ///
+    /// Files are UTF-8, or JSON lines or Parquet with `text`, `messages` or `input_ids`. Data sets are the hub's, as
+    /// org/dataset:config:split.
     #[arg(long, value_name = "FILE")]
     evaluate_on: Option<PathBuf>,
     /// Windows of evaluation text [default: 128]
     #[arg(long, value_name = "N")]
     evaluate_samples: Option<usize>,
-    /// Tokens of an evaluation window, at most the model's context [default: 2048]
+    /// Tokens of each, at most the model's context [default: 2048]
     #[arg(long, value_name = "N")]
     evaluate_context: Option<usize>,
-    /// Draw windows at random with this seed instead of from the start of the text
+    /// Draw windows at random instead of from the start of the text
+    ///
+    /// The same seed draws the same windows.
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
 }

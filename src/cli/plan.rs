@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::Resettable;
 
 use super::quantize::QuantizeArgs;
 use super::values::{argument, parse_size};
@@ -15,15 +16,25 @@ pub struct PlanArgs {
     #[command(flatten)]
     quantize: QuantizeArgs,
     /// More models, as of one family
+    #[arg(help_heading = Resettable::Reset)]
     more: Vec<PathBuf>,
     /// Predict loss on some text; with --fit, measure perplexity too
-    #[arg(long)]
+    #[arg(long, help_heading = Resettable::Reset)]
     calibrate: bool,
-    /// Which of the models at which width has weights, keys and values in so much memory, such as 8GB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Which model at which width runs in so much memory, such as 8GB
+    ///
+    /// What counts is weights, and keys and values of --fit-context tokens.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = Resettable::Reset)]
     fit: Option<u64>,
     /// Tokens whose keys and values are held, for --fit
-    #[arg(long, value_name = "N", default_value_t = 4096, requires = "fit", hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4096,
+        requires = "fit",
+        hide_short_help = true,
+        help_heading = Resettable::Reset
+    )]
     fit_context: usize,
     /// Perplexities of the originals, in the order of the models, instead of measured ones
     #[arg(
@@ -32,7 +43,8 @@ pub struct PlanArgs {
         value_delimiter = ',',
         requires = "fit",
         allow_hyphen_values = true,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = Resettable::Reset
     )]
     perplexities: Vec<f64>,
 }

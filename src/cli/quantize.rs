@@ -2,16 +2,24 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use quantizer::scheme::{BitWidth, Symmetry};
 use regex::Regex;
 
 use super::RunArgs;
 use super::evaluate::EvaluationArgs;
-use super::values::{argument, at_revision, parse_granularity, parse_size, window_request};
+use super::values::{
+    argument, at_revision, parse_granularity, parse_size, usual_bits, usual_formats, usual_groups,
+    usual_recipes, usual_runtimes, window_request,
+};
 use crate::error::Error;
 use crate::job::{Budget, Calibration, Overrides, QuantizeJob, Target, Text, USUAL_CONTEXT};
 use crate::recipe::Recipe;
+
+/// Heading of the flags that say what is calibrated and measured on.
+const TEXTS: &str = "Texts";
+/// Heading of the flags that say how the work is done.
+const WORK: &str = "Work";
 
 /// Arguments of `quantize`.
 #[derive(Debug, Args)]
@@ -22,10 +30,10 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "REVISION", hide_short_help = true)]
     revision: Option<String>,
     /// Directory to write; it must not exist unless --force is given
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, value_name = "OUT", value_hint = ValueHint::DirPath)]
     output: PathBuf,
     /// Bits of a code, 2 to 8, or 3,4 for both [default: 4 or recipe's]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = usual_bits(), hide_possible_values = true)]
     bits: Vec<u8>,
     /// Choose widths for at most N bits a weight, everything counted
     #[arg(long, value_name = "N", conflicts_with_all = ["bits", "target_size"], allow_hyphen_values = true)]
@@ -33,56 +41,70 @@ pub struct QuantizeArgs {
     /// Choose widths for at most so large files of weights, such as 2GB
     #[arg(long, value_name = "SIZE", conflicts_with = "bits", value_parser = parse_size)]
     target_size: Option<u64>,
-    /// Input columns that share a scale, 16 to 1024, or `channel`, or `tensor` [default: 128, or the recipe's]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Columns to a scale: 16 to 1024, `channel`, `tensor` [default: 128]
+    ///
+    /// A recipe's own width of groups comes before the default. `channel` is one scale for each row, `tensor` one for all rows.
+    #[arg(
+        long,
+        value_name = "N",
+        allow_hyphen_values = true,
+        value_parser = usual_groups(),
+        hide_possible_values = true
+    )]
     group_size: Option<String>,
     /// Zero points fixed at the middle of the grid (the default)
-    #[arg(long, conflicts_with = "asymmetric")]
+    #[arg(long, conflicts_with = "asymmetric", hide_short_help = true)]
     symmetric: bool,
     /// A zero point for every scale
     #[arg(long)]
     asymmetric: bool,
-    /// `rtn`, `gptq`, `default`, `max`, or a recipe file (TOML)
-    #[arg(long, default_value = "default")]
+    /// `rtn`, `gptq`, `default`, `max`, or a file (TOML)
+    ///
+    /// Each of the four is closer to the original and slower than the one before. A file gives linears their own schemes (docs/usage.md).
+    #[arg(long, default_value = "default", value_parser = usual_recipes(), hide_possible_values = true)]
     recipe: String,
     /// Format, or several: gptq,mlx (`quantc list formats`)
-    #[arg(long, value_name = "FORMAT", default_value = "gptq", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "gptq",
+        value_delimiter = ',',
+        value_parser = usual_formats(),
+        hide_possible_values = true
+    )]
     to: Vec<String>,
-    /// Calibration text: UTF-8, or JSON lines or Parquet with `text`, `messages` or `input_ids` [default: built in];
-    /// org/dataset:config:split of the hub; `self`: the model writes it (a file of that name is `./self`)
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-    /// Solve by llama.cpp's importance matrix instead of calibration text
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["calibration", "samples", "context", "target_bits", "target_size", "export_imatrix"])]
-    imatrix: Option<PathBuf>,
-    /// Write the original's importance matrix to this file (GGUF)
-    #[arg(long, value_name = "FILE", hide_short_help = true)]
-    export_imatrix: Option<PathBuf>,
-    /// Windows of calibration text
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    samples: usize,
-    /// Tokens of a calibration window, at most the model's context
-    #[arg(long, value_name = "N", default_value_t = USUAL_CONTEXT)]
-    context: usize,
-    /// Draw more windows until each expert of a mixture sees N tokens
-    #[arg(long, value_name = "N", conflicts_with = "imatrix", hide_short_help = true)]
-    min_expert_tokens: Option<usize>,
-    #[command(flatten)]
-    evaluation: EvaluationArgs,
     /// Bits of the embedding, 2 to 8, where the format takes it below 16; a tied head is the same matrix
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        hide_short_help = true,
+        value_parser = usual_bits(),
+        hide_possible_values = true
+    )]
     embedding_bits: Option<u8>,
     /// Bits of the head, 2 to 8, where the format takes it below 16
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        hide_short_help = true,
+        value_parser = usual_bits(),
+        hide_possible_values = true
+    )]
     head_bits: Option<u8>,
     /// Write OUT/adapter too: the best correction of this rank, for PEFT
     #[arg(long, value_name = "RANK")]
     adapter_rank: Option<usize>,
-    /// Leave linears whose name matches in 16 bit; may be given several times
+    /// Leave linears whose name matches in 16 bit; may be given again
     #[arg(long, value_name = "REGEX")]
     exclude: Vec<String>,
     /// Refuse what one of these would not load, as vllm,transformers
-    #[arg(long, value_name = "RUNTIME", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "RUNTIME",
+        value_delimiter = ',',
+        value_parser = usual_runtimes(),
+        hide_possible_values = true
+    )]
     runs_on: Vec<String>,
     /// Refuse what a runtime would not load cut over N devices
     #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true)]
@@ -90,25 +112,59 @@ pub struct QuantizeArgs {
     /// Largest file of weights, such as 500MB; without it 5GB, and GGUF and ONNX in one
     #[arg(long, value_name = "SIZE", value_parser = parse_size, hide_short_help = true)]
     max_shard_size: Option<u64>,
-    /// Do not measure perplexity and KL divergence
-    #[arg(long, conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"])]
-    no_evaluate: bool,
     /// Give a head that is tied to the embedding a tensor of its own, which a rotated residual stream needs
     #[arg(long, hide_short_help = true)]
     untie: bool,
     /// End with an error, and write nothing, where a linear would be solved worse than asked for
     #[arg(long, hide_short_help = true)]
     strict: bool,
+    /// Calibration text: a file, a data set, or `self` [default: built in]
+    ///
+    /// Files are UTF-8, or JSON lines or Parquet with `text`, `messages` or `input_ids`. Data sets are the hub's, as
+    /// org/dataset:config:split. `self`: the model writes it (a file of that name is `./self`).
+    #[arg(long, value_name = "FILE", help_heading = TEXTS)]
+    calibration: Option<PathBuf>,
+    /// Solve by llama.cpp's importance matrix instead of calibration text
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["calibration", "samples", "context", "target_bits", "target_size", "export_imatrix"],
+        help_heading = TEXTS
+    )]
+    imatrix: Option<PathBuf>,
+    /// Write the original's importance matrix to this file (GGUF)
+    #[arg(long, value_name = "FILE", hide_short_help = true, help_heading = TEXTS)]
+    export_imatrix: Option<PathBuf>,
+    /// Windows of calibration text
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = TEXTS)]
+    samples: usize,
+    /// Tokens of each, at most the model's context
+    #[arg(long, value_name = "N", default_value_t = USUAL_CONTEXT, help_heading = TEXTS)]
+    context: usize,
+    /// Draw more windows until each expert of a mixture sees N tokens
+    #[arg(long, value_name = "N", conflicts_with = "imatrix", hide_short_help = true, help_heading = TEXTS)]
+    min_expert_tokens: Option<usize>,
+    /// Do not measure perplexity and KL divergence
+    #[arg(
+        long,
+        conflicts_with_all = ["evaluate_on", "evaluate_samples", "evaluate_context"],
+        help_heading = TEXTS
+    )]
+    no_evaluate: bool,
+    #[command(flatten, next_help_heading = TEXTS)]
+    evaluation: EvaluationArgs,
     /// Replace an existing output
-    #[arg(long)]
+    #[arg(long, help_heading = WORK)]
     force: bool,
-    /// Memory for weights in work, Hessians, states, such as 8GB; other states go to disk
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Bound on memory, such as 8GB; the same bytes come out
+    ///
+    /// It holds weights in work, Hessians and hidden states; states beyond it go to disk.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = WORK)]
     memory: Option<u64>,
     /// Begin anew, not from the journal of an earlier run
-    #[arg(long)]
+    #[arg(long, help_heading = WORK)]
     fresh: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = WORK)]
     common: RunArgs,
 }
 

@@ -1,9 +1,11 @@
 //! Values of flags: sizes, groups, windows.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use calibration::weights::Activations;
-use clap::ValueEnum;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::{Arg, Command, ValueEnum};
 use quantizer::scheme::{Granularity, GroupSize};
 
 use crate::error::Error;
@@ -23,6 +25,81 @@ impl From<ActivationType> for Activations {
             ActivationType::Int8 => Self::Int8,
         }
     }
+}
+
+/// Takes what `parser` takes, and has completion scripts offer what is usual.
+#[derive(Clone)]
+pub(super) struct Usual<P> {
+    parser: P,
+    values: fn() -> Vec<PossibleValue>,
+}
+
+impl<P: TypedValueParser> TypedValueParser for Usual<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        self.parser.parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.values)().into_iter()))
+    }
+}
+
+/// Widths of codes.
+pub(super) fn usual_bits() -> Usual<impl TypedValueParser<Value = u8>> {
+    Usual { parser: clap::value_parser!(u8), values: || named(&["2", "3", "4", "5", "6", "8"]) }
+}
+
+/// Columns that share a scale.
+pub(super) fn usual_groups() -> Usual<StringValueParser> {
+    let values = || named(&["16", "32", "64", "128", "channel", "tensor"]);
+    Usual { parser: StringValueParser::new(), values }
+}
+
+/// The built-in recipes, beside files.
+pub(super) fn usual_recipes() -> Usual<StringValueParser> {
+    let values = || {
+        let known = quantizer::settings::BUILT_IN.iter();
+        known.map(|known| described(known.name, known.summary)).collect()
+    };
+    Usual { parser: StringValueParser::new(), values }
+}
+
+/// Formats that are written.
+pub(super) fn usual_formats() -> Usual<StringValueParser> {
+    let values = || {
+        let known = formats::target::ALL.iter();
+        known.map(|known| described(known.id(), known.summary())).collect()
+    };
+    Usual { parser: StringValueParser::new(), values }
+}
+
+/// Runtimes of whose loaders the rules are known, without their versions.
+pub(super) fn usual_runtimes() -> Usual<StringValueParser> {
+    Usual { parser: StringValueParser::new(), values: runtimes }
+}
+
+fn runtimes() -> Vec<PossibleValue> {
+    let rules = formats::target::ALL.iter().flat_map(|known| known.loaders());
+    let names = rules.filter_map(|rule| rule.runtime.split_whitespace().next());
+    let mut names: Vec<String> = names.map(str::to_lowercase).collect();
+    names.sort();
+    names.dedup();
+    names.into_iter().map(PossibleValue::new).collect()
+}
+
+fn named(names: &[&'static str]) -> Vec<PossibleValue> {
+    names.iter().copied().map(PossibleValue::new).collect()
+}
+
+fn described(name: &'static str, summary: &'static str) -> PossibleValue {
+    PossibleValue::new(name).help(summary)
 }
 
 pub(super) fn window_request(
@@ -114,6 +191,18 @@ mod tests {
         assert!(
             parse_size("0").is_err() && parse_size("5XB").is_err() && parse_size("99999999999GB").is_err()
         );
+    }
+
+    #[test]
+    fn what_is_not_usual_is_taken_too() {
+        let command = Command::new("test").arg(Arg::new("recipe").value_parser(usual_recipes()));
+        let found = command.clone().get_matches_from(["test", "mine.toml"]);
+        assert_eq!(found.get_one::<String>("recipe").map(String::as_str), Some("mine.toml"));
+        let offered: Vec<String> =
+            usual_recipes().possible_values().unwrap().map(|value| value.get_name().to_owned()).collect();
+        assert_eq!(offered, ["rtn", "gptq", "default", "max"]);
+        let offered: Vec<String> = runtimes().iter().map(|value| value.get_name().to_owned()).collect();
+        assert!(offered.contains(&"vllm".to_owned()) && offered.contains(&"llama.cpp".to_owned()));
     }
 
     #[test]

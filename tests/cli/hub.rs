@@ -209,6 +209,11 @@ fn models_that_are_not_there_or_not_for_everybody() {
     server.demand_token("secret");
     home.fail(&["inspect", "tiny/demo"], &[], &["401", "gated", "hint: check the name", "HF_TOKEN"]);
     home.fail(&["inspect", "tiny/demo"], &[("HF_TOKEN", "wrong")], &["401", "token may lack access"]);
+    let elsewhere = home.folder.path().join("elsewhere");
+    home.succeed(&["inspect", "tiny/demo"], &[("HF_TOKEN", "secret"), ("HF_HUB_CACHE", text(&elsewhere))]);
+    assert!(
+        elsewhere.join("models--tiny--demo/snapshots").is_dir() && !home.folder.path().join("hub").exists()
+    );
     fs::write(home.folder.path().join("token"), "secret\n").unwrap();
     home.succeed(&["inspect", "tiny/demo"], &[]);
     let other = Server::start(

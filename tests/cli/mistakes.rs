@@ -117,6 +117,14 @@ fn a_tiny_context() {
         &["--context", "1"],
         &["--context: expected at least 2 tokens, found 1", "hint: 2048 tokens"],
     );
+    for command in [&["evaluate"][..], &["quantize", "-o", "out"]] {
+        let found = quantc(&[command, &[text(&demo()), "--evaluate-context", "1"]].concat());
+        let message = String::from_utf8_lossy(&found.stderr);
+        assert!(
+            message.contains("--evaluate-context: expected at least 2 tokens, found 1\nhint: 2048"),
+            "{message}"
+        );
+    }
     // What can be done is done, and what it is worth is said.
     let folder = tempfile::tempdir().unwrap();
     let (model, output, report) = (demo(), folder.path().join("out"), folder.path().join("report.json"));
@@ -134,6 +142,11 @@ fn a_tiny_context() {
         "2 calibration tokens are fewer than the 768 inputs of `model.layers.0.mlp.down_proj`",
     );
     assert!(table.contains("1 window of 2 tokens"), "{table}");
+    // However many they are.
+    said(
+        &["--context", "2", "--samples", "512"],
+        "windows of 2 tokens of built-in calibration text show nothing",
+    );
     said(&["--context", "100000", "--samples", "3"], "windows have 256 tokens, not 100000");
 }
 

@@ -57,6 +57,21 @@ fn errors_have_the_form_of_the_log() {
     let event: Value = serde_json::from_str(message.trim()).unwrap();
     assert_eq!(event["event"], "error");
     assert!(event["message"].as_str().unwrap().contains("no/such/model") && event["hint"].is_string());
+    // A command line that cannot be read has it too.
+    for words in
+        [&["--log-format", "json", "quantize", "m", "--bit", "3"][..], &["list", "--log-format=json"]]
+    {
+        let found = quantc(words);
+        assert_eq!(found.status.code(), Some(1));
+        let message = String::from_utf8(found.stderr).unwrap();
+        assert_eq!(message.lines().count(), 1, "{message}");
+        let event: Value = serde_json::from_str(message.trim()).unwrap();
+        assert!(event["event"] == "error" && !event["message"].as_str().unwrap().contains('\n'), "{event}");
+        assert_eq!(event["hint"].is_string(), words.contains(&"--bit"), "{event}");
+    }
+    assert!(
+        String::from_utf8(quantc(&["--log-format", "json", "list", "-h"]).stdout).unwrap().contains("Usage")
+    );
     let found = quantc(&["inspect", "no/such/model", "-q"]);
     assert!(String::from_utf8(found.stderr).unwrap().starts_with("error: "));
 }
