@@ -194,6 +194,23 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Threads that it is to use, where that is said.
+    #[must_use]
+    pub fn threads(&self) -> Option<usize> {
+        match self {
+            Self::Quantize(arguments) => arguments.run().threads,
+            Self::Plan(arguments) => arguments.quantize().run().threads,
+            Self::Convert(arguments) => arguments.common.threads,
+            Self::Evaluate(arguments) => arguments.run().threads,
+            Self::Compare(arguments) => arguments.run().threads,
+            Self::Generate(arguments) => arguments.threads,
+            Self::Verify(arguments) | Self::Inspect(arguments) => arguments.common.threads,
+            Self::Completions { .. } | Self::Man { .. } | Self::List { .. } => None,
+        }
+    }
+}
+
 /// What can be listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Listed {

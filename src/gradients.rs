@@ -136,7 +136,7 @@ fn gather_all(
     let mut probe = Probe {
         model,
         source,
-        forward: Forward::new(model, tokens),
+        forward: Forward::new(model, tokens).with_precision(precision),
         outer: source.outer().map_err(Error::from_source)?,
         head: head(model, source)?.iter().map(|slice| slice.at(precision, Pass::Both)).collect(),
         precision,
@@ -269,9 +269,11 @@ impl Kept {
         });
         for linear in &stage.linears {
             let mut moment = self.moments.get_mut(&linear.id);
-            for (window, passed) in back.iter_mut().enumerate() {
-                let Some(mut gradients) = passed.remove(&linear.id.slot()) else { continue };
-                let norms = cut(&mut gradients);
+            let slot = linear.id.slot();
+            let cut = |passed: &mut OutputGradients| passed.remove(&slot).map(cut);
+            let gradients: Vec<Option<(Array2<f32>, Vec<f32>)>> = back.par_iter_mut().map(cut).collect();
+            for (window, passed) in gradients.into_iter().enumerate() {
+                let Some((gradients, norms)) = passed else { continue };
                 if let Some(weights) = &mut weights {
                     for (weight, norm) in weights[window].iter_mut().zip(norms) {
                         *weight += norm.powi(2).max(LEAST_WEIGHT) / stage.linears.len() as f32;
@@ -292,8 +294,8 @@ impl Kept {
     }
 }
 
-/// Shortens gradients of a window that are much longer than most. Gives each one's norm over the median of those that are not 0.
-fn cut(gradients: &mut Array2<f32>) -> Vec<f32> {
+/// Shortens gradients of a window that are much longer than most. Gives with them each one's norm over the median of those that are not 0.
+fn cut(mut gradients: Array2<f32>) -> (Array2<f32>, Vec<f32>) {
     let norm = |row: ArrayView1<'_, f32>| match row.as_slice() {
         Some(row) => sum_of_squares(row).sqrt() as f32,
         None => sum_of_squares(&row.to_vec()).sqrt() as f32,
@@ -301,7 +303,7 @@ fn cut(gradients: &mut Array2<f32>) -> Vec<f32> {
     let mut norms: Vec<f32> = gradients.rows().into_iter().map(norm).collect();
     let mut sorted: Vec<f32> = norms.iter().copied().filter(|&norm| norm > 0.0).collect();
     sorted.sort_by(f32::total_cmp);
-    let Some(&median) = sorted.get(sorted.len() / 2) else { return norms };
+    let Some(&median) = sorted.get(sorted.len() / 2) else { return (gradients, norms) };
     for (mut row, norm) in gradients.rows_mut().into_iter().zip(&mut norms) {
         *norm /= median;
         if *norm > MOST_OVER_MEDIAN {
@@ -309,7 +311,7 @@ fn cut(gradients: &mut Array2<f32>) -> Vec<f32> {
             *norm = MOST_OVER_MEDIAN;
         }
     }
-    norms
+    (gradients, norms)
 }
 
 /// Makes the mean weight 1, so that losses keep their unit.
@@ -359,11 +361,10 @@ mod tests {
 
     #[test]
     fn long_gradients_are_cut_and_norms_are_over_the_median() {
-        let mut window = ndarray::array![[3.0_f32, 4.0], [0.0, 1.0], [600.0, 800.0], [0.0, 0.0]];
-        assert_eq!(cut(&mut window), [1.0, 0.2, 3.0, 0.0]);
+        let (window, norms) = cut(ndarray::array![[3.0_f32, 4.0], [0.0, 1.0], [600.0, 800.0], [0.0, 0.0]]);
+        assert_eq!(norms, [1.0, 0.2, 3.0, 0.0]);
         assert_eq!(window, ndarray::array![[3.0, 4.0], [0.0, 1.0], [9.0, 12.0], [0.0, 0.0]]);
-        let mut silent = Array2::<f32>::zeros((2, 3));
-        assert_eq!(cut(&mut silent), [0.0, 0.0]);
+        assert_eq!(cut(Array2::zeros((2, 3))).1, [0.0, 0.0]);
     }
 
     #[test]

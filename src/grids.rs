@@ -9,8 +9,8 @@ use model::linear::Linear;
 use quantizer::scheme::Scheme;
 
 use crate::error::Error;
-use crate::pipeline::dense;
 use crate::plan::Plan;
+use crate::solving::dense;
 
 /// The linears of a stage that are quantized, with their grids. `weights` are dense: nothing of the stage is solved yet.
 pub(crate) fn of_stage<'s>(

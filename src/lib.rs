@@ -91,6 +91,7 @@ pub mod resources;
 pub mod scales;
 mod sensitivity;
 pub mod showing;
+mod solving;
 mod space;
 mod statistics;
 mod stored;

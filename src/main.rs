@@ -31,7 +31,8 @@ fn main() -> ExitCode {
     };
     let terminal = cli.log.terminal();
     let known = cli.architecture.as_deref().map_or(Ok(()), quantc::described::add_architecture);
-    match known.and_then(|()| run(cli.command, &terminal)) {
+    let ready = known.and_then(|()| start_threads(cli.command.threads()));
+    match ready.and_then(|()| on_a_thread_of_the_pool(|| run(cli.command, &terminal))) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads has read enough.
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -99,7 +100,6 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
             export_json(export, &report)
         }
         Command::Generate(arguments) => {
-            set_threads(arguments.threads)?;
             let mut job = arguments.job()?;
             job.model = model_directory(&job.model, terminal)?;
             quantc::generate::generate(&job, &mut Speaker::new(arguments.prompt, listening(terminal)?)?)
@@ -137,9 +137,8 @@ fn listening(terminal: &Terminal) -> Result<&Terminal, Error> {
 /// More threads than any machine has processors; starting them would take longer than the work.
 const MOST_THREADS: usize = 1024;
 
-/// Sets the number of threads and opens the file that the JSON goes to: better now than after the work.
+/// Opens the file that the JSON goes to: better now than after the work.
 fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
-    set_threads(run.threads)?;
     let create = |path: &Path| match path.as_os_str() == "-" {
         true => Ok(ExportFile::standard_output()),
         false => ExportFile::create("--export-json", path),
@@ -147,22 +146,30 @@ fn prepare(run: &RunArgs) -> Result<Option<ExportFile>, Error> {
     run.export_json.as_deref().map(create).transpose()
 }
 
-fn set_threads(threads: Option<usize>) -> Result<(), Error> {
-    if threads == Some(0) {
-        return Err(Error::Argument {
-            flag: "--threads",
-            problem: "expected at least 1, found 0".to_owned(),
-        });
-    }
-    if let Some(threads) = threads {
-        if threads > MOST_THREADS {
-            let problem = format!("expected at most {MOST_THREADS}, found {threads}");
-            return Err(Error::Argument { flag: "--threads", problem });
+/// As much as a program's first thread has.
+const STACK: usize = 8 << 20;
+
+fn start_threads(threads: Option<usize>) -> Result<(), Error> {
+    let problem = match threads {
+        Some(0) => Some("expected at least 1, found 0".to_owned()),
+        Some(threads) if threads > MOST_THREADS => {
+            Some(format!("expected at most {MOST_THREADS}, found {threads}"))
         }
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        pool.build_global().map_err(|e| Error::Internal(e.to_string()))?;
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        return Err(Error::Argument { flag: "--threads", problem });
     }
-    Ok(())
+    // None asked for: one for each processor.
+    let pool = rayon::ThreadPoolBuilder::new().stack_size(STACK).num_threads(threads.unwrap_or(0));
+    pool.build_global().map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// Runs all of the work on one of the threads that share it: what it hands out to them then needs no signal between threads, where it is small.
+fn on_a_thread_of_the_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let mut done = None;
+    rayon::scope(|_| done = Some(work()));
+    done.expect("a scope ends when its work is done")
 }
 
 fn export_json(file: Option<ExportFile>, report: &impl Serialize) -> Result<(), Error> {

@@ -285,8 +285,14 @@ impl Shape {
                 true => (need.kept.here, most.max(need.in_stripes(STRIPES.0)) - need.kept.here),
                 false => (need.kept.all(), need.gathered.all()),
             };
-            let solver = stage.linears.iter().map(|linear| 6 * F32 * weights(linear)).max().unwrap_or(0);
-            kept + gathered.max(solver + need.solver)
+            let sizes = || stage.linears.iter().map(weights);
+            let together = plans.len() as u64 * sizes().sum::<u64>();
+            // What is small is solved side by side.
+            let solver = match together <= crate::solving::TOGETHER as u64 {
+                true => 6 * F32 * together + (plans.len() * stage.linears.len()) as u64 * need.solver,
+                false => 6 * F32 * sizes().max().unwrap_or(0) + need.solver,
+            };
+            kept + gathered.max(solver)
         };
         let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).max().unwrap_or(0);
         self.layer * (plans.len() as u64 + 1)

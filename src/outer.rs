@@ -19,10 +19,10 @@ use quantizer::tensor::QuantizedTensor;
 
 use crate::error::Error;
 use crate::job::QuantizeJob;
-use crate::pipeline::solver;
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 use crate::recipe::{Recipe, Treatment};
+use crate::solving::solver;
 use crate::streams::Streams;
 
 /// Rows that are solved at a time.

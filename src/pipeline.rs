@@ -9,17 +9,12 @@ use kernels::stripes::Shelf;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};
-use ndarray::ArrayView2;
-use quantizer::adapter::{Adapter, best_adapter};
-use quantizer::guard::Unsolved;
-use quantizer::loss::total_loss;
-use quantizer::output::OutputHessian;
 use quantizer::prepared::Rung;
-use quantizer::scheme::{Granularity, Scheme, Symmetry};
-use quantizer::solver::{Problem, Solution, Solver};
+use quantizer::scheme::{Granularity, Symmetry};
+use quantizer::solver::Solution;
 use quantizer::tensor::QuantizedTensor;
 
-use calibration::weights::{LayerWeights, LinearWeights, WeightSource};
+use calibration::weights::{LayerWeights, WeightSource};
 
 use crate::adapted::AdapterWriter;
 use crate::error::Error;
@@ -32,11 +27,11 @@ use crate::memory::Memory;
 use crate::outer;
 use crate::plan::{Plan, demand_as_asked};
 use crate::progress::{Progress, go_on};
-use crate::recipe::Treatment;
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::scales::{self, LearnedScales, Solved};
-use crate::statistics::{Sent, StageStatistics};
+use crate::solving::{self, Place, Task, observe, recover};
+use crate::statistics::StageStatistics;
 use crate::streams::Streams;
 
 /// What the layer loop leaves behind.
@@ -169,16 +164,27 @@ pub(crate) fn quantize_layers(
                     }
                 });
             }
-            if let Some(streams) = streams.as_mut().filter(|_| !last) {
-                streams.advance_original(layer, place, original, journal)?;
-            }
+            let (all_seen, known) = (&all_seen, &gradients);
+            let tasks = tracks.iter().zip(&grids).zip(quantized.iter().zip(all_seen));
+            let tasks = tasks.flat_map(|((track, grids), (weights, seen))| {
+                grids.iter().map(move |&grid| Task::new(track.plan, grid, weights, seen, known))
+            });
+            let tasks: Vec<Task<'_>> = tasks.collect();
+            let advance = || match streams.as_mut().filter(|_| !last) {
+                Some(streams) => streams.advance_original(layer, place, original, journal),
+                None => Ok(()),
+            };
+            let mut ahead = solving::ahead(&tasks, advance)?.into_iter();
             for (number, (track, seen)) in tracks.iter_mut().zip(all_seen).enumerate() {
                 let weights = &mut quantized[number];
-                for &(linear, scheme) in &grids[number] {
+                for &grid in &grids[number] {
                     go_on(progress)?;
-                    let output = gradients.output_hessian(linear);
+                    let solution = match ahead.next() {
+                        Some(solution) => solution,
+                        None => Task::new(track.plan, grid, weights, seen, known).solve()?,
+                    };
                     let (outcome, entry) = (&mut outcomes[number], (&mut entry, number));
-                    track.quantize((linear, scheme), weights, &seen, output, outcome, entry, progress)?;
+                    track.take((grid.0, solution), weights, seen, outcome, entry, progress)?;
                     progress.so_far(&outcomes[number].last_loss());
                 }
                 if let Some(streams) = streams.as_mut().filter(|_| !last) {
@@ -266,19 +272,16 @@ impl<'t> Track<'t> {
         Self { plan, writers: Vec::new(), adapters: None, scale_passes, waiting: Vec::new() }
     }
 
-    /// Solves a linear, writes the solution, and puts its values in the weight's place.
-    #[expect(clippy::too_many_arguments, reason = "what is known of a linear, and where all of it goes")]
-    fn quantize(
+    /// Writes the solution of a linear, and puts its values in the weight's place.
+    fn take(
         &mut self,
-        (linear, scheme): (&Linear, Scheme),
+        (linear, solution): (&Linear, Solution),
         weights: &mut LayerWeights,
         seen: &StageStatistics,
-        output: Option<&OutputHessian>,
         outcome: &mut Outcome,
         (entry, number): (&mut LayerEntry, usize),
         progress: &dyn Progress,
     ) -> Result<(), Error> {
-        let solution = solve(self.plan, linear, scheme, weights, seen, output)?;
         let left = match &mut self.adapters {
             None => None,
             Some(adapters) => {
@@ -359,93 +362,6 @@ fn place_of(layer: &Layer, stage: &Stage, tokens: usize) -> String {
     let names = names.collect::<Vec<_>>().join(" ");
     let tokens = if tokens > 0 { format!(", {tokens} tokens") } else { String::new() };
     format!("layer {}, {names}{tokens}", layer.index)
-}
-
-/// A stage of a layer in one track.
-#[derive(Clone, Copy)]
-struct Place<'p> {
-    layer: &'p Layer,
-    stage: usize,
-    track: usize,
-}
-
-/// What the solvers of a stage need to know about its input.
-#[expect(clippy::too_many_arguments, reason = "what is solved, what flows into it, and where it is kept")]
-fn observe(
-    plan: &Plan,
-    grids: &[(&Linear, Scheme)],
-    Place { layer, stage: place, track }: Place<'_>,
-    weights: &LayerWeights,
-    streams: &Streams<'_>,
-    gradients: &LayerGradients,
-    sent: Option<Sent>,
-    shelf: &Arc<Shelf>,
-) -> Result<StageStatistics, Error> {
-    let stage: &Stage = &layer.stages[place];
-    let settings: Vec<_> = grids.iter().map(|&(linear, _)| (linear, plan.treatment(linear))).collect();
-    let unsolved = grids
-        .iter()
-        .map(|&(linear, scheme)| dense(weights, linear).map(|weight| Unsolved { weight, scheme }));
-    let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
-    let (windows, kept) = (streams.windows(), (streams.precision(), shelf));
-    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, kept, |see| {
-        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), see)
-    })
-}
-
-fn solve(
-    plan: &Plan,
-    linear: &Linear,
-    scheme: Scheme,
-    weights: &LayerWeights,
-    seen: &StageStatistics,
-    output: Option<&OutputHessian>,
-) -> Result<Solution, Error> {
-    let treatment = plan.treatment(linear);
-    let hessian = seen.prepared(&treatment.settings);
-    let problem = Problem { weight: dense(weights, linear)?, hessian, output, scheme };
-    let fail = |source| Error::Solve { linear: linear.name.clone(), source };
-    let solution = solver(treatment)?.solve(&problem, &treatment.settings).map_err(fail)?;
-    match seen.held_out(&treatment.settings).filter(|_| hessian.is_some()) {
-        None => Ok(solution),
-        Some(held_out) => held_out.judge(&problem, solution, &treatment.settings).map_err(fail),
-    }
-}
-
-/// Writes the best correction of what the solution lacks; returns it as stored, and the relative loss that is left with it. Nothing else
-/// sees it: the output stands without the adapter.
-fn recover(
-    plan: &Plan,
-    linear: &Linear,
-    solution: &Solution,
-    weights: &LayerWeights,
-    seen: &StageStatistics,
-    adapters: &mut AdapterWriter,
-) -> Result<(Adapter, f64), Error> {
-    let hessian = seen.prepared(&plan.treatment(linear).settings);
-    let weight = dense(weights, linear)?;
-    let target = hessian.map_or_else(|| weight.to_owned(), |hessian| hessian.target(weight));
-    let errors = &target - &solution.tensor.dequantize();
-    let adapter = best_adapter(errors.view(), hessian, adapters.rank())
-        .map_err(|source| Error::Adapter { linear: linear.name.clone(), source })?;
-    let adapter = adapters.put(linear, &adapter)?;
-    let left = total_loss((errors - adapter.product()).view(), hessian);
-    let whole = total_loss(target.view(), hessian);
-    Ok((adapter, if whole > 0.0 { left / whole } else { 0.0 }))
-}
-
-/// The solver of a treatment.
-pub(crate) fn solver(treatment: &Treatment) -> Result<&'static dyn Solver, Error> {
-    quantizer::solver::find(treatment.solver)
-        .ok_or_else(|| Error::Internal(format!("no solver is called {}", treatment.solver)))
-}
-
-/// The weight of a linear that is not packed, `[out_features, in_features]`.
-pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
-    match &weights.linear(linear.id.slot()).weights {
-        LinearWeights::Dense(weight) => Ok(weight.view()),
-        _ => Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name))),
-    }
 }
 
 impl Outcome {

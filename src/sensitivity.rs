@@ -22,10 +22,10 @@ use rayon::prelude::*;
 
 use crate::budget::StageOptions;
 use crate::error::Error;
-use crate::pipeline::{dense, solver};
 use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
+use crate::solving::{dense, solver};
 use crate::statistics::StageStatistics;
 use crate::streams::Seen;
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use calibration::CalibrationError;
 use calibration::activations::{Activations, Room};
-use calibration::forward::Forward;
+use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
 use kernels::account::section;
 use kernels::bf16::Precision;
 use model::graph::StageInput;
 use model::linear::Part;
 use model::{Layer, Model, Stage};
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2};
+use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::journal::{Journal, StateFile, StreamSums};
@@ -59,7 +60,8 @@ impl<'m> Streams<'m> {
     ) -> Result<Self, Error> {
         let _section = section("embedding");
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
-        let forward = Forward::new(model, lengths.iter().copied().max().unwrap_or(0));
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let forward = Forward::new(model, longest).with_precision(precision);
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
         let count = plans.len() + usize::from(beside);
         let mut streams: Vec<Activations> = match journal.layers().checked_sub(1) {
@@ -133,26 +135,43 @@ impl<'m> Streams<'m> {
         see: &mut See<'_>,
     ) -> Result<(), Error> {
         let _section = section("inputs of stages");
-        for index in 0..self.windows() {
-            let state = self.quantized[track].window(index).map_err(from_room)?;
-            let beside = self.original.as_ref().map(|original| original.window(index)).transpose();
-            let beside = beside.map_err(from_room)?;
-            let input = self.forward.stage_input(layer, stage, weights, &state);
-            let original = beside
-                .as_ref()
-                .map(|state| (self.forward.stage_input(layer, stage, weights, state), state.hidden()));
-            let Some(roots) = roots else {
-                let original = original.as_ref().map(|(input, residual)| (input.view(), *residual));
-                see(Seen { input: input.view(), residual: state.hidden(), original })?;
-                continue;
+        let windows: Vec<usize> = (0..self.windows()).collect();
+        // Some windows are made ready while none is shown; `--memory` counts them with the windows in work.
+        for together in windows.chunks(rayon::current_num_threads()) {
+            let state = |&window: &usize| {
+                let own = self.quantized[track].window(window).map_err(from_room)?;
+                let original = self.original.as_ref().map(|original| original.window(window)).transpose();
+                Ok::<_, Error>((own, original.map_err(from_room)?))
             };
-            let roots = ArrayView1::from(&roots[index]).insert_axis(Axis(1));
-            let (input, residual) = (&input * &roots, &state.hidden() * &roots);
-            let original = original.map(|(input, residual)| (&input * &roots, &residual * &roots));
-            let original = original.as_ref().map(|(input, residual)| (input.view(), residual.view()));
-            see(Seen { input: input.view(), residual: residual.view(), original })?;
+            let states = together.par_iter().map(state).collect::<Result<Vec<_>, Error>>()?;
+            let ready = states.par_iter().zip(together).map(|((own, original), &window)| {
+                let roots = roots.map(|roots| roots[window].as_slice());
+                let ready = |state| self.ready((layer, stage, weights), state, roots);
+                (ready(own), original.as_deref().map(ready))
+            });
+            for ((input, residual), original) in ready.collect::<Vec<_>>() {
+                let original = original.as_ref().map(|(input, residual)| (input.view(), residual.view()));
+                see(Seen { input: input.view(), residual: residual.view(), original })?;
+            }
         }
         Ok(())
+    }
+
+    /// The input of a stage and the residual stream beside it, of one window; with `roots`, each token times its root.
+    fn ready<'s>(
+        &self,
+        (layer, stage, weights): (&Layer, usize, &LayerWeights),
+        state: &'s WindowState,
+        roots: Option<&[f32]>,
+    ) -> (CowArray<'s, f32, Ix2>, CowArray<'s, f32, Ix2>) {
+        let input = self.forward.stage_input(layer, stage, weights, state);
+        match roots {
+            None => (input, state.hidden().into()),
+            Some(roots) => {
+                let roots = ArrayView1::from(roots).insert_axis(Axis(1));
+                ((&input * &roots).into(), (&state.hidden() * &roots).into())
+            }
+        }
     }
 
     /// Shows the input of a stage in the original, `[tokens, in_features]`, windows in order.

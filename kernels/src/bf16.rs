@@ -10,7 +10,7 @@
 pub(crate) mod layout;
 pub(crate) mod tiled;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::bf16::Avx512Bf16;
@@ -116,6 +116,37 @@ impl Bf16Matrix {
                 tiled::product(machine, &Pairs::of(x), panels, out);
             }
             Kept::Dense(matrix) => product::product_nn(x.mapv(rounded).view(), matrix.view(), out),
+        }
+    }
+}
+
+impl Bf16Matrix {
+    /// `out = x M'` on this thread alone, for the part `M'` of `M` that begins at this row and column and fits `x`, `[m, k]`, and `out`, `[m, n]`.
+    ///
+    /// # Panics
+    /// When the part is not within `M`, or does not begin at a multiple of 32.
+    pub fn part_product(
+        &self,
+        x: ArrayView2<'_, f32>,
+        (row, column): (usize, usize),
+        out: ArrayViewMut2<'_, f32>,
+    ) {
+        let (rows, columns) = self.dim();
+        let ((m, k), (out_rows, n)) = (x.dim(), out.dim());
+        assert!(
+            out_rows == m && row + k <= rows && column + n <= columns,
+            "a part of a matrix [{rows}, {columns}]"
+        );
+        assert_eq!((row % tiled::COLUMNS, column % tiled::COLUMNS), (0, 0), "where a part begins");
+        match &self.0 {
+            Kept::Panels(panels) => {
+                let machine = Machine::best().expect("panels are made where there is a machine for them");
+                tiled::part(machine, &Pairs::of_few(x), panels, (row / 2, column), out);
+            }
+            Kept::Dense(matrix) => {
+                let part = matrix.slice(s![row..row + k, column..column + n]);
+                product::product_nn(x.mapv(rounded).view(), part, out);
+            }
         }
     }
 }

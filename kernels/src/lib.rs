@@ -20,6 +20,7 @@ pub mod random;
 pub mod rotation;
 #[cfg(test)]
 mod sample;
+pub mod signs;
 pub mod single;
 pub mod stripes;
 

@@ -19,7 +19,7 @@ use kernels::bf16::{Columns, Precision};
 use kernels::elementwise::all_finite;
 use kernels::stripes::{HEIGHT, Shelf, Triangle, WIDTH};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::hessian::{CrossMoment, Hessian, HessianError};
 
@@ -126,12 +126,19 @@ impl HessianAccumulator {
         while first < rows.nrows() {
             let seen = self.tokens();
             let part = first..rows.nrows().min(first + self.input.room());
-            self.input.take(rows.slice_axis(Axis(0), part.clone().into()), None, seen)?;
-            for (cross, Streams { original, quantized }) in self.crosses.iter_mut().zip(streams) {
-                let original = original.slice_axis(Axis(0), part.clone().into());
-                let quantized = quantized.slice_axis(Axis(0), part.clone().into());
-                cross.difference.take(original, Some(quantized), seen)?;
-            }
+            let own = std::iter::once((&mut self.input, rows, None));
+            let crosses = self.crosses.iter_mut().zip(streams);
+            let crosses = crosses
+                .map(|(cross, streams)| (&mut cross.difference, streams.original, Some(streams.quantized)));
+            let slice = Slice::from(part.clone());
+            let take =
+                |(chunk, rows, others): (&mut Chunk, ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>)| {
+                    let others = others.as_ref().map(|others| others.slice_axis(Axis(0), slice));
+                    chunk.take(rows.slice_axis(Axis(0), slice), others, seen)
+                };
+            let taken: Vec<_> = own.chain(crosses).collect::<Vec<_>>().into_par_iter().map(take).collect();
+            // The first of several errors, whoever found it.
+            taken.into_iter().collect::<Result<(), _>>()?;
             first = part.end;
             if self.input.room() == 0 {
                 self.flush()?;

@@ -24,6 +24,7 @@
 
 use std::ops::Range;
 
+use kernels::signs::signed_roots_less;
 use ndarray::{Array1, Array2, ArrayView2, s};
 
 use super::signs::{SignedRoots, Signs};
@@ -136,22 +137,23 @@ impl Backward<'_, '_> {
     pub fn fisher_probe(&self, head: Head<'_>, hidden: ArrayView2<'_, f32>, seed: u64) -> Array2<f32> {
         let mut scores = self.scores(head, hidden);
         let mut products = vec![SignedRoots::default(); scores.softmax.len()];
+        let mut signs = Signs::default();
         for piece in scores.pieces() {
             let mut logits = scores.logits(&piece);
             for (mut row, position) in logits.rows_mut().into_iter().zip(piece.positions.clone()) {
                 let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
-                let signs = Signs::new(seed, position, piece.first);
-                products[position].add(&mut scores.softmax[position], row, signs);
+                let signs = signs.draw(seed, position, piece.first, row.len());
+                products[position].add(&mut scores.softmax[position], row, piece.first, signs);
             }
         }
         let products: Vec<f32> =
             products.iter().zip(&scores.softmax).map(|(product, softmax)| product.finish(softmax)).collect();
         let gradient = scores.gradient(&|piece, probabilities| {
+            let mut signs = Signs::default();
             for (mut row, position) in probabilities.rows_mut().into_iter().zip(piece.positions.clone()) {
-                let signs = Signs::new(seed, position, piece.first);
-                for (q, sign) in row.iter_mut().zip(signs) {
-                    *q = sign * q.sqrt() - *q * products[position];
-                }
+                let row = row.as_slice_mut().expect("the rows of an owned matrix are contiguous");
+                let signs = signs.draw(seed, position, piece.first, row.len());
+                signed_roots_less(row, signs, products[position]);
             }
         });
         self.loss(0.0, &scores, hidden, gradient).hidden_gradient

@@ -33,7 +33,7 @@ use model::{Layer, Stage};
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use crate::forward::{Forward, attention as forward_attention, fused};
+use crate::forward::{Forward, fused};
 use crate::weights::{LayerWeights, SourceError, WeightSource};
 use elementwise::NormGradients;
 use latent::LatentPass;
@@ -383,7 +383,7 @@ impl Attention {
         let before_norms = norms.then(|| (query.clone(), key.clone()));
         let heads = forward.heads(layer, weights);
         forward.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
-        let attended = forward_attention::causal(&heads, query.view(), key.view(), value.view());
+        let attended = forward.attend_placed(&heads, &[&query, &key, &value]);
         Self { input, latents, before_norms, query, key, value, attended }
     }
 }

@@ -1,33 +1,28 @@
 //! Random signs for every position and token, the same wherever the vocabulary is cut, and their product with the roots of a softmax.
 
+use kernels::signs::sum_of_signed_roots;
+
 use crate::evaluation::softmax::Softmax;
 
-/// The signs of one position from one token on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Signs {
-    state: u64,
-    token: u64,
-    word: u64,
-}
+/// The signs of one position from one token on, 32 to a word, the first token's in the lowest bit of the first word; a bit that is set is a minus.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Signs(Vec<u32>);
 
 impl Signs {
-    pub(super) fn new(seed: u64, position: usize, first: usize) -> Self {
+    /// Those of `count` tokens from `first` on.
+    pub(super) fn draw(&mut self, seed: u64, position: usize, first: usize, count: usize) -> &[u32] {
         let state = mix(mix(seed) ^ position as u64);
-        let token = first as u64;
-        Self { state, token, word: mix(state ^ (token / 64)) }
-    }
-}
-
-impl Iterator for Signs {
-    type Item = f32;
-
-    fn next(&mut self) -> Option<f32> {
-        if self.token.is_multiple_of(64) {
-            self.word = mix(self.state ^ (self.token / 64));
+        let (word, shift) = (first / 64, first % 64);
+        let mut next = mix(state ^ word as u64);
+        self.0.clear();
+        for word in (word as u64 + 1..).take(count.div_ceil(64)) {
+            let low = next >> shift;
+            next = mix(state ^ word);
+            let signs = if shift == 0 { low } else { low | next << (64 - shift) };
+            self.0.extend([signs as u32, (signs >> 32) as u32]);
         }
-        let sign = if self.word >> (self.token % 64) & 1 == 0 { 1.0 } else { -1.0 };
-        self.token += 1;
-        Some(sign)
+        self.0.truncate(count.div_ceil(32));
+        &self.0
     }
 }
 
@@ -44,11 +39,11 @@ fn mix(state: u64) -> u64 {
 pub(super) struct SignedRoots(f64);
 
 impl SignedRoots {
-    /// Takes in a slice of logits, and so does `softmax`. The logits are overwritten.
-    pub(super) fn add(&mut self, softmax: &mut Softmax, logits: &mut [f32], signs: Signs) {
-        let shrunk = softmax.add_exponentials(logits, signs.token as usize);
+    /// Takes in a slice of logits, from the token `first` on, and so does `softmax`. The logits are overwritten.
+    pub(super) fn add(&mut self, softmax: &mut Softmax, logits: &mut [f32], first: usize, signs: &[u32]) {
+        let shrunk = softmax.add_exponentials(logits, first);
         self.0 *= shrunk.sqrt();
-        self.0 += logits.iter().zip(signs).map(|(x, sign)| f64::from(sign * x.sqrt())).sum::<f64>();
+        self.0 += sum_of_signed_roots(logits, signs);
     }
 
     /// `√q · ξ`, when the whole vocabulary was seen.
@@ -63,13 +58,17 @@ mod tests {
 
     #[test]
     fn signs_do_not_depend_on_the_cut_and_differ_by_position_and_seed() {
-        let whole: Vec<f32> = Signs::new(7, 3, 0).take(300).collect();
-        for first in [1, 63, 64, 65, 200] {
-            let part: Vec<f32> = Signs::new(7, 3, first).take(300 - first).collect();
-            assert_eq!(part, whole[first..]);
+        let draw = |seed, position, first: usize| -> Vec<bool> {
+            let mut signs = Signs::default();
+            let words = signs.draw(seed, position, first, 300 - first);
+            (0..300 - first).map(|place| words[place / 32] >> (place % 32) & 1 == 1).collect()
+        };
+        let whole = draw(7, 3, 0);
+        for first in [1, 31, 32, 63, 64, 65, 200] {
+            assert_eq!(draw(7, 3, first), whole[first..]);
         }
-        for other in [Signs::new(7, 4, 0), Signs::new(8, 3, 0)] {
-            let agree = other.zip(&whole).filter(|(a, b)| a == *b).count();
+        for other in [draw(7, 4, 0), draw(8, 3, 0)] {
+            let agree = other.iter().zip(&whole).filter(|(a, b)| a == b).count();
             assert!((100..200).contains(&agree), "{agree}");
         }
     }

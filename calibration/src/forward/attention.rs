@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use kernels::bf16::{Bf16Matrix, Precision};
 use kernels::elementwise;
 use kernels::product::{product_nn, product_nt};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -87,10 +88,44 @@ impl Heads<'_> {
     }
 }
 
+/// Keys and values of a head, `[tokens, dim]` and `[tokens, value_dim]`, as products take them.
+pub(crate) enum Remembered<'a> {
+    /// As they are.
+    Single(ArrayView2<'a, f32>, ArrayView2<'a, f32>),
+    /// Rounded, as are queries and what values are weighted with: keys with a column for each token, values.
+    Bf16(Box<[Bf16Matrix; 2]>),
+}
+
+impl<'a> Remembered<'a> {
+    fn new(precision: Precision, keys: ArrayView2<'a, f32>, values: ArrayView2<'a, f32>) -> Self {
+        match precision {
+            Precision::Single => Self::Single(keys, values),
+            Precision::Bf16 => Self::Bf16(Box::new([Bf16Matrix::of_linear(keys), Bf16Matrix::new(values)])),
+        }
+    }
+
+    /// `out = queries keysᵀ` for the keys of these tokens.
+    fn scores(&self, queries: ArrayView2<'_, f32>, tokens: Range<usize>, out: ArrayViewMut2<'_, f32>) {
+        match self {
+            Self::Single(keys, _) => product_nt(queries, keys.slice(s![tokens, ..]), out),
+            Self::Bf16(rounded) => rounded[0].part_product(queries, (0, tokens.start), out),
+        }
+    }
+
+    /// `out = weights values` for the values of these tokens.
+    fn weighted(&self, weights: ArrayView2<'_, f32>, tokens: Range<usize>, out: ArrayViewMut2<'_, f32>) {
+        match self {
+            Self::Single(_, values) => product_nn(weights, values.slice(s![tokens, ..]), out),
+            Self::Bf16(rounded) => rounded[1].part_product(weights, (tokens.start, 0), out),
+        }
+    }
+}
+
 /// `query` is `[tokens, count * dim]`, `key` `[tokens, key_value_count * dim]` and `value` `[tokens, key_value_count * value_dim]`; the result is
-/// `[tokens, count * value_dim]`.
+/// `[tokens, count * value_dim]`. Factors of products are rounded to `precision`.
 pub(crate) fn causal(
     heads: &Heads<'_>,
+    precision: Precision,
     query: ArrayView2<'_, f32>,
     key: ArrayView2<'_, f32>,
     value: ArrayView2<'_, f32>,
@@ -109,12 +144,15 @@ pub(crate) fn causal(
             first += take;
         }
     }
+    let remembered = (0..heads.key_value_count).into_par_iter().map(|shared| {
+        let keys = key.slice(s![.., heads.columns(shared)]);
+        Remembered::new(precision, keys, value.slice(s![.., heads.value_columns(shared)]))
+    });
+    let remembered: Vec<Remembered<'_>> = remembered.collect();
     tiles.into_par_iter().for_each(|(head, first, tile)| {
         let shared = head * heads.key_value_count / heads.count;
         let queries = query.slice(s![first..first + tile.nrows(), heads.columns(head)]);
-        let keys = key.slice(s![.., heads.columns(shared)]);
-        let values = value.slice(s![.., heads.value_columns(shared)]);
-        attend_tile(heads, head, first, queries, keys, values, tile);
+        attend_tile(heads, head, first, queries, &remembered[shared], tile);
     });
     out
 }
@@ -134,8 +172,7 @@ pub(crate) fn attend_tile(
     head: usize,
     first: usize,
     queries: ArrayView2<'_, f32>,
-    keys: ArrayView2<'_, f32>,
-    values: ArrayView2<'_, f32>,
+    remembered: &Remembered<'_>,
     mut out: ArrayViewMut2<'_, f32>,
 ) {
     let count = queries.nrows();
@@ -152,7 +189,7 @@ pub(crate) fn attend_tile(
     while start < end {
         let stop = (start + KEY_TILE).min(end);
         let mut scores = scores.slice_mut(s![.., ..stop - start]);
-        product_nt(scaled.view(), keys.slice(s![start..stop, ..]), scores.view_mut());
+        remembered.scores(scaled.view(), start..stop, scores.view_mut());
         for (row, mut scores) in scores.rows_mut().into_iter().enumerate() {
             let position = first + row;
             let scores = scores.as_slice_mut().expect("the rows of a tile are contiguous");
@@ -175,7 +212,7 @@ pub(crate) fn attend_tile(
                 gathered.row_mut(row).mapv_inplace(|value| value * rescale);
             }
         }
-        product_nn(scores.view(), values.slice(s![start..stop, ..]), part.view_mut());
+        remembered.weighted(scores.view(), start..stop, part.view_mut());
         gathered += &part;
         start = stop;
     }
@@ -260,13 +297,16 @@ mod tests {
             let sinks = (tokens > 100).then_some(&sinks[..]);
             let heads = Heads { window, cap, alibi, sinks, ..plain_heads };
             let (query, key, value) = (noise(tokens, 64, 1), noise(tokens, 32, 2), noise(tokens, 24, 3));
-            let found = causal(&heads, query.view(), key.view(), value.view());
             let expected = plain(&heads, &query, &key, &value);
-            for (found, expected) in found.iter().zip(&expected) {
-                assert!(
-                    (f64::from(*found) - expected).abs() < 2e-6,
-                    "{tokens} {window:?}: {found} {expected}"
-                );
+            // Values are at most 2, of which half a unit of bfloat16 is 2^-8; scores move weights by about as much.
+            for (precision, most) in [(Precision::Single, 2e-6), (Precision::Bf16, 0.03)] {
+                let found = causal(&heads, precision, query.view(), key.view(), value.view());
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!(
+                        (f64::from(*found) - expected).abs() < most,
+                        "{tokens} {window:?} {precision:?}: {found} {expected}"
+                    );
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use model::Layer;
 use ndarray::{Array2, Array3, Axis, s};
 use rayon::prelude::*;
 
-use super::attention::{Heads, QUERY_TILE, attend_tile};
+use super::attention::{Heads, QUERY_TILE, Remembered, attend_tile};
 use super::{Forward, WindowState};
 use crate::weights::{LayerWeights, SourceError, WeightSource};
 
@@ -122,17 +122,13 @@ impl Forward<'_> {
                 return;
             }
             let shared = head * heads.key_value_count / heads.count;
+            let keys = cache.keys.slice(s![0, .., heads.columns(shared)]);
+            let remembered =
+                Remembered::Single(keys, cache.values.slice(s![0, .., heads.value_columns(shared)]));
             for (tile, out) in out.axis_chunks_iter_mut(Axis(0), QUERY_TILE).enumerate() {
                 let start = tile * QUERY_TILE;
-                attend_tile(
-                    &heads,
-                    head,
-                    first + start,
-                    query.slice(s![start..start + out.nrows(), heads.columns(head)]),
-                    cache.keys.slice(s![0, .., heads.columns(shared)]),
-                    cache.values.slice(s![0, .., heads.value_columns(shared)]),
-                    out,
-                );
+                let queries = query.slice(s![start..start + out.nrows(), heads.columns(head)]);
+                attend_tile(&heads, head, first + start, queries, &remembered, out);
             }
         });
         out

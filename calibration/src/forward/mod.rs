@@ -15,6 +15,7 @@ pub(crate) mod routing;
 
 use std::borrow::Cow;
 
+use kernels::bf16::Precision;
 use model::architecture::{Mlp, Pairs, Positions, Qkv};
 use model::graph::{NormPlace, StageInput};
 use model::hyperparameters::{LatentNumbers, Rotation};
@@ -120,6 +121,8 @@ pub struct Forward<'m> {
     /// For layers with a rotation of their own kind.
     rotary: Option<Rotary>,
     local_rotary: Option<Rotary>,
+    /// Of attention's products.
+    precision: Precision,
 }
 
 impl<'m> Forward<'m> {
@@ -136,7 +139,14 @@ impl<'m> Forward<'m> {
             model,
             rotary: turns(Rotation::Global).then(|| Rotary::new(&numbers.rope, pairs, tokens)),
             local_rotary: numbers.local_rope.as_ref().map(|rope| Rotary::new(rope, pairs, tokens)),
+            precision: Precision::Single,
         }
+    }
+
+    /// With factors of attention's products rounded so; those of linears are as their weights say.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The model that is run.
@@ -475,7 +485,16 @@ impl<'m> Forward<'m> {
     ) -> Array2<f32> {
         let heads = self.heads(layer, weights);
         self.place(layer, weights, &mut query, &mut key, |rotary, rows| rotary.rotate(rows, heads.dim));
-        attention::causal(&heads, query.view(), key.view(), value.view())
+        self.attend_placed(&heads, &[&query, &key, &value])
+    }
+
+    /// What heads make of queries, keys and values that know their positions.
+    pub(crate) fn attend_placed(
+        &self,
+        heads: &Heads<'_>,
+        [query, key, value]: &[&Array2<f32>; 3],
+    ) -> Array2<f32> {
+        attention::causal(heads, self.precision, query.view(), key.view(), value.view())
     }
 
     /// What a gated MLP makes of its gate, `[tokens, inner]`, and `up`, shaped like it.

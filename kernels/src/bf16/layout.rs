@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use ndarray::{ArrayView2, Axis};
+use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use super::tiled::{COLUMNS, ROWS};
@@ -49,6 +49,11 @@ impl Task for PairNeighbours<'_> {
             *word = pair(*last, 0.0);
         }
     }
+}
+
+fn pair_row(words: &mut [u32], row: ArrayView1<'_, f32>) {
+    let values = row.as_slice().map_or_else(|| row.to_vec().into(), Cow::from);
+    Unit::widest().run(PairNeighbours { words, values: &values });
 }
 
 /// The values of a matrix, without gaps.
@@ -140,12 +145,22 @@ impl Pairs {
         let pairs = k.div_ceil(2);
         let mut words = vec![0_u32; rows.next_multiple_of(ROWS) * pairs];
         if pairs > 0 {
-            words.par_chunks_mut(pairs).zip(matrix.axis_iter(Axis(0)).into_par_iter()).for_each(
-                |(words, row)| {
-                    let values = row.as_slice().map_or_else(|| row.to_vec().into(), Cow::from);
-                    Unit::widest().run(PairNeighbours { words, values: &values });
-                },
-            );
+            let rows = matrix.axis_iter(Axis(0)).into_par_iter();
+            words.par_chunks_mut(pairs).zip(rows).for_each(|(words, row)| pair_row(words, row));
+        }
+        Self { words, pairs }
+    }
+
+    /// The same on this thread alone.
+    pub(crate) fn of_few(matrix: ArrayView2<'_, f32>) -> Self {
+        let (rows, k) = matrix.dim();
+        let pairs = k.div_ceil(2);
+        let mut words = vec![0_u32; rows.next_multiple_of(ROWS) * pairs];
+        if pairs > 0 {
+            words
+                .chunks_mut(pairs)
+                .zip(matrix.axis_iter(Axis(0)))
+                .for_each(|(words, row)| pair_row(words, row));
         }
         Self { words, pairs }
     }

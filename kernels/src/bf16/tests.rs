@@ -70,6 +70,29 @@ fn products_agree_with_double_precision_on_rounded_entries() {
 }
 
 #[test]
+fn parts_are_what_the_whole_is_there() {
+    let mut sample = Sample::new(9);
+    for (rows, columns, (row, column), (m, k, n)) in [
+        (64, 96, (0, 32), (7, 64, 33)),
+        (301, 64, (160, 0), (64, 128, 64)),
+        (301, 12, (256, 0), (33, 45, 12)),
+        (40, 40, (32, 32), (1, 1, 1)),
+    ] {
+        let matrix = sample.matrix(rows, columns);
+        let x = sample.matrix(m, k);
+        let part = matrix.slice(s![row..row + k, column..column + n]).mapv(rounded);
+        let expected = naive_product(x.mapv(rounded).view(), part.view());
+        for machine in machines() {
+            for matrix in [matrix.view(), matrix.t().as_standard_layout().t()] {
+                let mut out = Array2::from_elem((m, n), f32::NAN);
+                Bf16Matrix::on(machine, matrix).part_product(x.view(), (row, column), out.view_mut());
+                assert_close(&out, &expected, UNIT, k, &format!("[{m}, {k}, {n}] on {machine:?}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn the_gram_matrix_is_untouched_above_the_diagonal() {
     for (t, n) in [(1, 1), (7, 33), (172, 7), (1, 576), (40, 576), (33, 1000), (1100, 172), (3, 1100)] {
         let x = Sample::new((t * n) as u64).matrix(t, n);

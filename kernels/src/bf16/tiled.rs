@@ -4,7 +4,7 @@ use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use super::Machine;
-use super::layout::{Left, LeftSide, Panels};
+use super::layout::{Left, LeftSide, Pairs, Panels};
 use crate::dense::{Tile, tiles};
 
 /// Rows of a register tile.
@@ -13,8 +13,8 @@ pub(crate) const ROWS: usize = 8;
 pub(crate) const COLUMNS: usize = 32;
 /// Pairs that pass before sums go to memory: the run of a panel stays in the second cache.
 const RUN: usize = 512;
-/// Rows and columns of what one thread computes.
-const TASK: usize = 256;
+/// Rows and columns of what one thread computes: narrow models have few rows, and two threads are to share them.
+const TASK: [usize; 2] = [64, 256];
 
 /// The sums of a register tile.
 pub(crate) type Sums = [[f32; COLUMNS]; ROWS];
@@ -22,14 +22,42 @@ pub(crate) type Sums = [[f32; COLUMNS]; ROWS];
 /// `out = left right`.
 pub(crate) fn product(machine: Machine, left: &impl LeftSide, right: &Panels, out: ArrayViewMut2<'_, f32>) {
     with_contiguous_rows(out, |out| {
-        tiles(out, TASK, TASK).into_par_iter().for_each(|tile| task(machine, left, right, tile, false));
+        tiles(out, TASK[0], TASK[1]).into_par_iter().for_each(|tile| task(machine, left, right, tile, false));
+    });
+}
+
+/// `out = left right'` on this thread alone, for the part of `right` that begins at this pair and column. Its sums are short: a run each.
+pub(crate) fn part(
+    machine: Machine,
+    left: &Pairs,
+    right: &Panels,
+    (pair, column): (usize, usize),
+    out: ArrayViewMut2<'_, f32>,
+) {
+    let width = out.ncols();
+    let mut sums = [[0.0; COLUMNS]; ROWS];
+    with_contiguous_rows(out, |mut out| {
+        for (tile, mut rows) in out.axis_chunks_iter_mut(Axis(0), ROWS).enumerate() {
+            let words = left.rows(tile * ROWS, 0);
+            for first in (0..width).step_by(COLUMNS) {
+                let panel = &right.panel(column + first, pair)[..left.pairs() * COLUMNS];
+                machine.sum(words, panel, &mut sums);
+                let count = COLUMNS.min(width - first);
+                for (out, sums) in rows.outer_iter_mut().zip(&sums) {
+                    let out = out.into_slice().expect("rows without gaps");
+                    out[first..first + count].copy_from_slice(&sums[..count]);
+                }
+            }
+        }
     });
 }
 
 /// The lower triangle of `xᵀ x`.
 pub(crate) fn gram(machine: Machine, x: &Panels, out: ArrayViewMut2<'_, f32>) {
     with_contiguous_rows(out, |out| {
-        let lower = tiles(out, TASK, TASK).into_par_iter().filter(|tile| tile.row >= tile.column);
+        let lower = tiles(out, TASK[0], TASK[1])
+            .into_par_iter()
+            .filter(|tile| tile.row + tile.view.nrows() > tile.column);
         lower.for_each(|tile| task(machine, x, x, tile, true));
     });
 }

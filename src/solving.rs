@@ -1,0 +1,149 @@
+//! What the linears of a stage are solved with: what is seen of their inputs, the solver, and the held-out windows' word on it.
+
+use std::sync::Arc;
+
+use calibration::weights::{LayerWeights, LinearWeights};
+use kernels::stripes::Shelf;
+use model::linear::Linear;
+use model::{Layer, Stage};
+use ndarray::ArrayView2;
+use quantizer::adapter::{Adapter, best_adapter};
+use quantizer::guard::Unsolved;
+use quantizer::loss::total_loss;
+use quantizer::output::OutputHessian;
+use quantizer::scheme::Scheme;
+use quantizer::solver::{Problem, Solution, Solver};
+use rayon::prelude::*;
+
+use crate::adapted::AdapterWriter;
+use crate::error::Error;
+use crate::gradients::LayerGradients;
+use crate::plan::Plan;
+use crate::recipe::Treatment;
+use crate::statistics::{Sent, StageStatistics};
+use crate::streams::Streams;
+
+/// Weights of a stage, those of all tracks together, up to which its linears are solved side by side.
+pub(crate) const TOGETHER: usize = 1 << 22;
+
+/// A stage of a layer in one track.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'p> {
+    pub(crate) layer: &'p Layer,
+    pub(crate) stage: usize,
+    pub(crate) track: usize,
+}
+
+/// What the solvers of a stage need to know about its input.
+#[expect(clippy::too_many_arguments, reason = "what is solved, what flows into it, and where it is kept")]
+pub(crate) fn observe(
+    plan: &Plan,
+    grids: &[(&Linear, Scheme)],
+    Place { layer, stage: place, track }: Place<'_>,
+    weights: &LayerWeights,
+    streams: &Streams<'_>,
+    gradients: &LayerGradients,
+    sent: Option<Sent>,
+    shelf: &Arc<Shelf>,
+) -> Result<StageStatistics, Error> {
+    let stage: &Stage = &layer.stages[place];
+    let settings: Vec<_> = grids.iter().map(|&(linear, _)| (linear, plan.treatment(linear))).collect();
+    let unsolved = grids
+        .iter()
+        .map(|&(linear, scheme)| dense(weights, linear).map(|weight| Unsolved { weight, scheme }));
+    let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
+    let (windows, kept) = (streams.windows(), (streams.precision(), shelf));
+    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, kept, |see| {
+        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), see)
+    })
+}
+
+/// A linear in one track, and what its solver knows.
+pub(crate) struct Task<'t> {
+    plan: &'t Plan,
+    linear: &'t Linear,
+    scheme: Scheme,
+    weights: &'t LayerWeights,
+    seen: &'t StageStatistics,
+    output: Option<&'t OutputHessian>,
+}
+
+impl<'t> Task<'t> {
+    /// With what its layer and its stage have for it.
+    pub(crate) fn new(
+        plan: &'t Plan,
+        (linear, scheme): (&'t Linear, Scheme),
+        weights: &'t LayerWeights,
+        seen: &'t StageStatistics,
+        gradients: &'t LayerGradients,
+    ) -> Self {
+        Self { plan, linear, scheme, weights, seen, output: gradients.output_hessian(linear) }
+    }
+
+    /// The solution, or what held-out windows put in its place.
+    pub(crate) fn solve(&self) -> Result<Solution, Error> {
+        let &Self { plan, linear, scheme, weights, seen, output } = self;
+        let treatment = plan.treatment(linear);
+        let hessian = seen.prepared(&treatment.settings);
+        let problem = Problem { weight: dense(weights, linear)?, hessian, output, scheme };
+        let fail = |source| Error::Solve { linear: linear.name.clone(), source };
+        let solution = solver(treatment)?.solve(&problem, &treatment.settings).map_err(fail)?;
+        match seen.held_out(&treatment.settings).filter(|_| hessian.is_some()) {
+            None => Ok(solution),
+            Some(held_out) => held_out.judge(&problem, solution, &treatment.settings).map_err(fail),
+        }
+    }
+}
+
+/// Solves small linears side by side and beside `advance`, since one alone leaves processors idle. Large ones keep all of them busy and need room:
+/// nothing is solved then, and each waits for its turn.
+pub(crate) fn ahead(
+    tasks: &[Task<'_>],
+    advance: impl FnOnce() -> Result<(), Error> + Send,
+) -> Result<Vec<Solution>, Error> {
+    let weights = |task: &Task<'_>| task.linear.out_features * task.linear.in_features;
+    if tasks.iter().map(weights).sum::<usize>() > TOGETHER {
+        advance()?;
+        return Ok(Vec::new());
+    }
+    let solve = || tasks.par_iter().map(Task::solve).collect::<Vec<_>>();
+    let (solved, advanced) = rayon::join(solve, advance);
+    advanced?;
+    solved.into_iter().collect()
+}
+
+/// Writes the best correction of what the solution lacks; returns it as stored, and the relative loss that is left with it. Nothing else
+/// sees it: the output stands without the adapter.
+pub(crate) fn recover(
+    plan: &Plan,
+    linear: &Linear,
+    solution: &Solution,
+    weights: &LayerWeights,
+    seen: &StageStatistics,
+    adapters: &mut AdapterWriter,
+) -> Result<(Adapter, f64), Error> {
+    let hessian = seen.prepared(&plan.treatment(linear).settings);
+    let weight = dense(weights, linear)?;
+    let target = hessian.map_or_else(|| weight.to_owned(), |hessian| hessian.target(weight));
+    let errors = &target - &solution.tensor.dequantize();
+    let adapter = best_adapter(errors.view(), hessian, adapters.rank())
+        .map_err(|source| Error::Adapter { linear: linear.name.clone(), source })?;
+    let adapter = adapters.put(linear, &adapter)?;
+    let left = total_loss((errors - adapter.product()).view(), hessian);
+    let whole = total_loss(target.view(), hessian);
+    Ok((adapter, if whole > 0.0 { left / whole } else { 0.0 }))
+}
+
+/// The solver of a treatment.
+pub(crate) fn solver(treatment: &Treatment) -> Result<&'static dyn Solver, Error> {
+    quantizer::solver::find(treatment.solver)
+        .ok_or_else(|| Error::Internal(format!("no solver is called {}", treatment.solver)))
+}
+
+/// The weight of a linear that is not packed, `[out_features, in_features]`.
+pub(crate) fn dense<'w>(weights: &'w LayerWeights, linear: &Linear) -> Result<ArrayView2<'w, f32>, Error> {
+    match &weights.linear(linear.id.slot()).weights {
+        LinearWeights::Dense(weight) => Ok(weight.view()),
+        _ => Err(Error::Internal(format!("`{}` is packed or rounded before it is solved", linear.name))),
+    }
+}
