@@ -238,7 +238,7 @@ pub struct RunArgs {
 /// Arguments of `verify` and `inspect`.
 #[derive(Debug, Args)]
 pub struct DirectoryArgs {
-    /// The directory
+    /// The checkpoint's directory, or its name on the hub, as org/name
     pub directory: PathBuf,
     /// What every long run takes.
     #[command(flatten)]

@@ -248,6 +248,7 @@ impl Error {
             Self::CommandLine { hint, .. } => hint.clone(),
             Self::NotSuitable { hint, .. } | Self::NoSpace { hint, .. } => Some((*hint).to_owned()),
             Self::NoModel { hint, .. } | Self::Hub { hint, .. } => Some(hint.clone()),
+            Self::Interrupted => Some("the same command begins anew".to_owned()),
             Self::InterruptedDownload => Some("the same command goes on from there".to_owned()),
             Self::Formats(formats::FormatsError::Io { source, .. }) | Self::Io { source, .. }
                 if source.kind() == std::io::ErrorKind::StorageFull =>
@@ -274,6 +275,9 @@ impl Error {
                 let (found, known) = problem.split_once("is called `")?.1.split_once("`; known are ")?;
                 nearest(found, known.split(", ").filter_map(|name| name.split(' ').next()))
                     .map(|near| format!("did you mean {near}?"))
+            }
+            Self::Argument { flag: "--output", .. } => {
+                Some("name another place with -o, or look at its permissions".to_owned())
             }
             Self::Argument { flag: "MODELS", .. } => Some(
                 "name a second one, such as an output of `quantize`, or the original with --reference".to_owned(),

@@ -98,12 +98,11 @@ pub(crate) fn measure(
     if let Some(reference) = reference {
         demand_same_shape(measured, reference)?;
     }
-    let streams = (1 + usize::from(reference.is_some())) * (1 + usize::from(adapted.is_some()));
     let together = memory.measured_tokens();
     let spans: Vec<usize> = evaluation::batches(windows, together).map(<[Vec<u32>]>::len).collect();
-    progress.phase("measuring", streams * spans.len() * measured.model.layers.len());
     let source = reference.map(|reference| reference as &dyn WeightSource);
     let order = Order { layers: measured.model.layers.len(), spans, compares: reference.is_some() };
+    progress.phase("measuring", order.steps() * (1 + usize::from(adapted.is_some())));
     let mut done = 0;
     progress.at(&order.place(done));
     let mut step = || {
@@ -142,7 +141,8 @@ pub(crate) fn measure(
     })
 }
 
-/// How the steps of measuring follow each other: layers, of two models where it compares, of batches of so many windows.
+/// How the steps of measuring follow each other: batches of so many windows, the layers of each, in which two models take turns where it
+/// compares, and then its scores.
 struct Order {
     layers: usize,
     spans: Vec<usize>,
@@ -152,14 +152,30 @@ struct Order {
 impl Order {
     /// What the step after so many works on; nothing where there is none.
     fn place(&self, done: usize) -> String {
-        let models = 1 + usize::from(self.compares);
-        let (stream, layer) = (done / self.layers.max(1), done % self.layers.max(1));
+        let (batch, step) = (done / self.of_batch(), done % self.of_batch());
         // With an adapter the whole of it comes twice.
-        let batch = (stream / models) % self.spans.len().max(1);
+        let batch = batch % self.spans.len().max(1);
         let Some(&windows) = self.spans.get(batch) else { return String::new() };
         let first: usize = self.spans[..batch].iter().sum();
-        let model = if stream % models == 1 { ", reference" } else { "" };
-        format!("layer {layer}, windows {} to {}{model}", first + 1, first + windows)
+        let seen = format!("windows {} to {}", first + 1, first + windows);
+        match (step / self.models(), step % self.models()) {
+            (layer, _) if layer == self.layers => format!("scores, {seen}"),
+            (layer, 0) => format!("layer {layer}, {seen}"),
+            (layer, _) => format!("layer {layer}, {seen}, reference"),
+        }
+    }
+
+    fn steps(&self) -> usize {
+        self.of_batch() * self.spans.len()
+    }
+
+    /// Steps of a batch.
+    fn of_batch(&self) -> usize {
+        self.layers * self.models() + 1
+    }
+
+    fn models(&self) -> usize {
+        1 + usize::from(self.compares)
     }
 }
 
@@ -260,17 +276,19 @@ mod tests {
     #[test]
     fn a_step_of_measuring_has_its_layer_windows_and_model() {
         let order = Order { layers: 3, spans: vec![4, 2], compares: true };
-        let places: Vec<String> = [0, 2, 3, 6, 11, 12].map(|done| order.place(done)).into();
+        let places: Vec<String> = [0, 1, 4, 6, 7, 12, 13, 14].map(|done| order.place(done)).into();
         let expected = [
             "layer 0, windows 1 to 4",
-            "layer 2, windows 1 to 4",
             "layer 0, windows 1 to 4, reference",
+            "layer 2, windows 1 to 4",
+            "scores, windows 1 to 4",
             "layer 0, windows 5 to 6",
             "layer 2, windows 5 to 6, reference",
+            "scores, windows 5 to 6",
             "layer 0, windows 1 to 4",
         ];
-        assert_eq!(places, expected);
+        assert_eq!((order.steps(), places), (14, expected.map(str::to_owned).to_vec()));
         let alone = Order { layers: 3, spans: vec![4, 2], compares: false };
-        assert_eq!(alone.place(4), "layer 1, windows 5 to 6");
+        assert_eq!((alone.steps(), alone.place(5)), (8, "layer 1, windows 5 to 6".to_owned()));
     }
 }

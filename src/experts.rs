@@ -11,11 +11,12 @@
 //!
 //! in which the pooled moment of the down projection is taken of the expert's own features. So none is ever left unsolved.
 
+use calibration::forward::{Forward, WindowState};
 use calibration::weights::LayerWeights;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Model, Stage};
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
 use quantizer::accumulator::HessianAccumulator;
 use quantizer::hessian::HessianError;
 use serde::{Deserialize, Serialize};
@@ -138,19 +139,57 @@ impl LayerExperts {
         }
         let inputs = self.pooled.get_or_insert_default();
         let name = first.name.clone();
-        let features = match stage.input {
-            StageInput::MlpOutput => &streams.forward().inner(weights, stage.part(), inputs.view()),
-            _ => &*inputs,
-        };
-        let hessian = moment(features).map_err(|source| Error::Statistics { linear: name, source })?;
-        Ok(Some((Sent { pooled: Some(hessian.counting_as(missing as u64)) }, coverage)))
+        let sent = stand_in(streams.forward(), weights, stage, missing, inputs);
+        Ok(Some((sent.map_err(|source| Error::Statistics { linear: name, source })?, coverage)))
     }
 }
 
-fn moment(rows: &Array2<f32>) -> Result<quantizer::hessian::Hessian, HessianError> {
-    let mut accumulator = HessianAccumulator::new(rows.ncols());
-    accumulator.observe(rows.view())?;
-    accumulator.finish()
+/// What stands in for the `missing` tokens of an expert's stage: the second moment that its input has over the layer's `inputs`,
+/// `[tokens, hidden]`.
+pub(crate) fn stand_in(
+    forward: &Forward<'_>,
+    weights: &LayerWeights,
+    stage: &Stage,
+    missing: usize,
+    inputs: &Array2<f32>,
+) -> Result<Sent, HessianError> {
+    let features = match stage.input {
+        StageInput::MlpOutput => &forward.inner(weights, stage.part(), inputs.view()),
+        _ => inputs,
+    };
+    let mut accumulator = HessianAccumulator::new(features.ncols());
+    accumulator.observe(features.view())?;
+    Ok(Sent { pooled: Some(accumulator.finish()?.counting_as(missing as u64)) })
+}
+
+/// Inputs of tokens of a layer with experts, spread evenly over its windows.
+pub(crate) struct Spread {
+    /// Every so many tokens one is taken.
+    step: usize,
+    /// The next window's first that is.
+    first: usize,
+    parts: Vec<Array2<f32>>,
+}
+
+impl Spread {
+    /// At most `most` of so many `tokens`.
+    pub(crate) fn over(tokens: usize, most: usize) -> Self {
+        Self { step: tokens.div_ceil(most).max(1), first: 0, parts: Vec::new() }
+    }
+
+    /// Takes some of a window whose attention was run.
+    pub(crate) fn take(&mut self, state: &WindowState) {
+        let Some(input) = state.expert_inputs() else { return };
+        let taken: Vec<usize> = (self.first..input.nrows()).step_by(self.step).collect();
+        self.parts.push(input.select(Axis(0), &taken));
+        self.first = (self.first + self.step - input.nrows() % self.step) % self.step;
+    }
+
+    /// `[tokens, hidden]`.
+    pub(crate) fn finish(self) -> Array2<f32> {
+        let parts: Vec<_> = self.parts.iter().map(|part| part.view()).collect();
+        ndarray::concatenate(Axis(0), &parts).unwrap_or_default()
+    }
 }
 
 /// A line for each layer in which experts saw few tokens, naming them.

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use calibration::activations::Room;
+use formats::FormatsError;
 use formats::checkpoint::Stamp;
 use formats::files::{self, OwnDirectory};
 use formats::output::hidden_beside;
@@ -85,7 +86,7 @@ impl Journal {
         let place = place(job);
         let parents = place.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
         let made = parents.take_while(|parent| !parent.exists()).map(Path::to_owned).collect();
-        let directory = OwnDirectory::claim(&place)?;
+        let directory = OwnDirectory::claim(&place).map_err(|error| unwritable(&place, error))?;
         let mut journal = Self {
             directory,
             layers: 0,
@@ -295,6 +296,18 @@ impl Drop for Journal {
 /// Where a job's journal is: beside the output, or the directory of several, so that two runs that write there know of each other.
 fn place(job: &QuantizeJob) -> PathBuf {
     hidden_beside(&job.output, "journal")
+}
+
+/// An output whose journal has no place: whoever reads that asked for the output.
+fn unwritable(place: &Path, error: FormatsError) -> Error {
+    let above = place.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match error {
+        FormatsError::Io { source, .. } if source.kind() != std::io::ErrorKind::StorageFull => {
+            let problem = format!("nothing can be written in {}: {source}", above.display());
+            Error::Argument { flag: "--output", problem }
+        }
+        other => other.into(),
+    }
 }
 
 fn absolute(path: &Path) -> PathBuf {

@@ -54,6 +54,7 @@ mod carry;
 pub mod choices;
 pub mod cli;
 pub mod compare;
+pub mod completions;
 pub mod convert;
 mod corpora;
 pub mod described;

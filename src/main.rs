@@ -117,7 +117,7 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
             tell(export.as_ref(), &text::inspection(&found))?;
             export_json(export, &found)
         }
-        Command::Completions { shell } => print(&quantc::manuals::completions(shell)),
+        Command::Completions { shell } => print(&quantc::completions::completions(shell)),
         Command::Man { directory } => quantc::manuals::write_manuals(&directory),
         Command::List { what } => print(&quantc::listing::list(what)),
     }

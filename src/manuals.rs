@@ -1,31 +1,12 @@
-//! What the definition of the command line gives besides the command line: completion scripts and manual pages.
+//! Manual pages, from the definition of the command line.
 
 use std::path::Path;
 
-use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::cli;
 use crate::error::Error;
-
-/// The script that completes commands, flags and usual values in a shell.
-#[must_use]
-pub fn completions(shell: Shell) -> String {
-    let mut command = cli::command();
-    let name = command.get_name().to_owned();
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command, name, &mut script);
-    let mut script = String::from_utf8_lossy(&script).into_owned();
-    if shell == Shell::Bash {
-        script.push_str(WORDS_OF_BASH);
-    }
-    script
-}
-
-/// Names of formats have colons, at which readline ends a word, and some flags take lists, in which it sees one: the script above is told of
-/// whole words, and of the last item of a list alone.
-const WORDS_OF_BASH: &str = include_str!("manuals/words.bash");
 
 /// Writes a page for the program and one for each command, `quantc.1`, `quantc-quantize.1`, ...
 ///

@@ -1,11 +1,8 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
-use std::sync::Arc;
-
 use formats::model_writer::ModelWriter;
 use kernels::account::section;
 use kernels::bf16::Precision;
-use kernels::stripes::Shelf;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};

@@ -179,10 +179,6 @@ fn model_plan(
 ) -> Result<ModelPlan, Error> {
     let mut notes = Vec::new();
     if cost::is_mixture(&source.model) {
-        if calibrate {
-            let problem = "predicts no loss for mixtures of experts".to_owned();
-            return Err(Error::Argument { flag: "--calibrate", problem });
-        }
         notes.push("time is that of a router that sends as many tokens to each expert".to_owned());
     }
     let options = job.budget.map(|budget| Options::find(source, &made, job, budget)).transpose()?;

@@ -163,7 +163,7 @@ fn quantize_from(
     };
     let left = model.layers.len().saturating_sub(journal.layers());
     let solved: Vec<&Plan> = groups.iter().map(|group| &plans[group[0]]).collect();
-    progress.expect(&work::phases(job, model, &solved, plans.len(), tokens, left));
+    progress.expect(&work::phases(job, model, &solved, plans.len(), tokens, precision, left));
     let kept = (&mut *journal, memory);
     let outcomes =
         pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), kept, progress)?;

@@ -176,7 +176,7 @@ impl Recipe {
 
     fn parse(shown: &str, text: &str) -> Result<Self, Error> {
         let fail = |problem: String| Error::Recipe { path: shown.to_owned(), problem };
-        let file: File = toml::from_str(text).map_err(|e| fail(e.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|e| fail(e.to_string().trim_end().to_owned()))?;
         let base_name = file.base.as_deref().unwrap_or("default");
         let base = built_in(base_name).ok_or_else(|| fail(format!("unknown base recipe `{base_name}`")))?;
         let own_text = file.own_text.unwrap_or(own_text(base));

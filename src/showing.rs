@@ -11,6 +11,7 @@ pub use distributions::{Distribution, Distributions};
 
 use calibration::tokenizer::TextTokenizer;
 use completions::Prompt;
+pub(crate) use completions::SAMPLE_TOKENS;
 
 use crate::error::Error;
 use crate::progress::Progress;

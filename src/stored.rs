@@ -544,7 +544,7 @@ fn no_checkpoint(path: &Path) -> Error {
 }
 
 /// Why a path is no model, with what may have been meant.
-fn no_directory(path: &Path) -> Error {
+pub(crate) fn no_directory(path: &Path) -> Error {
     let wanted = "name the directory that holds config.json and the safetensors files";
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (problem, hint) = if path.exists() {

@@ -16,6 +16,7 @@ use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::experts::Spread;
 use crate::journal::{Journal, StateFile, StreamSums};
 use crate::memory::Memory;
 use crate::plan::Plan;
@@ -110,18 +111,11 @@ impl<'m> Streams<'m> {
     /// The MLP's inputs of at most `most` tokens of a track, spread evenly, in a layer whose attention was run, `[tokens, hidden]`.
     pub(crate) fn pooled_inputs(&self, track: usize, most: usize) -> Result<Array2<f32>, Error> {
         let stream = &self.quantized[track];
-        let step = stream.tokens().div_ceil(most).max(1);
-        let mut first = 0;
-        let mut parts = Vec::new();
+        let mut spread = Spread::over(stream.tokens(), most);
         for window in 0..stream.len() {
-            let state = stream.window(window).map_err(from_room)?;
-            let Some(input) = state.expert_inputs() else { continue };
-            let taken: Vec<usize> = (first..input.nrows()).step_by(step).collect();
-            parts.push(input.select(Axis(0), &taken));
-            first = (first + step - input.nrows() % step) % step;
+            spread.take(&*stream.window(window).map_err(from_room)?);
         }
-        let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
-        Ok(ndarray::concatenate(Axis(0), &parts).unwrap_or_default())
+        Ok(spread.finish())
     }
 
     /// Shows the input of a stage in a track, windows in order; with `roots`, by window, each token times its root.

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::progress::{Progress, go_on};
 use crate::record::{self, FileRecord, LinearRecord, Record, bytes_digest, solution_digest};
 use crate::render::html;
-use crate::stored::StoredModel;
+use crate::stored::{self, StoredModel};
 
 /// Largest difference between the packed kernel and f64, relative to the largest output.
 const MOST_KERNEL_ERROR: f64 = 1e-5;
@@ -48,6 +48,9 @@ pub struct Verification {
 /// A directory without a record, or one that cannot be read at all. What does not match is no error but a
 /// [`Verification::problems`] entry.
 pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification, Error> {
+    if !directory.is_dir() {
+        return Err(stored::no_directory(directory));
+    }
     let record = Record::read(directory)?;
     let mut found = Verification::default();
     for (name, expected) in &record.files {

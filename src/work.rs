@@ -3,6 +3,7 @@
 //! Counted in multiplications, from shapes. They are not all equally fast, and some costs do not grow with them: a phase's count is compared
 //! with those of its own pace alone.
 
+use kernels::bf16::Precision;
 use model::Model;
 use model::linear::{Linear, Part};
 
@@ -10,7 +11,7 @@ use crate::gradients::PROBED;
 use crate::job::QuantizeJob;
 use crate::plan::Plan;
 use crate::progress::{Pace, Work};
-use crate::scales;
+use crate::{scales, showing};
 
 /// Passes that one backwards is worth: forwards again, and the two products of each.
 const BACKWARD: f64 = 3.0;
@@ -18,6 +19,10 @@ const BACKWARD: f64 = 3.0;
 const FACTORIZATIONS: f64 = 5.0 / 3.0;
 /// What range search, refits and descent make of a plain solve.
 const REFINED: f64 = 3.0;
+/// What a pass in single precision takes over one in bfloat16.
+const SINGLE: f64 = 1.5;
+/// Tokens of a pass that take as long as one that is written alone, which has to wait for all weights.
+const ONE_BY_ONE: f64 = 8.0;
 
 /// Tokens of a job's texts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,13 +33,15 @@ pub(crate) struct Tokens {
     pub(crate) evaluation: usize,
 }
 
-/// The phases from the first look at gradients on, in their order; `plans` is one for each set of grids, `left` the layers that are not yet solved.
+/// The phases from the first look at gradients on, in their order; `plans` is one for each set of grids, `precision` that of calibration, `left` the
+/// layers that are not yet solved.
 pub(crate) fn phases(
     job: &QuantizeJob,
     model: &Model,
     plans: &[&Plan],
     outputs: usize,
     tokens: Tokens,
+    precision: Precision,
     left: usize,
 ) -> Vec<Work> {
     let of_token: f64 = model.linears().map(|linear| area(linear) * met(model, linear)).sum();
@@ -66,8 +73,14 @@ pub(crate) fn phases(
     }
     let weights: f64 = model.linears().map(area).sum();
     phases.extend((0..outputs).map(|_| ("verifying", Pace::Reading, 16.0 * weights)));
-    let measuring = 2.0 * tokens.evaluation as f64 * (of_token + head);
+    // Measuring does not round its factors, and waits the longer for products.
+    let single = if precision == Precision::Bf16 { SINGLE } else { 1.0 };
+    let measuring = single * 2.0 * tokens.evaluation as f64 * (of_token + head);
     phases.extend((0..outputs).map(|_| ("measuring", Pace::Passes, measuring)));
+    if tokens.evaluation > 0 {
+        let written = ((1 + outputs) * showing::SAMPLE_TOKENS) as f64;
+        phases.push(("writing samples", Pace::Passes, ONE_BY_ONE * written * (of_token + head)));
+    }
     phases
         .into_iter()
         .filter(|(_, _, work)| *work > 0.0)

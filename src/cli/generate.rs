@@ -12,7 +12,7 @@ use crate::generate::GenerateJob;
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// An original checkpoint or an output of `quantize`
+    /// An original checkpoint or an output of `quantize`, or its name on the hub, as org/name
     directory: PathBuf,
     /// What to answer, or to go on with [default: standard input; one prompt a line when it is a terminal]
     #[arg(short, long, value_name = "TEXT")]

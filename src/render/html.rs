@@ -85,6 +85,11 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// A module path in HTML, which may be broken behind its dots.
+fn path(name: &str) -> String {
+    escape(name).replace('.', ".<wbr>")
+}
+
 fn section(title: &str, content: &str) -> String {
     if content.is_empty() {
         String::new()
@@ -238,7 +243,7 @@ fn losses(report: &Report) -> String {
         let _ = writeln!(
             out,
             "<tr><td><code>{}</code></td><td>{}</td><td>{:.2e}</td></tr>",
-            escape(&row.name),
+            path(&row.name),
             row.bits,
             row.relative_loss
         );
@@ -253,7 +258,7 @@ fn distributions(shown: &Shown) -> String {
         return String::new();
     }
     let content = format!(
-        "<div class=\"charts\">\n<figure><div class=\"chart\">{}</div><figcaption>Weights over the standard deviation of their linear<br><span class=\"key original\">original</span> <span class=\"key output\">quantized</span></figcaption></figure>\n<figure><div class=\"chart\">{}</div><figcaption>Magnitudes of the scales, logarithmic</figcaption></figure>\n</div>\n<p class=\"note\">A sample of rows of {} linears.</p>\n",
+        "<div class=\"charts\">\n<figure><div class=\"chart\">{}</div><figcaption>Share of the weights, by their size over the standard deviation of their linear<br><span class=\"key original\">original</span> <span class=\"key output\">quantized</span></figcaption></figure>\n<figure><div class=\"chart\">{}</div><figcaption>Share of the scales, by their magnitude, logarithmic</figcaption></figure>\n</div>\n<p class=\"note\">A sample of rows of {} linears.</p>\n",
         charts::weights(&found.original, &found.quantized),
         charts::scales(&found.scales),
         found.linears
@@ -264,17 +269,19 @@ fn distributions(shown: &Shown) -> String {
 /// Both models' words side by side; what they have in common is set back.
 fn completions(completions: &[Completion]) -> String {
     let shown = completions.iter().map(|found| {
-        let common = found.original.chars().zip(found.quantized.chars()).take_while(|(a, b)| a == b);
+        // A page has no use for the lines that a model begins with.
+        let (original, quantized) = (found.original.trim_start(), found.quantized.trim_start());
+        let common = original.chars().zip(quantized.chars()).take_while(|(a, b)| a == b);
         let common: usize = common.map(|(c, _)| c.len_utf8()).sum();
         let text = |text: &str| {
             format!("<span class=\"common\">{}</span><span class=\"own\">{}</span>", escape(&text[..common]), escape(&text[common..]))
         };
-        let same = if found.original == found.quantized { " <span class=\"same\">the same</span>" } else { "" };
+        let same = if original == quantized { " <span class=\"same\">the same</span>" } else { "" };
         format!(
             "<article><p class=\"prompt\">{}</p>\n<div class=\"pair\"><div><h4>original</h4><p>{}</p></div><div><h4>quantized{same}</h4><p>{}</p></div></div></article>\n",
             escape(&found.prompt),
-            text(&found.original),
-            text(&found.quantized)
+            text(original),
+            text(quantized)
         )
     });
     let shown: String = shown.collect();
@@ -341,7 +348,7 @@ fn solving(report: &Report) -> String {
     if !fallbacks.is_empty() {
         let rows = fallbacks
             .iter()
-            .map(|row| format!("<li><code>{}</code>: {}</li>\n", escape(&row.name), escape(&row.rung)));
+            .map(|row| format!("<li><code>{}</code>: {}</li>\n", path(&row.name), escape(&row.rung)));
         let _ = write!(
             out,
             "<details><summary>Fallbacks</summary><ul>\n{}</ul></details>\n",
@@ -352,7 +359,7 @@ fn solving(report: &Report) -> String {
         let rows = report
             .kept
             .iter()
-            .map(|kept| format!("<li><code>{}</code>: {}</li>\n", escape(&kept.name), escape(&kept.reason)));
+            .map(|kept| format!("<li><code>{}</code>: {}</li>\n", path(&kept.name), escape(&kept.reason)));
         let _ = write!(
             out,
             "<details><summary>{} linears in 16 bit</summary><ul>\n{}</ul></details>\n",
@@ -409,7 +416,7 @@ fn repeating(report: &Report, shown: &Shown) -> String {
         });
         let _ = write!(
             out,
-            "<details><summary>{title}, with SHA-256</summary><div class=\"wide\"><table><tbody>\n{}</tbody></table></div></details>\n",
+            "<details><summary>{title}, with SHA-256</summary><table class=\"files\"><tbody>\n{}</tbody></table></details>\n",
             rows.collect::<String>()
         );
     }
@@ -443,19 +450,19 @@ fn linears(report: &Report) -> String {
     let rows = report.linears.iter().map(|row| {
         let group = row.group_size.map_or_else(|| row.granularity.to_owned(), |columns| columns.to_string());
         format!(
-            "<tr><td><code>{}</code></td><td>{} × {}</td><td>{}</td><td>{group}</td><td>{}</td><td>{:.2e}</td><td>{:.3}</td><td>{}</td></tr>\n",
-            escape(&row.name),
+            "<tr><td><code>{}</code></td><td>{:.2e}</td><td>{}</td><td>{group}</td><td>{} × {}</td><td>{}</td><td>{:.3}</td><td>{}</td></tr>\n",
+            path(&row.name),
+            row.relative_loss,
+            row.bits,
             row.shape[0],
             row.shape[1],
-            row.bits,
             escape(&row.solver),
-            row.relative_loss,
             row.damping,
             escape(&row.rung)
         )
     });
     let table = format!(
-        "<details><summary>All {} linears</summary><div class=\"wide\"><table><thead><tr><th>linear</th><th>shape</th><th>bits</th><th>group</th><th>solver</th><th>relative loss</th><th>damping</th><th>factorization</th></tr></thead><tbody>\n{}</tbody></table></div></details>\n",
+        "<details><summary>All {} linears</summary><div class=\"wide\"><table><thead><tr><th>linear</th><th>relative loss</th><th>bits</th><th>group</th><th>shape</th><th>solver</th><th>damping</th><th>factorization</th></tr></thead><tbody>\n{}</tbody></table></div></details>\n",
         report.linears.len(),
         rows.collect::<String>()
     );

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::text::{bytes, table};
-use crate::planning::{Fit, ModelPlan, PlanReport};
+use super::text::{bytes, counted, table};
+use crate::planning::{Candidate, Fit, ModelPlan, PlanReport};
 
 /// The outcome of `plan`.
 #[must_use]
@@ -76,9 +76,9 @@ fn said_time(out: &mut String, plan: &ModelPlan) {
     let phases = time.phases.iter().map(|p| format!("{} {}", p.name, clock(p.seconds)));
     let _ = writeln!(
         out,
-        "time: about {} with {} threads as busy as this machine is now, {} of processors ({}; without {})",
+        "time: about {} with {} as busy as this machine is now, {} of processors ({}; without {})",
         clock(time.seconds),
-        time.threads,
+        counted(time.threads, "thread"),
         clock(time.cpu_seconds),
         phases.collect::<Vec<_>>().join(", "),
         time.without.join(", ")
@@ -100,32 +100,33 @@ fn fitting(out: &mut String, fit: &Fit) {
         "in {} with keys and values of {tokens}; what runtimes take beside (buffers, activations) is not counted:",
         bytes(fit.bytes)
     );
-    let mut rows = table(&[
-        "",
-        "model",
-        "weights",
-        "bits",
-        "files",
-        "keys and values",
-        "fits",
-        "perplexity",
-        "predicted KL",
-        "predicted perplexity",
-    ]);
     let number = |value: Option<f64>, digits: usize| value.map_or(String::new(), |v| format!("{v:.digits$}"));
-    for (index, c) in fit.candidates.iter().enumerate() {
-        rows.add_row([
-            if fit.chosen == Some(index) { "->" } else { "" }.to_owned(),
-            c.model.clone(),
-            count(c.parameters),
-            if c.bits.fract() == 0.0 { c.bits.to_string() } else { format!("{:.2}", c.bits) },
-            bytes(c.weight_bytes),
-            bytes(c.cache_bytes),
-            if c.fits { "yes" } else { "no" }.to_owned(),
-            number(c.perplexity, 3),
-            number(c.predicted_kl, 4),
-            number(c.predicted_perplexity, 3),
-        ]);
+    let column = |title, cell: &dyn Fn(usize, &Candidate) -> String| {
+        let cells: Vec<String> =
+            fit.candidates.iter().enumerate().map(|(row, candidate)| cell(row, candidate)).collect();
+        (title, cells)
+    };
+    let mut columns = vec![
+        column("", &|row, _| if fit.chosen == Some(row) { "->" } else { "" }.to_owned()),
+        column("model", &|_, c| c.model.clone()),
+        column("weights", &|_, c| count(c.parameters)),
+        column("bits", &|_, c| match c.bits.fract() {
+            0.0 => c.bits.to_string(),
+            _ => format!("{:.2}", c.bits),
+        }),
+        column("files", &|_, c| bytes(c.weight_bytes)),
+        column("keys and values", &|_, c| bytes(c.cache_bytes)),
+        column("fits", &|_, c| if c.fits { "yes" } else { "no" }.to_owned()),
+        column("perplexity", &|_, c| number(c.perplexity, 3)),
+        column("predicted KL", &|_, c| number(c.predicted_kl, 4)),
+        column("predicted perplexity", &|_, c| number(c.predicted_perplexity, 3)),
+    ];
+    // What nobody measured or chose has no column.
+    columns.retain(|(_, cells)| cells.iter().any(|cell| !cell.is_empty()));
+    let titles: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
+    let mut rows = table(&titles);
+    for row in 0..fit.candidates.len() {
+        rows.add_row(columns.iter().map(|(_, cells)| cells[row].clone()));
     }
     let _ = writeln!(out, "\n{}\n{}", rows.trim_fmt(), fit.reason);
 }

@@ -225,6 +225,11 @@ pub fn verification(found: &Verification) -> String {
     }
 }
 
+/// So many of what has this name.
+pub(super) fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 /// What a checkpoint is.
 #[must_use]
 pub fn inspection(found: &Inspection) -> String {
@@ -234,14 +239,14 @@ pub fn inspection(found: &Inspection) -> String {
     line(
         &mut out,
         format_args!(
-            "{}: {}, {} layers, {} parameters, {}, {format}, {} in {} files",
+            "{}: {}, {} layers, {} parameters, {}, {format}, {} in {}",
             model.path,
             model.architecture,
             model.layers,
             model.parameters,
             model.dtype,
             bytes(found.bytes),
-            found.files
+            counted(found.files, "file")
         ),
     );
     for row in &found.schemes {
@@ -267,7 +272,7 @@ pub(super) fn windows(count: usize, context: usize, tokens: usize) -> String {
 
 /// `1 window`, or more of them.
 pub(crate) fn counted_windows(count: usize) -> String {
-    format!("{count} window{}", if count == 1 { "" } else { "s" })
+    counted(count, "window")
 }
 
 fn runtimes_table(rows: &[RuntimeRow]) -> Table {

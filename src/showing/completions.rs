@@ -15,6 +15,8 @@ use crate::stored::StoredModel;
 const PROMPTS: usize = 4;
 /// Tokens of each answer, at most.
 const TOKENS: usize = 40;
+/// Tokens that a model writes for all prompts.
+pub(crate) const SAMPLE_TOKENS: usize = PROMPTS * TOKENS;
 /// Tokens of text that stand before, where there is no chat template.
 const BEFORE: usize = 24;
 /// Seconds for all answers of a model; the token that passes it is the last.

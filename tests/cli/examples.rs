@@ -90,6 +90,21 @@ fn the_examples_of_help_texts_and_of_the_readme_run() {
         assert!(!found.is_empty(), "no example of {subcommand} runs as it stands: {after}");
         found.iter().for_each(|example| run(folder.path(), example));
     }
+    // Those that write below the user's home need a shell and a home.
+    for (subcommand, written) in [
+        ("completions", ".local/share/bash-completion/completions/quantc"),
+        ("man", ".local/share/man/man1/quantc-quantize.1"),
+    ] {
+        let help = succeed(&[subcommand, "--help"]);
+        let (_, after) = help.split_once("Example:\n").unwrap();
+        let lines = after.lines().take_while(|line| line.starts_with("  ")).collect::<Vec<_>>().join("\n");
+        let programs = Path::new(env!("CARGO_BIN_EXE_quantc")).parent().unwrap();
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
+        let mut shell = Command::new("bash");
+        shell.args(["-ec", &lines]).env("HOME", folder.path()).env("PATH", path);
+        assert!(shell.status().unwrap().success(), "{lines}");
+        assert!(folder.path().join(written).is_file(), "{lines}");
+    }
     for file in ["README.md", "docs/questions.md", "docs/usage.md"] {
         let text = fs::read_to_string(repository().join(file)).unwrap();
         let code: String = text.split("```").skip(1).step_by(2).collect();

@@ -67,6 +67,38 @@ fn every_expert_is_solved_and_the_report_says_on_what() {
 }
 
 #[test]
+fn the_loss_that_is_predicted_is_about_what_comes() {
+    for name in ["qwen2_moe", "qwen3_moe", "deepseek_v3", "mixtral"] {
+        let folder = tempfile::tempdir().unwrap();
+        let calibration = tokens(folder.path(), "calibration.jsonl", 24, 40);
+        let evaluation = tokens(folder.path(), "evaluation.jsonl", 12, 39);
+        let asked = |bits| {
+            let texts = ["--samples", "24", "--context", "40", "--calibration", text(&calibration)];
+            let grid = ["--recipe", "gptq", "--bits", bits, "--to", "compressed-tensors"];
+            [&texts[..], &grid, &WHOLE_ROWS].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let predicted = |bits| {
+            let (model, plan) = (tiny(name), folder.path().join("plan.json"));
+            let asked = asked(bits);
+            let more: Vec<&str> = asked.iter().map(String::as_str).collect();
+            succeed(
+                &[&["plan", text(&model), "--calibrate", "--export-json", text(&plan)], &more[..]].concat(),
+            );
+            crate::run::json(&plan)["models"][0]["predicted_kl"].as_f64().unwrap()
+        };
+        let (three, four) = (predicted("3"), predicted("4"));
+        assert!(three > 2.0 * four && four > 0.0, "{name}: {three} {four}");
+        let asked = asked("4");
+        let more: Vec<&str> = asked.iter().map(String::as_str).collect();
+        let measured = ["--evaluate-on", text(&evaluation)];
+        let (_, report) = quantize(folder.path(), &tiny(name), &[&more[..], &measured].concat());
+        let found = report["evaluation"]["quantized"]["kl_mean"].as_f64().unwrap();
+        let ratio = four / found;
+        assert!((0.5..2.0).contains(&ratio), "{name}: predicted {four}, found {found}");
+    }
+}
+
+#[test]
 fn an_expert_that_saw_nothing_is_solved_and_named() {
     let folder = tempfile::tempdir().unwrap();
     let calibration = tokens(folder.path(), "calibration.jsonl", 1, 3);

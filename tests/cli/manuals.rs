@@ -59,6 +59,17 @@ fn bash_completes_values_behind_colons_and_in_lists() {
 }
 
 #[test]
+fn zsh_is_told_of_colons_lists_and_files() {
+    let script = succeed(&["completions", "zsh"]);
+    // A colon that is no end of a name, in a list whose items before are skipped.
+    assert!(script.contains(r#"gguf\\\:q4_k_m\:"llama.cpp"#), "{script}");
+    assert!(!script.contains(r"gguf\:q4_k_m"), "{script}");
+    assert_eq!(script.matches(r#":FORMAT:{compset -P "*,"; local -a usual; usual=(gptq\:""#).count(), 3);
+    assert_eq!(script.matches(r#":RUNTIME:{compset -P "*,"; local -a usual; usual=(exllamav2 "#).count(), 2);
+    assert_eq!(script.matches(r#"_describe -t values value usual; _files -g "*.toml"}' \"#).count(), 2);
+}
+
+#[test]
 fn every_command_has_a_page_with_all_of_its_flags_described() {
     let folder = tempfile::tempdir().unwrap();
     succeed(&["man", text(folder.path())]);

@@ -167,6 +167,23 @@ fn an_output_that_exists() {
 }
 
 #[test]
+fn an_output_that_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let (model, output) = (demo(), file.join("out"));
+    let found = quantc(&["quantize", text(&model), "-o", text(&output), "--recipe", "rtn"]);
+    let message = String::from_utf8_lossy(&found.stderr);
+    assert_eq!(found.status.code(), Some(1), "{message}");
+    let words = ["error: --output: nothing can be written in", "hint: name another place with -o"];
+    assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    // A file of an output is not the output.
+    let found = quantc(&["verify", text(&demo().join("config.json"))]);
+    let message = String::from_utf8_lossy(&found.stderr);
+    assert!(message.contains("is not a directory\nhint: the model is the whole directory"), "{message}");
+}
+
+#[test]
 fn a_tokenizer_that_is_missing() {
     let model = copy(&demo());
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();

@@ -103,6 +103,8 @@ fn the_best_of_several_that_fits_is_chosen() {
     let (said, plan) = planned(&[&base[..], &["--fit", "3MB", "--fit-context", "128"]].concat());
     let fit = &plan["fit"];
     assert!(fit["chosen"].is_null() && said.contains("--calibrate"), "{said}");
+    // What was not measured has no column.
+    assert!(!said.contains("predicted perplexity"), "{said}");
     let rows = fit["candidates"].as_array().unwrap();
     assert!(rows.len() >= 6);
     for row in rows {

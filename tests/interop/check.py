@@ -29,6 +29,7 @@ from packaging.requirements import Requirement  # noqa: E402
 
 import browser  # noqa: E402
 import decoder  # noqa: E402
+import hub  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
 import runtimes  # noqa: E402
@@ -657,6 +658,9 @@ def check_report(results: Results, quantc: Quantc, demo: Path, work: Path) -> No
                         letters = chromium.evaluate(small)
                         wrong += [f"{letters} labels too small to read"] * (letters > 0)
                         chromium.screenshot(work / f"{kind}-{theme}-{name}.png")
+                        chromium.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+                        wide = chromium.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                        wrong += [f"{wide} px wider than the screen with all of it open"] * (wide > 0)
                         chromium.evaluate("document.getElementById('theme').click()")
                         wrong += [] if chromium.evaluate(dark) == (theme != "dark") else ["the button does nothing"]
                         shown = chromium.evaluate("document.querySelector('h1').textContent")
@@ -708,6 +712,10 @@ def main() -> int:
         found = sources(arguments.work, arguments.demo)
         if re.search(arguments.only, "choices"):
             check_choices(results, quantc, arguments.demo, arguments.work)
+        if re.search(arguments.only, "hub"):
+            with results.part("hub"):
+                for what, wrong in hub.shared(quantc.binary, arguments.demo / "model", arguments.work).items():
+                    results.no(f"hub: {what}", wrong)
         if re.search(arguments.only, "report"):
             check_report(results, quantc, arguments.demo, arguments.work)
         for case in CASES:

@@ -79,8 +79,9 @@ pub fn batches(windows: &[Vec<u32>], tokens: usize) -> impl Iterator<Item = &[Ve
 }
 
 /// Scores `measured` and, where given, its divergence from `reference` on `windows`, of which so many tokens are in memory together; the
-/// figures do not depend on how many. `step` is called after each layer of each model,
-/// `model.layers.len()` times for each and each of [`batches`]; a break ends the work.
+/// figures do not depend on how many. The models take turns layer by layer, so that the first steps tell how long the others take. `step` is called
+/// after each layer of each model and when a batch is scored: for each of [`batches`] `model.layers.len()` times for each model, and once; a
+/// break ends the work.
 ///
 /// # Errors
 /// A break, those of the weight sources, a forward pass that leaves the finite numbers, and windows of which none has two tokens.
@@ -99,10 +100,16 @@ pub fn evaluate(
     for batch in batches(windows, tokens) {
         let first = figures.len();
         let number = |error| in_batch(error, first);
-        let measured = Stream::run(&forward, measured, batch, step).map_err(number)?;
-        let reference = reference.map(|source| Stream::run(&forward, source, batch, step));
-        let reference = reference.transpose().map_err(number)?;
+        let mut measured = Stream::start(&forward, measured, batch)?;
+        let mut reference = reference.map(|source| Stream::start(&forward, source, batch)).transpose()?;
+        for layer in &model.layers {
+            for stream in [Some(&mut measured), reference.as_mut()].into_iter().flatten() {
+                stream.advance(layer).map_err(number)?;
+                go_on(step)?;
+            }
+        }
         figures.extend(score_windows(batch, &measured, reference.as_ref()).map_err(number)?);
+        go_on(step)?;
     }
 
     let score_of =
@@ -141,6 +148,10 @@ pub fn visit_logits(
         see(stream.logits(&head, window, 0..tokens.len()).view());
     }
     Ok(())
+}
+
+fn go_on(step: &mut dyn FnMut() -> ControlFlow<()>) -> Result<(), CalibrationError> {
+    if step().is_break() { Err(CalibrationError::Interrupted) } else { Ok(()) }
 }
 
 /// Numbers the window that an error of a batch names among all, of which the batch's first is `first`.

@@ -42,9 +42,7 @@ impl<'s> Stream<'s> {
         let mut stream = Self::start(forward, source, windows)?;
         for layer in &forward.model().layers {
             stream.advance(layer)?;
-            if step().is_break() {
-                return Err(CalibrationError::Interrupted);
-            }
+            super::go_on(step)?;
         }
         Ok(stream)
     }

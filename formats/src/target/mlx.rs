@@ -180,8 +180,9 @@ impl TargetFormat for Mlx {
                     );
                 }
                 Granularity::PerChannel | Granularity::PerTensor => {
-                    let problem =
-                        format!("it has a scale for each group of columns, expected one of {GROUP_SIZES:?}");
+                    let problem = format!(
+                        "a scale for each row or tensor was asked for, expected one for each group of {GROUP_SIZES:?} columns"
+                    );
                     return refuse(problem, "use --group-size 64");
                 }
             }

@@ -143,6 +143,7 @@ pub(super) fn weights(original: &Distribution, quantized: &Distribution) -> Stri
         let mut chart = ChartBuilder::on(area)
             .margin(6)
             .x_label_area_size(26)
+            .y_label_area_size(44)
             .build_cartesian_2d(original.first..original.last, 0.0..most.max(f64::MIN_POSITIVE) * 1.05)?;
         axis(&mut chart, &|value| format!("{value:.0}"))?;
         chart.draw_series(bars(original, ORIGINAL))?;
@@ -159,6 +160,7 @@ pub(super) fn scales(scales: &Distribution) -> String {
             .margin(6)
             .margin_right(30)
             .x_label_area_size(26)
+            .y_label_area_size(44)
             .build_cartesian_2d(scales.first..scales.last, 0.0..most.max(f64::MIN_POSITIVE) * 1.05)?;
         axis(&mut chart, &|value| format!("{:.1e}", 10_f64.powf(*value)))?;
         chart.draw_series(bars(scales, OUTPUT))?;
@@ -173,11 +175,13 @@ type Plane<'a, 'b> = ChartContext<
 >;
 type Drawn<'b> = Result<(), DrawingAreaErrorKind<<SVGBackend<'b> as DrawingBackend>::ErrorType>>;
 
+/// Lines and numbers: what is counted along, shares up.
 fn axis<'b>(chart: &mut Plane<'_, 'b>, label: &dyn Fn(&f64) -> String) -> Drawn<'b> {
     chart
         .configure_mesh()
-        .disable_y_mesh()
-        .disable_y_axis()
+        .y_labels(4)
+        .y_label_formatter(&|share| percent(*share))
+        .y_label_style(("sans-serif", LETTERS).into_font().color(&INK))
         .light_line_style(TRANSPARENT)
         .bold_line_style(LINE)
         .axis_style(LINE)
@@ -185,6 +189,12 @@ fn axis<'b>(chart: &mut Plane<'_, 'b>, label: &dyn Fn(&f64) -> String) -> Drawn<
         .x_label_style(("sans-serif", LETTERS).into_font().color(&INK))
         .x_label_formatter(label)
         .draw()
+}
+
+/// A share as a label says it.
+fn percent(share: f64) -> String {
+    // Sums of steps leave crumbs.
+    format!("{} %", (share * 1000.0).round() / 10.0)
 }
 
 fn bars(found: &Distribution, color: RGBColor) -> impl Iterator<Item = Rectangle<(f64, f64)>> + '_ {
