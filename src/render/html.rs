@@ -160,6 +160,12 @@ fn verdict(report: &Report) -> String {
         }
         None => out.push_str("<p class=\"note\">Perplexity and divergence were not measured.</p>\n"),
     }
+    // What flatters or spoils the figures is not left to those who read to the end.
+    let notes = report.notes.len();
+    if notes > 0 {
+        let (what, are) = if notes == 1 { ("note", "is") } else { ("notes", "are") };
+        let _ = writeln!(out, "<p class=\"note\">{notes} {what} on this run {are} under {SOLVING}.</p>");
+    }
     out.push_str("</section>\n");
     out
 }
@@ -321,6 +327,8 @@ fn experts(report: &Report) -> String {
 /// How a factorization went that needed nothing more.
 const SURE: &str = "cholesky";
 
+const SOLVING: &str = "Damping, fallbacks and notes";
+
 /// Damping, fallbacks, what stayed in 16 bit, and notes.
 fn solving(report: &Report) -> String {
     let mut damping: Vec<f64> = report.linears.iter().map(|row| row.damping).collect();
@@ -371,7 +379,7 @@ fn solving(report: &Report) -> String {
         let rows = report.notes.iter().map(|note| format!("<li>{}</li>\n", escape(note)));
         let _ = write!(out, "<h3>Notes</h3>\n<ul class=\"notes\">\n{}</ul>\n", rows.collect::<String>());
     }
-    section("Damping and fallbacks", &out)
+    section(SOLVING, &out)
 }
 
 /// Command, versions, hashes, times.
