@@ -27,7 +27,8 @@ qwen3_moe() {
 END
 }
 unguarded() { printf 'base = "gptq"\n[settings]\nguard = false\n' >"$work/unguarded.toml"; echo "$work/unguarded.toml"; }
-number() { sed -n "s/^ *\"$2\": \([0-9.]*\),*$/\1/p" "$1" | tail -n 1; }
+number() { sed -n "s/^ *\"$1\": \([0-9.]*\),*$/\1/p" | tail -n 1; }
+resources() { sed -n '/^  "resources": {/,/}/p' "$1"; }
 megabytes() { [ -n "${1-}" ] && echo "$((${1%.*} / 1000000)) MB" || echo -; }
 
 # One line of the table. NAME LAYERS SAMPLES CONTEXT BUDGET: no budget, "least", or a size. Leaves the sum of what was written in $written.
@@ -48,7 +49,7 @@ run() {
     else
         cat "$work/log"
     fi
-    echo "| $name | $layers | $samples x $context | $(megabytes "$(number "$work/plan.json" memory_bytes)") | $(megabytes "$least") | $(megabytes "$budget") | $(megabytes "$(number "$work/report.json" peak_rss_bytes)") | $(number "$work/report.json" cpu_seconds) |"
+    echo "| $name | $layers | $samples x $context | $(megabytes "$(number memory_bytes <"$work/plan.json")") | $(megabytes "$least") | $(megabytes "$budget") | $(megabytes "$(resources "$work/report.json" | number peak_rss_bytes)") | $(resources "$work/report.json" | number cpu_seconds | cut -d. -f1) |"
     rm -rf "$work/out" "$work/.out.journal" "$work/report.json"
 }
 # The same without and with a budget.

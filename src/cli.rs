@@ -168,7 +168,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Reopen an output, decode every tensor, and compare it with what was solved (exit code 3 if it differs)
     #[command(after_help = "Example:\n  quantc verify demo/model-4bit")]
-    Verify(DirectoryArgs),
+    Verify(VerifyArgs),
     /// Say what a checkpoint is: architecture, format, schemes, sizes, and which runtimes load it
     #[command(after_help = "Example:\n  quantc inspect demo/model-4bit")]
     Inspect(DirectoryArgs),
@@ -205,7 +205,8 @@ impl Command {
             Self::Evaluate(arguments) => arguments.run().threads,
             Self::Compare(arguments) => arguments.run().threads,
             Self::Generate(arguments) => arguments.threads,
-            Self::Verify(arguments) | Self::Inspect(arguments) => arguments.common.threads,
+            Self::Verify(arguments) => arguments.common.threads,
+            Self::Inspect(arguments) => arguments.common.threads,
             Self::Completions { .. } | Self::Man { .. } | Self::List { .. } => None,
         }
     }
@@ -235,7 +236,20 @@ pub struct RunArgs {
     pub export_json: Option<PathBuf>,
 }
 
-/// Arguments of `verify` and `inspect`.
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The directory
+    pub directory: PathBuf,
+    /// Memory for the linear in work, such as 1GB
+    #[arg(long, value_name = "SIZE", value_parser = values::parse_size)]
+    pub memory: Option<u64>,
+    /// What every long run takes.
+    #[command(flatten)]
+    pub common: RunArgs,
+}
+
+/// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct DirectoryArgs {
     /// The checkpoint's directory, or its name on the hub, as org/name

@@ -119,6 +119,7 @@ pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareRepor
     let windows = &text.windows.tokens;
     let described: Vec<&Model> = models.iter().map(|stored| &stored.model).collect();
     let memory = Memory::demand_comparing(job.memory, &described, text.summary.context)?;
+    memory.hold();
     let together = memory.measured_tokens();
 
     let contenders: Vec<Contender<'_>> =

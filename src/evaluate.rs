@@ -33,6 +33,7 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
         demand_same_shape(&model, reference)?;
     }
     let memory = Memory::demand_measuring(job.memory, &model.model, job.windows.context)?;
+    memory.hold();
     let tokenizer = model.tokenizer()?;
     let questions = job.choices.as_deref();
     let questions =

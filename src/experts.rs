@@ -127,7 +127,7 @@ impl LayerExperts {
         let Some(first) = stage.linears.iter().find(|linear| plan.solved_with_data(linear)) else {
             return Ok(None);
         };
-        let tokens = streams.sent_to(track, expert)?;
+        let tokens = streams.sent_to(track, expert);
         let missing = COLD.saturating_sub(tokens);
         let pooled_share = missing as f64 / COLD as f64;
         let coverage = ExpertCoverage { layer: first.id.layer, expert, tokens, pooled_share };

@@ -106,7 +106,8 @@ fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
         }
         Command::Verify(arguments) => {
             let export = prepare(&arguments.common)?;
-            let found = quantc::verify::verify(&model_directory(&arguments.directory, terminal)?, terminal)?;
+            let directory = model_directory(&arguments.directory, terminal)?;
+            let found = quantc::verify::verify(&directory, arguments.memory, terminal)?;
             tell(export.as_ref(), &format!("{}\n", text::verification(&found)))?;
             export_json(export, &found)?;
             if found.problems.is_empty() { Ok(()) } else { Err(Error::Verification(Box::new(found))) }

@@ -43,15 +43,17 @@ pub(crate) struct Memory {
     solving: u64,
     /// What of it second moments may take.
     moments: u64,
+    /// Which tokens are sent to which experts.
+    sent: u64,
     of_token: u64,
-    /// Whether all states stay in memory.
-    whole: bool,
     /// What gradients take beside the windows, and a window of a batch.
     gradients: u64,
     of_window: u64,
     /// What measuring takes beside the states, and a token's states in it.
     measuring: u64,
     of_measured: u64,
+    /// What the layer loop puts on disk instead.
+    on_disk: u64,
 }
 
 impl Memory {
@@ -71,17 +73,24 @@ impl Memory {
             ..Self::default()
         };
         let data = job.imatrix.is_none() && plans.iter().any(|plan| plan.needs_calibration());
-        // What is sent to experts stays in memory with its window.
-        found.whole = model.layers.iter().any(|layer| layer.experts() > 0);
-        if found.whole {
+        // What experts are given waits with its window; where tokens are sent is always in memory.
+        let mut states = 0;
+        if let Some(experts) = &model.hyperparameters.experts {
             found.of_token += streams * F32 * shape.hidden;
+            let entries = experts.routing.chosen as u64 * size_of::<(usize, f32)>() as u64;
+            found.sent = windows.saturating_mul(shape.tokens).saturating_mul(streams * entries);
+            states = found.sent;
         }
-        let least = if found.whole { windows.saturating_mul(shape.tokens) } else { shape.tokens };
-        let states = least.saturating_mul(found.of_token);
+        states += shape.tokens.saturating_mul(found.of_token);
         // In memory where they fit beside the fewest states, or else as little of them as will do.
         let most = found.moments_within(budget.saturating_sub(states), &shape, model, plans);
         found.moments = most;
         found.solving = shape.solving(model, plans, most);
+        let tokens = windows.saturating_mul(shape.tokens);
+        let here = budget.saturating_sub(found.solving + found.sent) / found.of_token.max(1);
+        // The residual stream is in both files.
+        let away = found.of_token + streams * F32 * shape.hidden;
+        found.on_disk = tokens.saturating_sub(here).saturating_mul(away) + most_on_disk(model, plans, most);
         let mut phases = vec![("solving", found.solving + states)];
         if data {
             phases.push(("weighing outputs", found.gradients + found.of_window));
@@ -103,6 +112,13 @@ impl Memory {
         }
         demand_least(budget, &phases)?;
         Ok(found)
+    }
+
+    /// Has the allocator keep to it.
+    pub(crate) fn hold(self) {
+        if self.budget.is_some() {
+            kernels::allocation::give_freed_memory_back();
+        }
     }
 
     /// What measuring a model of this shape takes, beside a reference.
@@ -166,23 +182,37 @@ impl Memory {
         Ok(Shelf::of_store(journal.store()?, working))
     }
 
+    /// What verifying a model takes, whose linears for which `packed` holds are decoded one after the other: codes, values and packed words of one,
+    /// and a piece of a tensor.
+    pub(crate) fn demand_verifying(
+        budget: u64,
+        model: &Model,
+        packed: impl Fn(&Linear) -> bool,
+    ) -> Result<(), Error> {
+        let outer = model.outer_linears();
+        let largest = model.linears().cloned().chain(outer).filter(packed).map(|l| weights(&l)).max();
+        demand_least(budget, &[("verifying", largest.unwrap_or(0) * (2 * F32 + 4) + (64 << 20))])
+    }
+
     fn measuring(budget: u64, model: &Model, context: usize) -> Self {
         let shape = Shape::of(model, context);
         let (measuring, of_measured) = (shape.measuring(), 2 * F32 * (shape.hidden + shape.waiting) + 64);
         Self { budget: Some(budget), measuring, of_measured, ..Self::default() }
     }
 
+    /// Bytes that lie on disk while the work is on, because memory has no room for them.
+    pub(crate) fn on_disk(&self) -> u64 {
+        self.on_disk
+    }
+
     /// Where the layer loop's states are.
     pub(crate) fn space(&self, journal: &Journal) -> Result<Space, Error> {
         let Some(budget) = self.budget else { return Ok(Space::unbounded()) };
-        let tokens = budget.saturating_sub(self.solving) / self.of_token.max(1);
-        if self.whole {
-            return Ok(Space { together: rayon::current_num_threads(), ..Space::unbounded() });
-        }
+        let tokens = budget.saturating_sub(self.solving + self.sent) / self.of_token.max(1);
         Ok(Space {
             tokens_in_memory: usize::try_from(tokens).unwrap_or(usize::MAX),
             together: rayon::current_num_threads(),
-            elsewhere: Some(journal.scratch()?),
+            elsewhere: Some([journal.scratch()?, journal.scratch()?]),
         })
     }
 
@@ -274,7 +304,7 @@ impl Shape {
         self.tokens * F32 * (4 * self.hidden + 2 * self.waiting.max(self.widest_input) + self.outputs)
     }
 
-    /// A layer of each track and the original's, the Hessians of a stage, in memory where they take at most so many bytes, what a solver takes,
+    /// A layer of each track, the Hessians of a stage, in memory where they take at most so many bytes, what a solver takes,
     /// windows in work.
     fn solving(&self, model: &Model, plans: &[&Plan], most: u64) -> u64 {
         let stages = model.layers.iter().flat_map(|layer| &layer.stages);
@@ -287,15 +317,23 @@ impl Shape {
             };
             let sizes = || stage.linears.iter().map(weights);
             let together = plans.len() as u64 * sizes().sum::<u64>();
-            // What is small is solved side by side.
-            let solver = match together <= crate::solving::TOGETHER as u64 {
-                true => 6 * F32 * together + (plans.len() * stage.linears.len()) as u64 * need.solver,
-                false => 6 * F32 * sizes().max().unwrap_or(0) + need.solver,
+            // For products of the calibration passes a stage's weights are rounded and laid out once more.
+            let rounded = F32 * sizes().sum::<u64>();
+            // What is small is solved side by side, and beside such a pass.
+            let taken = match together <= crate::solving::TOGETHER as u64 {
+                true => {
+                    let solvers = (plans.len() * stage.linears.len()) as u64;
+                    need.copies * F32 * together + solvers * need.solver + rounded
+                }
+                false => {
+                    let largest = sizes().max().unwrap_or(0);
+                    (need.copies * F32 * largest + need.solver).max(rounded)
+                }
             };
-            kept + gathered.max(solver)
+            kept + gathered.max(taken)
         };
         let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).max().unwrap_or(0);
-        self.layer * (plans.len() as u64 + 1)
+        self.layer * plans.len() as u64
             + stages.map(of_stage).max().unwrap_or(0)
             + moments
             + self.threads * (self.pass() + F32 * (HEIGHT * WIDTH) as u64)
@@ -363,6 +401,13 @@ pub(crate) fn hessians(model: &Model, plan: &Plan) -> u64 {
     stages.map(|stage| Need::of(&[plan], stage).together()).max().unwrap_or(0)
 }
 
+/// What second moments of a stage take on disk at most, where those that take more than `most` in memory lie there.
+fn most_on_disk(model: &Model, plans: &[&Plan], most: u64) -> u64 {
+    let needs = model.layers.iter().flat_map(|layer| &layer.stages).map(|stage| Need::of(plans, stage));
+    let away = needs.filter(|need| need.together() > most);
+    away.map(|need| need.kept.anywhere + need.gathered.anywhere).max().unwrap_or(0)
+}
+
 /// Bytes that have to be in memory, and that may lie elsewhere.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bytes {
@@ -385,6 +430,9 @@ struct Need {
     gathered: Bytes,
     /// What a solver copies of them.
     solver: u64,
+    /// How many times it has a linear's weights in single precision, beside the layer's own: what they should become, what was rounded, and what
+    /// is lacking and left where errors are made up for or rows make up for each other's.
+    copies: u64,
     /// The largest stripe.
     stripe: u64,
 }
@@ -400,6 +448,7 @@ impl Need {
                 all.gathered = own.gathered;
             }
             all.solver = all.solver.max(own.solver);
+            all.copies = all.copies.max(own.copies);
             all.stripe = all.stripe.max(own.stripe);
         }
         all
@@ -408,7 +457,7 @@ impl Need {
     fn of_track(plan: &Plan, stage: &model::Stage) -> Self {
         let solved: Vec<&Linear> =
             stage.linears.iter().filter(|linear| plan.solved_with_data(linear)).collect();
-        let Some(first) = solved.first() else { return Self::default() };
+        let Some(first) = solved.first() else { return Self { copies: 4, ..Self::default() } };
         let (n, m) = (first.in_features as u64, first.out_features as u64);
         let settings: Vec<_> = solved.iter().map(|linear| &plan.treatment(linear).settings).collect();
         let input = if settings.iter().any(|settings| settings.alpha > 0.0) { n } else { 0 };
@@ -435,9 +484,10 @@ impl Need {
             kept: Bytes { here: prepared + held_out.here, anywhere: held_out.anywhere },
             // Sums of both parts, and in the end a factor.
             gathered: Bytes {
-                here: parts * (F64 * n * rows + chunks).max(F64 * n * rows + pivots),
+                here: parts * F64 * n * rows + (parts * chunks).max(F32 * n * rows).max(pivots),
                 anywhere: (parts + 1) * double,
             },
+            copies: if settings.iter().any(|s| s.propagates() || s.refines()) { 6 } else { 4 },
             // Refinement packs it.
             solver: if refining > 0 { F32 * n * n } else { 0 },
             stripe: F64 * HEIGHT as u64 * n,

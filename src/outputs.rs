@@ -164,7 +164,7 @@ impl ClosedOutput {
     /// Opens it again and compares it with what was solved.
     pub(crate) fn verify(self, progress: &dyn Progress) -> Result<VerifiedOutput, Error> {
         let _section = section("verifying");
-        let verification = verify::verify(self.directory.path(), progress)?;
+        let verification = verify::verify(self.directory.path(), None, progress)?;
         if verification.problems.is_empty() {
             Ok(VerifiedOutput { closed: self, verification })
         } else {
@@ -207,7 +207,7 @@ impl FinishedOutput {
         files::remove(&place.join(REPORT))?;
         record.files.insert(CARD.to_owned(), FileRecord::of_bytes(text.as_bytes()));
         record.write(place)?;
-        let verification = verify::verify(place, progress)?;
+        let verification = verify::verify(place, None, progress)?;
         if !verification.problems.is_empty() {
             return Err(Error::Verification(Box::new(verification)));
         }

@@ -127,7 +127,6 @@ pub fn plan(job: &PlanJob, progress: &dyn Progress) -> Result<PlanReport, Error>
         let target =
             wanted.targets.first().ok_or_else(|| Error::Internal("no format is planned".to_owned()))?;
         let made = Plan::make(&source, wanted, target)?;
-        Memory::demand(wanted, &source.model, &[&made])?;
         requirements::demand_known(wanted, std::slice::from_ref(&made))?;
         requirements::demand(wanted, &made, &source.model)?;
         models.push(model_plan(&source, made.clone(), wanted, job.calibrate, progress)?);
@@ -207,7 +206,8 @@ fn model_plan(
     let time = cost::time(source, &made, job, progress)?;
     let size = size(source, &made, job)?;
     let free_bytes = space::free(&job.output);
-    let run_bytes = size.bytes + memory::journal(job, &source.model, &[&made]);
+    let memory = Memory::demand(job, &source.model, &[&made])?;
+    let run_bytes = size.bytes + memory::journal(job, &source.model, &[&made]) + memory.on_disk();
     if free_bytes.is_some_and(|free| free < run_bytes) {
         notes.push(format!("{} has no room for the output with its journal", job.output.display()));
     }

@@ -86,10 +86,11 @@ fn quantize_from(
     requirements::demand_known(job, &plans)?;
     plans.iter().try_for_each(|plan| requirements::demand(job, plan, &source.model))?;
     demand_own_inputs(job)?;
-    demand_space(job, &source.model, &plans, journal)?;
     plans.iter().flat_map(|plan| &plan.downgrades).for_each(|note| progress.warn(note));
     let solved: Vec<&Plan> = groups(&plans).iter().map(|group| &plans[group[0]]).collect();
     let memory = Memory::demand(job, &source.model, &solved)?;
+    memory.hold();
+    demand_space(job, &source.model, &plans, (journal, memory))?;
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     // It must have what each of them asks for; the one that asks for most has all.
     let read = |path: &Path| {
@@ -329,7 +330,12 @@ fn demand_wanted(job: &QuantizeJob) -> Result<(), Error> {
 }
 
 /// Outputs are large, and the journal beside them: a disk that is too small is known before hours of work.
-fn demand_space(job: &QuantizeJob, model: &Model, plans: &[Plan], journal: &Journal) -> Result<(), Error> {
+fn demand_space(
+    job: &QuantizeJob,
+    model: &Model,
+    plans: &[Plan],
+    (journal, memory): (&Journal, Memory),
+) -> Result<(), Error> {
     // What widths are still to be chosen for is no larger than this.
     let bytes = plans.iter().map(|plan| plan.format.weights_bytes(&plan.tensors(), job.max_shard_size));
     let bytes = match job.budget {
@@ -339,6 +345,7 @@ fn demand_space(job: &QuantizeJob, model: &Model, plans: &[Plan], journal: &Jour
     let solved: Vec<&Plan> = groups(plans).iter().map(|group| &plans[group[0]]).collect();
     // What a run before has written of it takes no more room.
     let beside = if journal.holds_anything() { 0 } else { memory::journal(job, model, &solved) };
+    let beside = beside + memory.on_disk();
     let what = if beside > 0 { "the output with its journal" } else { "the output" };
     space::demand(&job.output, bytes + beside, what, "make room, or write to another disk with -o")
 }

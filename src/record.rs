@@ -132,6 +132,29 @@ pub fn solution_digest(tensor: &QuantizedTensor) -> String {
     hex(&hash.finalize())
 }
 
+/// SHA-256, as hexadecimal text, of what `read` gives from a place on, piece after piece, `length` bytes in all.
+///
+/// # Errors
+/// Those of `read`.
+pub(crate) fn digest_in_pieces<E>(
+    length: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<String, E> {
+    let size_of = |left: u64| usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; size_of(length)]);
+    let mut first = 0;
+    while first < length {
+        let piece = &mut piece[..size_of(length - first)];
+        read(first, piece)?;
+        hash.update(&*piece);
+        first += piece.len() as u64;
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+/// Bytes of a tensor that are hashed at a time.
+const PIECE: usize = 1 << 24;
+
 /// SHA-256 of bytes, as hexadecimal text.
 #[must_use]
 pub fn bytes_digest(bytes: &[u8]) -> String {

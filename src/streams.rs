@@ -1,10 +1,11 @@
 //! The hidden states of all calibration windows: of the model as each track quantizes it and, where errors are propagated, of the original,
 //! which the tracks share.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use calibration::CalibrationError;
-use calibration::activations::{Activations, Room};
+use calibration::activations::{Activations, ExpertStage, Room};
 use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
 use kernels::account::section;
@@ -102,10 +103,8 @@ impl<'m> Streams<'m> {
     }
 
     /// Tokens of a track that are sent to an expert of the layer whose attention was run last.
-    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> Result<usize, Error> {
-        let stream = &self.quantized[track];
-        let sent = |window| Ok(stream.window(window).map_err(from_room)?.sent_to(expert));
-        (0..stream.len()).map(sent).sum()
+    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> usize {
+        self.quantized[track].sent_to(expert)
     }
 
     /// The MLP's inputs of at most `most` tokens of a track, spread evenly, in a layer whose attention was run, `[tokens, hidden]`.
@@ -129,13 +128,14 @@ impl<'m> Streams<'m> {
         see: &mut See<'_>,
     ) -> Result<(), Error> {
         let _section = section("inputs of stages");
+        let expert = expert_stage(layer, stage);
         let windows: Vec<usize> = (0..self.windows()).collect();
         // Some windows are made ready while none is shown; `--memory` counts them with the windows in work.
         for together in windows.chunks(rayon::current_num_threads()) {
             let state = |&window: &usize| {
-                let own = self.quantized[track].window(window).map_err(from_room)?;
-                let original = self.original.as_ref().map(|original| original.window(window)).transpose();
-                Ok::<_, Error>((own, original.map_err(from_room)?))
+                let own = look(&self.quantized[track], window, expert)?;
+                let original = self.original.as_ref().map(|original| look(original, window, expert));
+                Ok::<_, Error>((own, original.transpose()?))
             };
             let states = together.par_iter().map(state).collect::<Result<Vec<_>, Error>>()?;
             let ready = states.par_iter().zip(together).map(|((own, original), &window)| {
@@ -260,8 +260,29 @@ fn advance(
     let looks = !expert && !matches!(input, StageInput::AttentionInput | StageInput::MlpInput);
     let place = looks.then(|| format!("layer {}", layer.index));
     let step = |state: &mut _| forward.advance(layer, stage, weights, state);
-    stream.advance(place.as_deref(), room.as_ref(), step).map_err(from_room)?;
+    let partly = expert_stage(layer, stage).filter(|_| !ends);
+    stream.advance(place.as_deref(), room.as_ref(), partly, step).map_err(from_room)?;
     Ok(file)
+}
+
+/// A window, or what an expert's stage sees of it.
+fn look(
+    stream: &Activations,
+    window: usize,
+    expert: Option<ExpertStage>,
+) -> Result<Cow<'_, WindowState>, Error> {
+    match expert {
+        Some(expert) => stream.window_for(window, expert),
+        None => stream.window(window),
+    }
+    .map_err(from_room)
+}
+
+/// The stage as an expert's, where it is one.
+fn expert_stage(layer: &Layer, stage: usize) -> Option<ExpertStage> {
+    let stage = &layer.stages[stage];
+    let expert = stage.part().expert()?;
+    Some(ExpertStage { expert, writes_residual: stage.input == StageInput::MlpOutput })
 }
 
 /// The room's own error, where it is one of ours.

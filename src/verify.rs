@@ -13,8 +13,9 @@ use quantizer::scheme::{Scheme, Symmetry};
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::memory::Memory;
 use crate::progress::{Progress, go_on};
-use crate::record::{self, FileRecord, LinearRecord, Record, bytes_digest, solution_digest};
+use crate::record::{self, FileRecord, LinearRecord, Record, digest_in_pieces, solution_digest};
 use crate::render::html;
 use crate::stored::{self, StoredModel};
 
@@ -42,17 +43,22 @@ pub struct Verification {
     pub problems: Vec<String>,
 }
 
-/// Verifies an output directory of `quantize`.
+/// Verifies an output directory of `quantize`; one linear is in memory at a time.
 ///
 /// # Errors
-/// A directory without a record, or one that cannot be read at all. What does not match is no error but a
+/// A directory without a record, or one that cannot be read at all; less `memory` than the largest linear takes. What does not match is no error but a
 /// [`Verification::problems`] entry.
-pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification, Error> {
+pub fn verify(directory: &Path, memory: Option<u64>, progress: &dyn Progress) -> Result<Verification, Error> {
     if !directory.is_dir() {
         return Err(stored::no_directory(directory));
     }
     let record = Record::read(directory)?;
     let mut found = Verification::default();
+    // What does not open is told once the hashes are compared.
+    let stored = StoredModel::open(directory);
+    if let (Some(memory), Ok(stored)) = (memory, &stored) {
+        Memory::demand_verifying(memory, &stored.model, |linear| record.linears.contains_key(&linear.name))?;
+    }
     for (name, expected) in &record.files {
         // Names are the record's word: one that leads elsewhere is not followed.
         let found_file = formats::files::below(directory, name).map_err(Error::from);
@@ -82,7 +88,7 @@ pub fn verify(directory: &Path, progress: &dyn Progress) -> Result<Verification,
         }
     }
     // A file that cannot be opened as a model is one more problem, which the hashes have usually named already.
-    match StoredModel::open(directory) {
+    match stored {
         Ok(stored) => check_tensors(&stored, &record, &mut found, progress)?,
         Err(error) => found.problems.push(error.to_string()),
     }
@@ -130,7 +136,9 @@ fn check_tensors(
         found.problems.push(format!("`{name}` was solved, but the model has no such linear"));
     }
     for (name, expected) in &record.tensors {
-        match stored.checkpoint.read(name).map(|bytes| bytes_digest(&bytes)) {
+        let bytes = stored.checkpoint.info(name).map(|info| info.bytes);
+        let read = |first, piece: &mut [u8]| stored.checkpoint.read_bytes_at(name, first, piece);
+        match bytes.and_then(|bytes| digest_in_pieces(bytes, read)) {
             Ok(digest) if digest == *expected => found.tensors += 1,
             Ok(digest) => {
                 found.problems.push(format!("SHA-256 of tensor `{name}` is {digest}, expected {expected}"));

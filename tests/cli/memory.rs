@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::run::{demo, fail, json, quantize, succeed, text};
+use serde_json::Value;
+
+use crate::run::{demo, fail, json, quantize, succeed, text, tiny};
 
 /// The least that a refusal names.
 fn least(arguments: &[&str]) -> String {
@@ -43,6 +45,58 @@ fn the_least_budget_writes_the_same_bytes_and_a_smaller_one_is_refused() {
         assert!(written.iter().all(|bytes| *bytes == written[0]), "{shape:?}");
         assert!(measured.iter().all(|found| *found == measured[0]), "{shape:?}");
     }
+}
+
+#[test]
+fn of_a_mixture_experts_read_the_rows_of_their_tokens_and_write_the_same_bytes() {
+    for (name, recipe) in [("qwen3_moe", "default"), ("deepseek_v2", "gptq"), ("deepseek_v3", "default")] {
+        let folder = tempfile::tempdir().unwrap();
+        let calibration = folder.path().join("calibration.jsonl");
+        let line = |window: usize| {
+            let ids: Vec<usize> = (0..40).map(|i| (i * i * 7 + window * 13 + i * 3) % 64).collect();
+            format!("{{\"input_ids\": {ids:?}}}\n")
+        };
+        fs::write(&calibration, (0..12).map(line).collect::<String>()).unwrap();
+        let shape = ["--group-size", "channel", "--bits", "8", "--recipe", recipe, "--no-evaluate"];
+        let windows = ["--samples", "12", "--context", "40", "--calibration", text(&calibration)];
+        let output = folder.path().join("out");
+        let model = tiny(name);
+        let asked = ["quantize", text(&model), "-o", text(&output), "--memory", "1KB"];
+        let least = least(&[&asked[..], &shape, &windows].concat());
+        let run = |budget: &[&str]| {
+            let (output, report) = quantize(folder.path(), &model, &[&shape[..], &windows, budget].concat());
+            let written = fs::read(output.join("model.safetensors")).unwrap();
+            fs::remove_dir_all(output).unwrap();
+            (written, report["experts"].clone(), report["linears"].clone())
+        };
+        let free = run(&[]);
+        assert_eq!(run(&["--memory", &least]), free, "{name}");
+        let more = (least.parse::<u64>().unwrap() + 200_000).to_string();
+        assert_eq!(run(&["--memory", &more]), free, "{name}");
+    }
+}
+
+#[test]
+fn verifying_and_comparing_keep_a_budget_or_refuse_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, _) = quantize(folder.path(), &demo(), &["--recipe", "rtn", "--no-evaluate"]);
+    let verify = least(&["verify", text(&output), "--memory", "1KB"]);
+    assert!(succeed(&["verify", text(&output), "--memory", &verify]).contains("verified"));
+    let model = demo();
+    let report = folder.path().join("report.json");
+    let asked =
+        ["compare", text(&model), text(&output), "--evaluate-samples", "5", "--evaluate-context", "64"];
+    let asked = [&asked[..], &["--export-json", text(&report)]].concat();
+    let run = |budget: &[&str]| {
+        succeed(&[&asked[..], budget].concat());
+        let mut found = json(&report);
+        found.as_object_mut().unwrap().remove("resources");
+        // Clocks differ.
+        found["models"].as_array_mut().unwrap().iter_mut().for_each(|model| model["speed"] = Value::Null);
+        found
+    };
+    let compare = least(&[&asked[..], &["--memory", "1KB"]].concat());
+    assert_eq!(run(&["--memory", &compare]), run(&[]));
 }
 
 #[test]

@@ -150,7 +150,7 @@ pub(crate) fn read(reader: &str, folder: &Path) -> Result<(), String> {
             .map(|_| ())
             .map_err(told),
         "record" => {
-            let found = quantc::verify::verify(folder, &quantc::progress::Silent).map_err(told)?;
+            let found = quantc::verify::verify(folder, None, &quantc::progress::Silent).map_err(told)?;
             found.problems.first().map_or(Ok(()), |problem| Err(problem.clone()))
         }
         "text" => text(&path),

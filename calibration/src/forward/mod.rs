@@ -56,16 +56,25 @@ impl WindowState {
         Self { hidden, latents: None, attended: None, inner: None, routed: None }
     }
 
-    /// The state with this residual stream, `[tokens, hidden]`, and what [`WindowState::waiting`] gave.
-    pub(crate) fn from_parts(hidden: Array2<f32>, waiting: [Option<Array2<f32>>; WAITING]) -> Self {
+    /// The state with this residual stream, `[tokens, hidden]`, and what [`WindowState::waiting`] and [`WindowState::routing`] gave.
+    pub(crate) fn from_parts(
+        hidden: Array2<f32>,
+        waiting: [Option<Array2<f32>>; WAITING],
+        routed: Option<Routed>,
+    ) -> Self {
         let [attended, inner, query, key_value, shared_key] = waiting;
         let latents = query.zip(key_value).zip(shared_key);
         let latents =
             latents.map(|((query, key_value), shared_key)| Latents { query, key_value, shared_key });
-        Self { hidden, latents, attended, inner, routed: None }
+        Self { hidden, latents, attended, inner, routed }
     }
 
-    /// What waits beside the residual stream for later stages, `[tokens, features]` each; nothing of experts.
+    /// What experts are given.
+    pub(crate) fn routing(&self) -> Option<&Routed> {
+        self.routed.as_ref()
+    }
+
+    /// What waits beside the residual stream for later stages, `[tokens, features]` each; of an expert it is its tokens'.
     pub(crate) fn waiting(&self) -> [Option<ArrayView2<'_, f32>>; WAITING] {
         let latents = self.latents.as_ref();
         [

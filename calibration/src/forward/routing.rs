@@ -9,6 +9,8 @@
 //! and where experts lie in groups, of those alone whose best scores have the largest sum. A softmax over the chosen outputs alone is a softmax over all, divided by the sum of the chosen. The choice has no derivative; the weights'
 //! is [`Chosen::vjp`]. Scores and weights are in f32, sums in f64.
 
+use std::sync::Arc;
+
 use model::architecture::Scores;
 use model::experts::{Groups, Routing};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
@@ -23,10 +25,23 @@ const LEAST_SUM: f64 = 1e-20;
 pub(crate) struct Routed {
     /// The normed residual stream, `[tokens, hidden]`.
     input: Array2<f32>,
+    sent: Arc<Sent>,
+}
+
+/// Where the tokens of a window go.
+#[derive(Debug)]
+pub(crate) struct Sent {
     /// For each expert its tokens, ascending, and what its result weighs there.
-    sent: Vec<Vec<(usize, f32)>>,
+    pub(crate) to: Vec<Vec<(usize, f32)>>,
     /// What the shared expert's result weighs at each token; none: one.
-    shared: Option<Vec<f32>>,
+    pub(crate) shared: Option<Vec<f32>>,
+}
+
+impl Sent {
+    /// The tokens of an expert, ascending, with what its result weighs there.
+    pub(crate) fn to(&self, expert: usize) -> &[(usize, f32)] {
+        &self.to[expert]
+    }
 }
 
 /// The experts of one token.
@@ -52,17 +67,34 @@ impl Routed {
         input: Array2<f32>,
         chosen: &[Chosen],
     ) -> Self {
-        let mut sent = vec![Vec::new(); routing.experts];
+        let mut to = vec![Vec::new(); routing.experts];
         for (token, chosen) in chosen.iter().enumerate() {
             for &(expert, weight) in &chosen.experts {
-                sent[expert].push((token, weight));
+                to[expert].push((token, weight));
             }
         }
         let shared = router
             .shared_gate
             .as_ref()
             .map(|gate| gate.apply(input.view()).column(0).iter().map(|&value| sigmoid(value)).collect());
-        Self { input, sent, shared }
+        Self { input, sent: Arc::new(Sent { to, shared }) }
+    }
+
+    /// The same as [`Routed::parts`] gave.
+    pub(crate) fn from_parts(input: Array2<f32>, sent: Arc<Sent>) -> Self {
+        Self { input, sent }
+    }
+
+    /// What it is made of.
+    pub(crate) fn parts(&self) -> (ArrayView2<'_, f32>, &Arc<Sent>) {
+        (self.input.view(), &self.sent)
+    }
+
+    /// Of one expert's tokens alone, which it is sent in their order; `input` is theirs.
+    pub(crate) fn of_expert(sent: &Sent, expert: usize, input: Array2<f32>) -> Self {
+        let mut to = vec![Vec::new(); sent.to.len()];
+        to[expert] = sent.to(expert).iter().enumerate().map(|(row, &(_, weight))| (row, weight)).collect();
+        Self { input, sent: Arc::new(Sent { to, shared: None }) }
     }
 
     /// The normed residual stream, `[tokens, hidden]`.
@@ -72,18 +104,18 @@ impl Routed {
 
     /// The tokens of an expert, ascending, with what its result weighs there.
     pub(crate) fn sent(&self, expert: usize) -> &[(usize, f32)] {
-        &self.sent[expert]
+        self.sent.to(expert)
     }
 
     /// The inputs of an expert's tokens, `[tokens of the expert, hidden]`.
     pub(crate) fn gathered(&self, expert: usize) -> Array2<f32> {
-        let tokens: Vec<usize> = self.sent[expert].iter().map(|&(token, _)| token).collect();
+        let tokens: Vec<usize> = self.sent(expert).iter().map(|&(token, _)| token).collect();
         self.input.select(Axis(0), &tokens)
     }
 
     /// What the shared expert's result weighs; none: one everywhere.
     pub(crate) fn shared(&self) -> Option<&[f32]> {
-        self.shared.as_deref()
+        self.sent.shared.as_deref()
     }
 }
 
