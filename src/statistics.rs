@@ -53,7 +53,7 @@ impl StageStatistics {
         let input = any(|settings| settings.alpha > 0.0);
         let residual = stage.writes_residual && any(|settings| settings.beta > 0.0);
         let accumulators = || {
-            let mut moments = HessianAccumulator::new(first.in_features).on(shelf).with_precision(precision);
+            let mut moments = HessianAccumulator::on(first.in_features, shelf).with_precision(precision);
             if input {
                 moments = moments.with_cross_moment(first.in_features);
             }

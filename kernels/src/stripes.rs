@@ -167,7 +167,8 @@ impl<T: Number> Triangle<T> {
         let stripe = |number: usize| {
             let rows = number * HEIGHT..size.min((number + 1) * HEIGHT);
             if extent.is_none() {
-                return Stripe::Here(Array2::default((rows.len(), rows.end)));
+                // Pages of zeros are there once they are written to.
+                return Stripe::Here(Array2::from_elem((rows.len(), rows.end), T::default()));
             }
             let place = end;
             end += (rows.len() * rows.end * T::BYTES) as u64;

@@ -59,19 +59,19 @@ impl HessianAccumulator {
     /// For inputs of `in_features` columns.
     #[must_use]
     pub fn new(in_features: usize) -> Self {
+        Self::on(in_features, &Shelf::memory())
+    }
+
+    /// The same with the second moment, and what is made of it, on `shelf`.
+    #[must_use]
+    pub fn on(in_features: usize, shelf: &Arc<Shelf>) -> Self {
         Self {
             input: Chunk::new(in_features),
-            sum: Triangle::zeros(in_features, &Shelf::memory()),
+            sum: Triangle::zeros(in_features, shelf),
             summed: 0,
             crosses: Vec::new(),
             precision: Precision::Single,
         }
-    }
-
-    /// With the second moment, and what is made of it, on `shelf`, before any row is added.
-    #[must_use]
-    pub fn on(self, shelf: &Arc<Shelf>) -> Self {
-        Self { sum: Triangle::zeros(self.input.width(), shelf), ..self }
     }
 
     /// With factors of products rounded so.

@@ -52,7 +52,7 @@ fn gathered(seed: u64, tokens: usize, shelf: &Arc<Shelf>) -> Result<Statistics, 
     let original = &x + &(Random(seed + 1).matrix(tokens, COLUMNS) * 0.1);
     let residual = original.slice(s![.., ..ROWS]).to_owned() * 0.5;
     let mut moments =
-        HessianAccumulator::new(COLUMNS).on(shelf).with_cross_moment(COLUMNS).with_cross_moment(ROWS);
+        HessianAccumulator::on(COLUMNS, shelf).with_cross_moment(COLUMNS).with_cross_moment(ROWS);
     let streams = [
         Streams { original: original.view(), quantized: x.view() },
         Streams { original: residual.view(), quantized: x.slice(s![.., ..ROWS]) },
