@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use formats::target::{self, PlannedLinear};
+use formats::target::{self, PlannedLinear, TargetFormat};
 use model::linear::{Linear, Role};
 use quantizer::levels::Levels;
 use quantizer::scheme::{Granularity, Symmetry};
@@ -82,8 +82,7 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
         }
     }
     let format = stored.format.as_ref().map(|format| format.id());
-    let loaders =
-        target::ALL.iter().filter(|known| Some(known.id()) == format).flat_map(|known| known.loaders());
+    let loaders = target::all().filter(|known| Some(known.id()) == format).flat_map(TargetFormat::loaders);
     Ok(Inspection {
         model: stored.summary()?,
         bytes: stored.checkpoint.file_bytes()?,

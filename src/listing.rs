@@ -11,7 +11,7 @@ pub fn list(what: Listed) -> String {
         Listed::Architectures => {
             model::registry::all().into_iter().map(|known| (known.model_type, known.summary)).collect()
         }
-        Listed::Formats => formats::target::ALL.iter().map(|known| (known.id(), known.summary())).collect(),
+        Listed::Formats => formats::target::all().map(|known| (known.id(), known.summary())).collect(),
         Listed::Solvers => {
             quantizer::solver::ALL.iter().map(|known| (known.name(), known.summary())).collect()
         }

@@ -411,10 +411,10 @@ fn settle_head(source: &StoredModel, job: &QuantizeJob, notes: &mut Vec<String>)
 }
 
 pub(crate) fn find_format(id: &str) -> Result<&'static dyn TargetFormat, Error> {
-    target::ALL.iter().copied().find(|format| format.id() == id).ok_or_else(|| Error::Unknown {
+    target::find(id).ok_or_else(|| Error::Unknown {
         kind: "format",
         found: id.to_owned(),
-        known: target::ALL.iter().map(|format| format.id()).collect::<Vec<_>>().join(", "),
+        known: target::all().map(TargetFormat::id).collect::<Vec<_>>().join(", "),
     })
 }
 

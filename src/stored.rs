@@ -1,37 +1,33 @@
 //! A model on disk, original or quantized: its description, its checkpoint, and the weights that the forward pass asks for.
 
+mod missing;
 mod nearest;
+mod tensors;
+mod weights;
 
-use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use calibration::tokenizer::TextTokenizer;
-use calibration::weights::{
-    Activations, LayerWeights, LinearOperator, LinearWeights, Linears, OuterWeights, SourceError,
-    WeightSource, read_norm, read_outer, read_router,
-};
-use formats::container::TensorSpec;
+use calibration::weights::Activations;
 use formats::gguf::GgufFile;
 use formats::target::{self, DESCRIPTIONS, StoredFormat};
 use formats::{Checkpoint, Dtype};
-use kernels::ArrangedMatrix;
-use model::linear::{Linear, Part};
-use model::{Layer, Model, ModelError};
-use ndarray::{Array2, Axis, s};
+use model::linear::Linear;
+use model::{Model, ModelError};
+use ndarray::{Array2, s};
 use quantizer::scheme::Scheme;
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
-use crate::error::{self, Error};
+pub(crate) use missing::no_directory;
+
+use crate::error::Error;
 use crate::hub;
 use crate::progress::Progress;
 use crate::report::ModelSummary;
-
-/// Rows that are compared at a time.
-const COMPARED_ROWS: usize = 4096;
 
 /// An open model directory.
 #[derive(Debug)]
@@ -96,7 +92,7 @@ impl StoredModel {
         }
         if path.join("config.json").symlink_metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
         {
-            return Err(no_checkpoint(path));
+            return Err(missing::no_checkpoint(path));
         }
         let config = formats::json::read_config(path)?;
         let checkpoint = Checkpoint::open(path);
@@ -262,12 +258,6 @@ impl StoredModel {
         Ok(format.decode(linear, scheme, &self.checkpoint)?)
     }
 
-    /// The tensors of a linear that has a grid.
-    pub(crate) fn packed_tensors(&self, linear: &Linear) -> Vec<String> {
-        let stored = self.format.as_ref().zip(self.scheme(linear));
-        stored.map_or_else(Vec::new, |(format, scheme)| format.tensors(linear, scheme))
-    }
-
     /// Type of most of the weights that are not packed, or of the model that was packed.
     pub(crate) fn dtype(&self) -> Result<Dtype, Error> {
         if self.scheme(&self.outer.embedding.linear).is_none() {
@@ -281,41 +271,6 @@ impl StoredModel {
             norm.map_or(Ok(Dtype::F32), |norm| self.checkpoint.info(&norm.weight).map(|info| info.dtype))?;
         // A GGUF file says nothing, and widens norms.
         Ok(said.unwrap_or(if norm == Dtype::F32 { Dtype::F16 } else { norm }))
-    }
-
-    /// Every tensor as an original of this model would have it: those that are not packed, and the weights of those that are, in the type
-    /// `runtime`. What the format widened, and holds the same numbers in `runtime`, is as narrow again.
-    pub(crate) fn dense_tensors(&self, runtime: Dtype) -> Result<Vec<TensorSpec>, Error> {
-        let packed: Vec<Linear> = self.matrices().filter(|linear| self.scheme(linear).is_some()).collect();
-        let modules: BTreeSet<&str> = packed.iter().map(|linear| linear.name.as_str()).collect();
-        let parts: BTreeSet<String> = packed.iter().flat_map(|linear| self.packed_tensors(linear)).collect();
-        let is_part = |name: &str| {
-            // Formats differ in what else they have beside the codes; a bias is the model's.
-            let beside = name
-                .rsplit_once('.')
-                .is_some_and(|(module, part)| part != "bias" && modules.contains(module));
-            beside || parts.contains(name)
-        };
-        let unknown: BTreeSet<String> = self.unknown_tensors().into_iter().collect();
-        let mut tensors = Vec::new();
-        for name in self.checkpoint.names().filter(|name| !is_part(name)) {
-            let info = self.checkpoint.info(name)?;
-            let mut dtype = info.dtype;
-            if !packed.is_empty() && dtype == Dtype::F32 && runtime != Dtype::F32 && !unknown.contains(name) {
-                let values = dtype.decode(&self.checkpoint.read(name)?).unwrap_or_default();
-                let narrowed = runtime.encode(&values).and_then(|bytes| runtime.decode(&bytes));
-                if narrowed.as_ref() == Some(&values) {
-                    dtype = runtime;
-                }
-            }
-            tensors.push(TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() });
-        }
-        tensors.extend(packed.iter().map(|linear| TensorSpec {
-            name: linear.weight_name(),
-            dtype: runtime,
-            shape: linear.weight_shape().to_vec(),
-        }));
-        Ok(tensors)
     }
 
     /// The packed matrix whose weight has this name.
@@ -334,27 +289,6 @@ impl StoredModel {
             left -= layer.experts();
         }
         (self.model.layers.len(), left)
-    }
-
-    /// Tensors that belong to no part of the description.
-    pub(crate) fn unknown_tensors(&self) -> Vec<String> {
-        let mut known: BTreeSet<String> = self.model.expected_tensors().map(|tensor| tensor.name).collect();
-        // A tied model may store its head all the same.
-        known.insert(self.model.untied_head());
-        let mut modules = BTreeSet::new();
-        for linear in self.matrices().filter(|linear| self.scheme(linear).is_some()) {
-            known.extend(self.packed_tensors(&linear));
-            modules.insert(linear.name);
-        }
-        // What formats have beside codes belongs to the linear, as scales of inputs do.
-        let beside = |name: &str| {
-            name.rsplit_once('.').is_some_and(|(module, part)| part != "bias" && modules.contains(module))
-        };
-        self.checkpoint
-            .names()
-            .filter(|name| !known.contains(*name) && !beside(name))
-            .map(str::to_owned)
-            .collect()
     }
 
     pub(crate) fn summary(&self) -> Result<ModelSummary, Error> {
@@ -377,192 +311,4 @@ impl StoredModel {
             format: self.format.as_ref().map(|format| format.id().to_owned()),
         })
     }
-
-    /// Names and shapes against the file, before any work.
-    fn check_tensors(&self) -> Result<(), Error> {
-        let quantized: std::collections::BTreeMap<String, Linear> = self
-            .matrices()
-            .filter(|linear| self.scheme(linear).is_some())
-            .map(|linear| (linear.weight_name(), linear))
-            .collect();
-        for tensor in self.model.expected_tensors() {
-            if let Some(linear) = quantized.get(&tensor.name) {
-                if let (Some(format), Some(scheme)) = (&self.format, self.scheme(linear)) {
-                    for name in format.tensors(linear, scheme) {
-                        self.checkpoint.info(&name)?;
-                    }
-                }
-                continue;
-            }
-            self.checkpoint.expect_shape(&tensor.name, &tensor.shape)?;
-            let found = self.checkpoint.info(&tensor.name)?;
-            if !found.dtype.is_float() {
-                let problem = format!(
-                    "tensor `{}` of {} is {}, expected F32, F16 or BF16",
-                    tensor.name,
-                    found.file.display(),
-                    found.dtype.name()
-                );
-                return Err(Error::Mismatch { path: self.path.clone(), problem });
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the file holds a head of its own although config.json ties it to the embedding.
-    pub(crate) fn stores_tied_head(&self) -> bool {
-        self.model.hyperparameters.tied_head && self.checkpoint.contains(&self.model.untied_head())
-    }
-
-    /// Runtimes do not agree on which of two different heads counts: some tie, some take the file's.
-    fn check_tied_head(&self) -> Result<(), Error> {
-        if !self.stores_tied_head() {
-            return Ok(());
-        }
-        let (head, embedding) = (self.model.untied_head(), self.model.embedding());
-        let numbers = &self.model.hyperparameters;
-        self.checkpoint.expect_shape(&head, &[numbers.vocabulary, numbers.embedding_size])?;
-        for first in (0..numbers.vocabulary).step_by(COMPARED_ROWS) {
-            let rows = first..(first + COMPARED_ROWS).min(numbers.vocabulary);
-            let embedded = self.row_values(&self.outer.embedding.linear, rows.clone())?;
-            if self.checkpoint.read_rows(&head, rows)? != embedded {
-                let problem = format!(
-                    "config.json ties the head to `{embedding}` (tie_word_embeddings), but `{head}` holds other numbers"
-                );
-                return Err(Error::Mismatch { path: self.path.clone(), problem });
-            }
-        }
-        Ok(())
-    }
-
-    /// A linear's weights and bias, packed where the kernels have its grid.
-    pub(crate) fn operator(&self, linear: &Linear) -> Result<LinearOperator, Error> {
-        let packed = match (&self.format, self.scheme(linear)) {
-            (Some(format), Some(scheme)) if !self.dense => format.packed(linear, scheme, &self.checkpoint)?,
-            _ => None,
-        };
-        let weights = match packed {
-            Some(packed) if self.activations == Activations::Int8 => {
-                LinearWeights::Arranged(ArrangedMatrix::new(&packed))
-            }
-            Some(packed) => LinearWeights::Packed(packed),
-            // Not packed, or the kernels have no such grid.
-            None => LinearWeights::Dense(self.values(linear)?),
-        };
-        let bias = linear.bias_name().map(|name| self.checkpoint.read_vector(&name, linear.out_features));
-        Ok(LinearOperator { weights, bias: bias.transpose()? })
-    }
-
-    /// Some linears of a layer, by their places.
-    fn operators<'l>(&self, linears: impl Iterator<Item = &'l Linear>) -> Result<Linears, Error> {
-        linears.map(|linear| Ok((linear.id.slot(), self.operator(linear)?))).collect()
-    }
-
-    /// The weights of one layer, without its experts.
-    pub(crate) fn layer_weights(&self, layer: &Layer) -> Result<LayerWeights, Error> {
-        let linears = layer.linears().filter(|linear| linear.id.part.expert().is_none());
-        let vector = |name: &str, features| self.checkpoint.read_vector(name, features);
-        let matrix = |name: &str, shape| self.checkpoint.read_matrix(name, shape);
-        let norms = layer.norms.iter().map(|(&place, norm)| Ok((place, read_norm(norm, &vector)?)));
-        let router = layer.router.as_ref().map(|tensors| read_router(tensors, &vector, &matrix));
-        Ok(LayerWeights {
-            linears: self.operators(linears)?,
-            norms: norms.collect::<Result<_, Error>>()?,
-            router: router.transpose()?,
-            sinks: layer.sinks.as_ref().map(|(name, heads)| vector(name, *heads)).transpose()?,
-        })
-    }
-
-    /// Rows of the embedding, read one by one: a window needs few of them.
-    pub(crate) fn embedded(&self, tokens: &[u32]) -> Result<Array2<f32>, Error> {
-        let linear = &self.outer.embedding.linear;
-        let mut rows = Array2::zeros((tokens.len(), self.model.hyperparameters.embedding_size));
-        for (mut row, &token) in rows.axis_iter_mut(Axis(0)).zip(tokens) {
-            let token = token as usize;
-            row.assign(&self.row_values(linear, token..token + 1)?.row(0));
-        }
-        Ok(rows)
-    }
-}
-
-impl WeightSource for StoredModel {
-    fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, SourceError> {
-        Ok(self.embedded(tokens)?)
-    }
-
-    fn layer(&self, layer: &Layer) -> Result<LayerWeights, SourceError> {
-        Ok(self.layer_weights(layer)?)
-    }
-
-    fn expert(&self, layer: &Layer, expert: usize) -> Result<Linears, SourceError> {
-        Ok(self.operators(layer.linears_of(Part::Expert(expert)))?)
-    }
-
-    fn positions(&self, rows: Range<usize>) -> Result<Array2<f32>, SourceError> {
-        let (name, offset) = self.model.positions().ok_or("the model has no learned positions")?;
-        Ok(self.checkpoint.read_rows(&name, offset + rows.start..offset + rows.end)?)
-    }
-
-    fn outer(&self) -> Result<OuterWeights, SourceError> {
-        let vector = |name: &str, features| self.checkpoint.read_vector(name, features);
-        let matrix = |name: &str, shape| self.checkpoint.read_matrix(name, shape);
-        Ok(read_outer(&self.model, &vector, &matrix)?)
-    }
-
-    fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
-        let linear = &self.outer.head.linear;
-        let weights = if rows == (0..linear.out_features) {
-            self.operator(linear)?.weights
-        } else {
-            LinearWeights::Dense(self.row_values(linear, rows.clone())?)
-        };
-        let bias = match self.model.head_bias() {
-            None => None,
-            Some(name) => {
-                let bias = self.checkpoint.read_vector(&name, linear.out_features)?;
-                Some(bias.slice(s![rows]).to_owned())
-            }
-        };
-        Ok(LinearOperator { weights, bias })
-    }
-}
-
-/// A directory that holds no model, with one in it that does.
-fn no_checkpoint(path: &Path) -> Error {
-    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut models: Vec<PathBuf> = inside.filter(|inner| inner.join("config.json").is_file()).collect();
-    models.sort_unstable();
-    let hint = match models.first() {
-        Some(model) => format!("did you mean {}?", model.display()),
-        None => "name the directory that holds config.json and the safetensors files".to_owned(),
-    };
-    Error::NoModel {
-        path: path.to_owned(),
-        problem: "no config.json here, expected a checkpoint's directory",
-        hint,
-    }
-}
-
-/// Why a path is no model, with what may have been meant.
-pub(crate) fn no_directory(path: &Path) -> Error {
-    let wanted = "name the directory that holds config.json and the safetensors files";
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (problem, hint) = if path.exists() {
-        let hint = match folder.join("config.json").is_file() {
-            true => format!("the model is the whole directory: {}", folder.display()),
-            false => wanted.to_owned(),
-        };
-        ("is not a directory", hint)
-    } else {
-        let beside = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let beside = beside.filter(|entry| entry.path().is_dir());
-        let names: Vec<String> = beside.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let hint = match error::nearest(name, names.iter().map(String::as_str)) {
-            Some(near) => format!("did you mean {}?", folder.join(near).display()),
-            None => format!("{wanted}, or a model of the hub as org/name"),
-        };
-        ("does not exist", hint)
-    };
-    Error::NoModel { path: path.to_owned(), problem, hint }
 }

@@ -78,7 +78,7 @@ fn unsafe_code_lives_in_kernels_alone() {
 #[test]
 fn names_of_architectures_formats_and_solvers_stay_in_their_own_files() {
     let architectures: Vec<&str> = model::architectures::ALL.iter().map(|known| known.model_type).collect();
-    let targets: Vec<&str> = formats::target::ALL.iter().map(|known| known.id()).collect();
+    let targets: Vec<&str> = formats::target::all().map(formats::target::TargetFormat::id).collect();
     let solvers: Vec<&str> = quantizer::solver::ALL.iter().map(|known| known.name()).collect();
     // The default target is the one name that the command line has to know; built-in recipes say which solver they are for.
     let exceptions = [
@@ -143,7 +143,7 @@ fn files_have_one_idea_and_open_with_what_they_are_for() {
 
 /// The table of formats in README.md.
 fn support_matrix() -> String {
-    let rows = formats::target::ALL.iter().map(|format| {
+    let rows = formats::target::all().map(|format| {
         let loaders: Vec<&str> = format.loaders().iter().map(|rule| rule.runtime).collect();
         format!("| `{}` | {} | {} |\n", format.id(), format.summary(), loaders.join("; "))
     });

@@ -12,6 +12,7 @@ pub mod adapter;
 mod bytes;
 pub mod checkpoint;
 pub mod container;
+mod end_tokens;
 mod error;
 pub mod files;
 pub mod gguf;

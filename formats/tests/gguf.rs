@@ -186,7 +186,7 @@ fn source(name: &str, tokenizer: &serde_json::Value) -> (tempfile::TempDir, serd
 }
 
 fn gguf() -> impl Iterator<Item = &'static dyn TargetFormat> {
-    target::ALL.iter().copied().filter(|format| format.id().starts_with("gguf:"))
+    target::all().filter(|format| format.id().starts_with("gguf:"))
 }
 
 /// What a recipe asks for.

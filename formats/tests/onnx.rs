@@ -16,7 +16,7 @@ use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
 fn format() -> &'static dyn TargetFormat {
-    *target::ALL.iter().find(|format| format.id() == "onnx").unwrap()
+    target::find("onnx").unwrap()
 }
 
 fn config() -> Value {

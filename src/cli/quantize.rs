@@ -257,7 +257,8 @@ fn targets(formats: &[String], widths: &[BitWidth]) -> Result<Vec<Target>, Error
         several => several.iter().copied().map(Some).collect(),
     };
     let target = |format: &String, bits| Target { format: format.clone(), bits };
-    let fixed = |id: &String| formats::target::ALL.iter().any(|known| known.id() == id && known.fixes_grid());
+    let fixed =
+        |id: &String| formats::target::find(id).is_some_and(formats::target::TargetFormat::fixes_grid);
     if several.len() > 1 && formats.iter().all(fixed) {
         return Err(argument("--bits", &"no format of --to leaves a choice of width"));
     }

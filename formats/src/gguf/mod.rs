@@ -31,6 +31,7 @@ pub use file::GgufFile;
 pub use header::{Header, TensorEntry};
 pub use types::TensorType;
 pub use value::{Array, Value, Values};
+pub(crate) use vocabulary::ids as token_ids;
 pub(crate) use writer::header as header_bytes;
 pub use writer::{GgufSpec, GgufWriter};
 

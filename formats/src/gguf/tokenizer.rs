@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::{Value, Values, vocabulary};
+use crate::end_tokens::end_tokens;
 use crate::error::FormatsError;
 use crate::files::read_small;
 use crate::json;
@@ -67,8 +68,7 @@ pub(crate) fn values(
         put(&format!("ggml.{key}"), Value::Bool(adds && token.is_some()));
     }
     // llama.cpp has places for two that end a turn or a message.
-    let generation = optional(directory, "generation_config.json")?;
-    let others = other_ends(&generation, config, vocabulary).into_iter().filter(|id| Some(*id) != end);
+    let others = end_tokens(directory, config, vocabulary)?.into_iter().filter(|id| Some(*id) != end);
     for (key, id) in ["eot", "eom"].into_iter().zip(others) {
         put(&format!("ggml.{key}_token_id"), Value::U32(id));
     }
@@ -137,11 +137,4 @@ impl Ends {
             _ => {}
         }
     }
-}
-
-/// Ids that end what a model writes, beside the first: of generation_config.json or config.json.
-fn other_ends(generation: &Json, config: &Json, rows: usize) -> Vec<u32> {
-    let lists = [&generation["eos_token_id"], &config["eos_token_id"]];
-    let list = lists.into_iter().find_map(Json::as_array).into_iter().flatten();
-    list.filter_map(Json::as_u64).filter(|id| *id < rows as u64).map(|id| id as u32).collect()
 }

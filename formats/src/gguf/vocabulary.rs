@@ -33,7 +33,7 @@ struct Token {
 }
 
 /// Ids by text, added tokens included.
-pub(super) fn ids(tokenizer: &Json) -> BTreeMap<&str, u32> {
+pub(crate) fn ids(tokenizer: &Json) -> BTreeMap<&str, u32> {
     let added = added(tokenizer).filter_map(|token| Some((token["content"].as_str()?, id(&token["id"])?)));
     own(tokenizer).chain(added).collect()
 }

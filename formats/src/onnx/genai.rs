@@ -3,8 +3,8 @@
 use model::Model;
 use serde_json::{Value, json};
 
-/// The file, from the original's config.json and generation_config.json.
-pub(crate) fn config(model: &Model, config: &Value, generation: Option<&Value>) -> Value {
+/// The file, from the original's config.json and generation_config.json and the tokens that end what the model writes.
+pub(crate) fn config(model: &Model, config: &Value, generation: Option<&Value>, ends: &[u32]) -> Value {
     let numbers = &model.hyperparameters;
     let find = |key: &str| {
         let given = |object: Option<&Value>| {
@@ -15,14 +15,12 @@ pub(crate) fn config(model: &Model, config: &Value, generation: Option<&Value>) 
     let first = |value: &Value| {
         value.as_array().and_then(|list| list.first()).cloned().unwrap_or_else(|| value.clone())
     };
-    let end = find("eos_token_id").unwrap_or(json!(0));
-    // A model without a token for padding pads with the one that ends.
-    let padding = find("pad_token_id").unwrap_or_else(|| first(&end));
+    // A model without a token for padding pads with one that ends.
+    let padding = find("pad_token_id").unwrap_or_else(|| json!(ends.first().copied().unwrap_or(0)));
     let number = |key: &str, otherwise: Value| find(key).unwrap_or(otherwise);
-    json!({
+    let mut file = json!({
         "model": {
             "bos_token_id": find("bos_token_id").map_or(json!(0), |value| first(&value)),
-            "eos_token_id": end,
             "pad_token_id": padding,
             "context_length": numbers.context,
             "vocab_size": numbers.vocabulary,
@@ -64,5 +62,12 @@ pub(crate) fn config(model: &Model, config: &Value, generation: Option<&Value>) 
             "top_k": number("top_k", json!(50)),
             "top_p": number("top_p", json!(1.0))
         }
-    })
+    });
+    // Without any the runtime stops at the length alone, as the model does.
+    match ends {
+        [] => {}
+        [end] => file["model"]["eos_token_id"] = json!(end),
+        several => file["model"]["eos_token_id"] = json!(several),
+    }
+    file
 }

@@ -25,13 +25,12 @@ use serde_json::{Value, json};
 
 use super::gptq::GPTQMODEL_EXPERTS;
 use super::gptq::rules::dynamic;
+use super::grids::{demand_fused_alike, demand_whole_codes, group_size, lower_groups, most_common};
 use super::packed_parts::{PackedParts, StoredLinear};
+use super::registry::{Family, Opened};
 use super::safetensors::{self, Described};
 use super::settings::{bad, given, names};
-use super::{
-    Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
-    demand_whole_codes, group_size, lower_groups, most_common,
-};
+use super::{Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -107,6 +106,13 @@ static LOADERS: [LoaderRule; 6] = [
         ..LoaderRule::ANY
     },
 ];
+
+/// The format, ours or another program's.
+pub(super) static FAMILY: Family = Family { written: || vec![&Awq], open };
+
+fn open(config: &Value) -> Opened {
+    (config.get("quant_method")? == ID).then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
+}
 
 impl TargetFormat for Awq {
     fn id(&self) -> &'static str {
@@ -186,11 +192,6 @@ impl TargetFormat for Awq {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        (config.get("quant_method")? == ID)
-            .then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))
     }
 }
 

@@ -25,12 +25,12 @@ use quantizer::scheme::{BitWidth, Granularity, NESTED_GROUPS, ScaleDtype, Scheme
 use quantizer::tensor::{QuantizedTensor, ScaleParts};
 use serde_json::{Value, json};
 
-pub(super) use int8::open as open_int8;
+pub(super) use int8::FAMILY as INT8;
 
+use super::grids::lower_groups_by_stage;
+use super::registry::{Family, Opened};
 use super::safetensors::{self, Described};
-use super::{
-    Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, lower_groups_by_stage,
-};
+use super::{Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -145,6 +145,20 @@ impl BitsAndBytes {
 /// By ascending value: -1, -2/3, -1/2, -1/3, -1/4, -1/6, -1/192, 0 and up again.
 const FP4_CODES: [u8; 15] = [11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3];
 
+/// The library's four-bit forms.
+pub(super) static FAMILY: Family = Family { written: || vec![&NF4, &NF4_DOUBLE, &FP4, &FP4_DOUBLE], open };
+
+fn open(config: &Value) -> Opened {
+    let eight = config.get("load_in_8bit") == Some(&Value::Bool(true));
+    if config.get("quant_method")? != METHOD || eight {
+        return None;
+    }
+    let kind = config.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4");
+    let double = config.get("bnb_4bit_use_double_quant") == Some(&Value::Bool(true));
+    let format = ALL.into_iter().find(|known| known.kind == kind && known.double == double)?;
+    Some(stored::Stored::read(format, config).map(|stored| Box::new(stored) as Box<dyn StoredFormat>))
+}
+
 impl TargetFormat for BitsAndBytes {
     fn id(&self) -> &'static str {
         self.id
@@ -249,14 +263,6 @@ impl TargetFormat for BitsAndBytes {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        let ours = config.get("quant_method")? == METHOD
-            && config.get("load_in_8bit") != Some(&Value::Bool(true))
-            && config.get("bnb_4bit_quant_type").and_then(Value::as_str).unwrap_or("fp4") == self.kind
-            && (config.get("bnb_4bit_use_double_quant") == Some(&Value::Bool(true))) == self.double;
-        ours.then(|| Ok(Box::new(stored::Stored::read(self, config)?) as Box<dyn StoredFormat>))
     }
 }
 

@@ -24,13 +24,12 @@ use quantizer::scheme::{BitWidth, Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
-pub(super) use numbers::{FP8, MXFP4, NVFP4, W8A8_FP8, W8A8_INT8};
+use numbers::{FP8, MXFP4, NVFP4, W8A8_FP8, W8A8_INT8};
 
+use super::grids::{demand_fused_alike, demand_own_grid, demand_whole_codes, lower_groups_by_stage};
+use super::registry::{Family, Opened};
 use super::safetensors::{self, Described};
-use super::{
-    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_own_grid,
-    demand_whole_codes, lower_groups_by_stage,
-};
+use super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -50,12 +49,12 @@ pub(super) struct CompressedTensors {
     fixed: bool,
 }
 
-pub(super) static PLAIN: CompressedTensors = CompressedTensors {
+static PLAIN: CompressedTensors = CompressedTensors {
     id: ID,
     summary: "2 to 8 bit (pack-quantized) for vLLM and transformers; group sizes may differ by linear",
     fixed: false,
 };
-pub(super) static INT8: CompressedTensors = CompressedTensors {
+static INT8: CompressedTensors = CompressedTensors {
     id: "compressed-tensors:int8",
     summary: "8-bit integers (pack-quantized), whole rows",
     fixed: true,
@@ -104,6 +103,15 @@ static LOADERS: [LoaderRule; 4] = [
         ..LoaderRule::ANY
     },
 ];
+
+/// All of the library's formats.
+pub(super) static FAMILY: Family =
+    Family { written: || vec![&PLAIN, &INT8, &W8A8_INT8, &W8A8_FP8, &FP8, &MXFP4, &NVFP4], open };
+
+fn open(config: &Value) -> Opened {
+    (config.get("quant_method")? == ID)
+        .then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
+}
 
 impl TargetFormat for CompressedTensors {
     fn id(&self) -> &'static str {
@@ -206,16 +214,6 @@ impl TargetFormat for CompressedTensors {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        if config.get("quant_method")? != ID {
-            return None;
-        }
-        let stored = stored::Stored::read(config).map(|stored| Box::new(stored) as Box<dyn StoredFormat>);
-        // Only the plain one reads what is not its own: all of the library's formats.
-        let own = !self.fixed || stored.as_ref().is_ok_and(|stored| stored.id() == self.id);
-        own.then_some(stored)
     }
 }
 

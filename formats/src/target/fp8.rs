@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::StoredFormat;
 use super::floats::{F8, e4m3};
 use super::packed_parts::StoredLinear;
+use super::registry::{Family, Opened, nothing};
 use super::settings::{bad, given, names};
 use crate::checkpoint::Checkpoint;
 use crate::error::FormatsError;
@@ -34,8 +35,11 @@ struct Stored {
     kept: Vec<String>,
 }
 
+/// The form, which is read alone.
+pub(super) static FAMILY: Family = Family { written: nothing, open };
+
 /// Opens a checkpoint in this format; none where the configuration is another format's.
-pub(super) fn open(config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+fn open(config: &Value) -> Opened {
     let method = config.get("quant_method")?;
     let ours = METHODS.iter().any(|known| method == known);
     ours.then(|| Ok(Box::new(Stored::read(config)?) as Box<dyn StoredFormat>))

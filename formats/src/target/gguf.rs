@@ -14,9 +14,9 @@ use model::Model;
 use model::linear::{Linear, LinearClass};
 use quantizer::scheme::{ScaleDtype, Scheme};
 use quantizer::tensor::QuantizedTensor;
-use serde_json::Value as Json;
 
-use super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat};
+use super::registry::{Family, by_files};
+use super::{Experts, LoaderRule, PlannedLinear, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -72,13 +72,19 @@ const fn of(id: &'static str, summary: &'static str, file_type: u32, matrices: M
 }
 
 /// Every type that is written, with its `general.file_type`.
-pub(super) static TYPES: [Gguf; 18] = [
+pub(super) static TYPES: &[Gguf] = &[
     of("gguf:f32", "llama.cpp, single precision, nothing quantized", 0, Dense(Dtype::F32)),
     of("gguf:f16", "llama.cpp, half precision, nothing quantized", 1, Dense(Dtype::F16)),
     of("gguf:bf16", "llama.cpp, bfloat16, nothing quantized", 32, Dense(Dtype::Bf16)),
     of("gguf:q8_0", "llama.cpp, 8 bit in groups of 32", 7, Packed(&blocks::Q8_0)),
     of("gguf:q6_k", "llama.cpp, 6 bit in groups of 16, scales of 8 bit", 18, Packed(&blocks::Q6_K)),
     of("gguf:q5_k_m", "llama.cpp's mixture of 5 and 6 bit", 17, Mixed(mixtures::q5_k_m)),
+    of(
+        "gguf:q5_k_s",
+        "llama.cpp, 5 bit in groups of 32, scales and minimums of 6 bit",
+        16,
+        Packed(&blocks::Q5_K),
+    ),
     of("gguf:q5_1", "llama.cpp, 5 bit in groups of 32 with minimums", 9, Packed(&blocks::Q5_1)),
     of("gguf:q5_0", "llama.cpp, 5 bit in groups of 32", 8, Packed(&blocks::Q5_0)),
     of("gguf:q4_k_m", "llama.cpp's mixture of 4 and 6 bit", 15, Mixed(mixtures::q4_k_m)),
@@ -93,10 +99,16 @@ pub(super) static TYPES: [Gguf; 18] = [
         38,
         Packed(&blocks::MXFP4),
     ),
+    of("gguf:q3_k_l", "llama.cpp's mixture of 3 and 5 bit", 13, Mixed(mixtures::q3_k_l)),
     of("gguf:q3_k_m", "llama.cpp's mixture of 3, 4 and 5 bit", 12, Mixed(mixtures::q3_k_m)),
     of("gguf:q3_k_s", "llama.cpp, 3 bit in groups of 16, scales of 6 bit", 11, Packed(&blocks::Q3_K)),
     of("gguf:q2_k", "llama.cpp's mixture of 2 and 3 bit", 10, Mixed(mixtures::q2_k)),
+    of("gguf:q2_k_s", "llama.cpp's mixture of 2 and a little 4 bit", 21, Mixed(mixtures::q2_k_s)),
 ];
+
+/// Every type; a file says itself that it is one, without config.json.
+pub(super) static FAMILY: Family =
+    Family { written: || TYPES.iter().map(|known| known as &dyn TargetFormat).collect(), open: by_files };
 
 impl Gguf {
     /// The layout of a linear in a model of `layers` layers; none where it stays dense, or where its rows fit none.
@@ -299,11 +311,6 @@ impl TargetFormat for Gguf {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], _max_shard_bytes: Option<u64>) -> u64 {
         tensors.iter().map(TensorSpec::bytes).sum()
-    }
-
-    fn open(&self, _config: &Json) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        // It is told by its files, not by config.json.
-        None
     }
 }
 

@@ -20,12 +20,12 @@ use quantizer::scheme::{ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
+use super::gptq_v2::GPTQ_V2;
+use super::grids::{demand_fused_alike, demand_whole_codes, group_size, lower_groups, most_common};
 use super::loaders::singly_excluded;
+use super::registry::{Family, Opened};
 use super::safetensors::{self, Described};
-use super::{
-    Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike,
-    demand_whole_codes, group_size, lower_groups, most_common,
-};
+use super::{Experts, LoaderRule, ONE_TENSOR, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -166,6 +166,14 @@ impl Gptq {
     }
 }
 
+/// The format of both versions.
+pub(super) static FAMILY: Family = Family { written: || vec![&GPTQ, &GPTQ_V2], open };
+
+fn open(config: &Value) -> Opened {
+    let method = config.get("quant_method").or_else(|| config.get("method"))?;
+    (method == GPTQ.id).then(|| Ok(Box::new(stored::Stored::read(GPTQ.id, config)?) as Box<dyn StoredFormat>))
+}
+
 impl TargetFormat for Gptq {
     fn id(&self) -> &'static str {
         self.id
@@ -268,20 +276,6 @@ impl TargetFormat for Gptq {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        let method = config.get("quant_method").or_else(|| config.get("method"))?;
-        if method != GPTQ.id {
-            return None;
-        }
-        let stored = match stored::Stored::read(self.id, config) {
-            Err(error) => return Some(Err(error)),
-            Ok(stored) => stored,
-        };
-        // Of two that write the same version either reads it.
-        (stored.version() == self.symmetric || stored.version() == self.version(Symmetry::Asymmetric))
-            .then(|| Ok(Box::new(stored) as Box<dyn StoredFormat>))
     }
 }
 

@@ -28,11 +28,10 @@ use quantizer::tensor::QuantizedTensor;
 use serde_json::{Value, json};
 
 use super::floats;
+use super::grids::{demand_fused_alike, demand_own_grid, lower_groups_by_stage, most_common};
+use super::registry::{Family, Opened};
 use super::safetensors::{self, Described};
-use super::{
-    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_own_grid,
-    lower_groups_by_stage, most_common,
-};
+use super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -98,6 +97,15 @@ impl Mlx {
         let mode = Mode::of(scheme).map(|mode| mode.name);
         ALL.into_iter().find(|known| known.mode.map(|mode| mode.name) == mode).unwrap_or(&AFFINE)
     }
+}
+
+/// All of mlx-lm's modes.
+pub(super) static FAMILY: Family = Family { written: || vec![&AFFINE, &MXFP4, &MXFP8, &NVFP4], open };
+
+fn open(config: &Value) -> Opened {
+    // It has no name: these two keys and no method are how mlx-lm tells it.
+    let ours = config.get("quant_method").is_none() && config.get("group_size").is_some();
+    ours.then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
 }
 
 impl TargetFormat for Mlx {
@@ -269,16 +277,6 @@ impl TargetFormat for Mlx {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        // It has no name: these two keys and no method are how mlx-lm tells it.
-        if config.get("quant_method").is_some() || config.get("group_size").is_none() {
-            return None;
-        }
-        let named = config.get("mode").and_then(Value::as_str).and_then(Mode::named);
-        let ours = named.map(|mode| mode.name) == self.mode.map(|mode| mode.name);
-        ours.then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
     }
 }
 

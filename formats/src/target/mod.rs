@@ -11,17 +11,18 @@ mod fp8;
 mod gguf;
 mod gptq;
 mod gptq_v2;
+mod grids;
 mod loaders;
 mod mlx;
 mod mxfp4;
 mod onnx;
 mod packed_parts;
 mod parallel;
+mod registry;
 mod safetensors;
 mod settings;
 pub mod usage;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -29,10 +30,8 @@ use kernels::PackedMatrix;
 use model::Model;
 use model::linear::Linear;
 use ndarray::Array2;
-use quantizer::levels::Levels;
-use quantizer::scheme::{Granularity, GroupSize, ScaleDtype, Scheme, Symmetry};
+use quantizer::scheme::{ScaleDtype, Scheme};
 use quantizer::tensor::QuantizedTensor;
-use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::container::{TensorData, TensorSpec};
@@ -43,55 +42,10 @@ use crate::stacks::Stacks;
 pub(crate) use gguf::Stored as StoredGguf;
 pub use loaders::{Experts, LoaderRule, LoaderVerdict};
 pub use parallel::shard;
+pub use registry::{DESCRIPTIONS, alike, all, description, find, open};
 
 /// Why transformers 5 loads no packed experts but compressed-tensors', which it unpacks.
 const ONE_TENSOR: &str = "holds all experts of a layer in one tensor, and looks for no packed ones";
-
-/// Every format that is known.
-pub static ALL: &[&dyn TargetFormat] = &[
-    &gptq::GPTQ,
-    &gptq_v2::GPTQ_V2,
-    &awq::Awq,
-    &compressed_tensors::PLAIN,
-    &compressed_tensors::INT8,
-    &compressed_tensors::W8A8_INT8,
-    &compressed_tensors::W8A8_FP8,
-    &compressed_tensors::FP8,
-    &compressed_tensors::MXFP4,
-    &compressed_tensors::NVFP4,
-    &mlx::AFFINE,
-    &mlx::MXFP4,
-    &mlx::MXFP8,
-    &mlx::NVFP4,
-    &onnx::Onnx,
-    &bitsandbytes::NF4,
-    &bitsandbytes::NF4_DOUBLE,
-    &bitsandbytes::FP4,
-    &bitsandbytes::FP4_DOUBLE,
-    &gguf::TYPES[0],
-    &gguf::TYPES[1],
-    &gguf::TYPES[2],
-    &gguf::TYPES[3],
-    &gguf::TYPES[4],
-    &gguf::TYPES[5],
-    &gguf::TYPES[6],
-    &gguf::TYPES[7],
-    &gguf::TYPES[8],
-    &gguf::TYPES[9],
-    &gguf::TYPES[10],
-    &gguf::TYPES[11],
-    &gguf::TYPES[12],
-    &gguf::TYPES[13],
-    &gguf::TYPES[14],
-    &gguf::TYPES[15],
-    &gguf::TYPES[16],
-    &gguf::TYPES[17],
-];
-
-type Opened = Option<Result<Box<dyn StoredFormat>, FormatsError>>;
-
-/// Formats of other programs that are read and not written, each by what [`TargetFormat::open`] would be.
-static ONLY_READ: [fn(&Value) -> Opened; 3] = [fp8::open, bitsandbytes::open_int8, mxfp4::open];
 
 /// One linear of a job.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,12 +146,6 @@ pub trait TargetFormat: Sync {
 
     /// Length of the files of weights with these tensors.
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64;
-
-    /// Opens a checkpoint in this format; none where `quantization_config` is another format's.
-    ///
-    /// # Errors
-    /// A configuration of this format that cannot be read.
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>>;
 }
 
 /// A format as a checkpoint stores it.
@@ -269,184 +217,4 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
         scheme: Scheme,
         checkpoint: &Checkpoint,
     ) -> Result<Option<PackedMatrix>, FormatsError>;
-}
-
-/// Where config.json says how a model is quantized, the key that counts first.
-pub const DESCRIPTIONS: [&str; 2] = ["quantization", "quantization_config"];
-
-/// What config.json says about quantization, if anything; where two keys do, the one that counts.
-#[must_use]
-pub fn description(config: &Value) -> Option<&Value> {
-    DESCRIPTIONS.into_iter().find_map(|key| config.get(key).filter(|value| !value.is_null()))
-}
-
-/// Opens the format that config.json describes by [`description`].
-///
-/// # Errors
-/// A format that is not known, or a configuration that cannot be read.
-pub fn open(config: &Value) -> Result<Box<dyn StoredFormat>, FormatsError> {
-    let written = ALL.iter().find_map(|format| format.open(config));
-    written.or_else(|| ONLY_READ.iter().find_map(|open| open(config))).unwrap_or_else(|| {
-        let method = config.get("quant_method").map_or_else(|| "nothing".to_owned(), Value::to_string);
-        let known: Vec<_> = ALL.iter().map(|format| format.id()).collect();
-        let problem =
-            format!("`quantization_config` names the method {method}, known are {}", known.join(", "));
-        Err(FormatsError::malformed("config.json".as_ref(), problem))
-    })
-}
-
-/// For formats of uniform codes, one number a scale and whole zero points.
-fn demand_whole_codes(format: &'static str, plan: &[PlannedLinear]) -> Result<(), FormatsError> {
-    let holds = |scheme: &Scheme| {
-        scheme.levels == Levels::Uniform
-            && scheme.symmetry != Symmetry::Minimum
-            && !scheme.scale_dtype.is_product()
-            && scheme.scale_dtype != ScaleDtype::E8m0
-    };
-    match plan.iter().find(|planned| planned.scheme.is_some_and(|scheme| !holds(&scheme))) {
-        None => Ok(()),
-        Some(planned) => Err(FormatsError::Unsupported {
-            format,
-            linear: planned.linear.name.clone(),
-            problem: "its grid is not of equal steps with whole zero points".to_owned(),
-            remedy: "choose a format that has such grids",
-        }),
-    }
-}
-
-/// For formats of one grid, whose groups have so many columns where not whole rows share a scale.
-fn demand_own_grid(
-    format: &'static str,
-    plan: &[PlannedLinear],
-    holds: impl Fn(Scheme) -> bool,
-    columns: Option<usize>,
-) -> Result<(), FormatsError> {
-    for planned in plan {
-        let (linear, Some(scheme)) = (&planned.linear, planned.scheme) else { continue };
-        let refuse = |problem: String, remedy| {
-            Err(FormatsError::Unsupported { format, linear: linear.name.clone(), problem, remedy })
-        };
-        if !holds(scheme) {
-            return refuse("its grid is another than the format's".to_owned(), "choose another format");
-        }
-        if let Some(columns) = columns.filter(|&columns| !linear.in_features.is_multiple_of(columns)) {
-            let problem = format!("{columns} does not divide its {} input features", linear.in_features);
-            return refuse(problem, "leave it in 16 bit with --exclude, or choose another format");
-        }
-    }
-    Ok(())
-}
-
-/// The scheme of most linears; of two that are as common the one that comes first.
-fn most_common(schemes: &[Scheme]) -> Option<Scheme> {
-    let mut counts: Vec<(Scheme, usize)> = Vec::new();
-    for scheme in schemes {
-        match counts.iter_mut().find(|(known, _)| known == scheme) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((*scheme, 1)),
-        }
-    }
-    counts.iter().rev().max_by_key(|(_, count)| count).map(|(scheme, _)| *scheme)
-}
-
-/// A group size as most configurations spell it: -1 for whole rows.
-fn group_size(scheme: Scheme) -> i64 {
-    match scheme.granularity {
-        Granularity::PerGroup(size) => size.get() as i64,
-        Granularity::PerChannel | Granularity::PerTensor => -1,
-    }
-}
-
-/// Linears that a runtime fuses must be quantized alike.
-fn demand_fused_alike(format: &'static str, plan: &[PlannedLinear]) -> Result<(), FormatsError> {
-    for pair in plan.windows(2) {
-        let [first, second] = pair else { continue };
-        if first.fused_group == second.fused_group && first.scheme != second.scheme {
-            let problem = format!(
-                "runtimes fuse it with `{}`, so both need the same scheme or none",
-                first.linear.name
-            );
-            return Err(FormatsError::Unsupported {
-                format,
-                linear: second.linear.name.clone(),
-                problem,
-                remedy: "treat all linears of a fused group alike: q, k and v; gate and up",
-            });
-        }
-    }
-    Ok(())
-}
-
-/// The largest size that divides every width, of `columns`, `columns / 2`, `columns / 4`, ... and the powers of two below: the sizes that
-/// runtimes have kernels for.
-fn dividing_group(columns: usize, widths: impl Iterator<Item = usize> + Clone) -> Option<GroupSize> {
-    let halves = std::iter::successors(Some(columns), |size| size.is_multiple_of(2).then_some(size / 2));
-    let powers = (4..=10).map(|power| 1 << power).filter(|&size| size < columns);
-    halves
-        .chain(powers)
-        .filter(|&size| widths.clone().all(|width| width.is_multiple_of(size)))
-        .filter_map(|size| GroupSize::new(size).ok())
-        .max()
-}
-
-/// [`lower_groups`] for each set of linears that share an input; returns a note for each kind of change.
-fn lower_groups_by_stage(
-    format: &'static str,
-    plan: &mut [PlannedLinear],
-) -> Result<Vec<String>, FormatsError> {
-    let mut notes: BTreeMap<String, usize> = BTreeMap::new();
-    for stage in plan.chunk_by_mut(|first, second| first.fused_group == second.fused_group) {
-        if let Some(note) = lower_groups(format, stage.iter_mut())? {
-            *notes.entry(note).or_default() += 1;
-        }
-    }
-    let told = |(note, count)| if count > 1 { format!("{note} ({count} times)") } else { note };
-    Ok(notes.into_iter().map(told).collect())
-}
-
-/// Lowers group sizes to one for each set of linears, so that it divides the width of all of them. Returns a note for each change.
-fn lower_groups<'a>(
-    format: &'static str,
-    linears: impl Iterator<Item = &'a mut PlannedLinear>,
-) -> Result<Option<String>, FormatsError> {
-    let mut linears: Vec<&mut PlannedLinear> = linears.filter(|planned| planned.scheme.is_some()).collect();
-    let asked = linears.iter().filter_map(|planned| match planned.scheme?.granularity {
-        Granularity::PerGroup(size) => Some(size.get()),
-        _ => None,
-    });
-    let sizes: Vec<usize> = asked.collect();
-    let (Some(&least), Some(&most)) = (sizes.iter().min(), sizes.iter().max()) else { return Ok(None) };
-    let first = linears[0].linear.clone();
-    if sizes.len() < linears.len() {
-        let problem = "groups and whole rows cannot be mixed here".to_owned();
-        let remedy = "give all linears a group size, or none";
-        return Err(FormatsError::Unsupported { format, linear: first.name, problem, remedy });
-    }
-    let widths: Vec<usize> = linears.iter().map(|planned| planned.linear.in_features).collect();
-    let Some(size) = dividing_group(least, widths.iter().copied()) else {
-        let misfit = linears
-            .iter()
-            .find(|planned| dividing_group(least, std::iter::once(planned.linear.in_features)).is_none());
-        let linear = misfit.map_or(&first, |planned| &planned.linear);
-        let problem = format!(
-            "no group size from {least} down to 16 divides its {} input features; whole rows (`channel`) always fit",
-            linear.in_features
-        );
-        let remedy = "use --group-size channel, or leave the linear in 16 bit with --exclude";
-        return Err(FormatsError::Unsupported { format, linear: linear.name.clone(), problem, remedy });
-    };
-    for planned in &mut linears {
-        if let Some(scheme) = &mut planned.scheme {
-            scheme.granularity = Granularity::PerGroup(size);
-        }
-    }
-    let size = size.get();
-    Ok((size != most).then(|| {
-        let misfit = widths.iter().find(|width| !width.is_multiple_of(most));
-        let reason = misfit.map_or_else(
-            || "all of them share one".to_owned(),
-            |width| format!("{most} does not divide {width} input features"),
-        );
-        format!("group size lowered from {most} to {size} for {} linears: {reason}", linears.len())
-    }))
 }

@@ -21,6 +21,7 @@ use serde_json::Value;
 use super::StoredFormat;
 use super::floats::{nibbles, power_of_two};
 use super::packed_parts::StoredLinear;
+use super::registry::{Family, Opened, nothing};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 
@@ -31,8 +32,11 @@ const GROUP: usize = 32;
 #[derive(Debug)]
 struct Stored;
 
+/// The form, which is read alone.
+pub(super) static FAMILY: Family = Family { written: nothing, open };
+
 /// Opens a checkpoint in this format; none where the configuration is another format's.
-pub(super) fn open(config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+fn open(config: &Value) -> Opened {
     let ours = config.get("quant_method")? == "mxfp4";
     ours.then(|| Ok(Box::new(Stored) as Box<dyn StoredFormat>))
 }

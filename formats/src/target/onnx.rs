@@ -23,10 +23,9 @@ use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use serde_json::{Map, Value, json};
 
-use super::{
-    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_whole_codes, group_size,
-    lower_groups_by_stage,
-};
+use super::grids::{demand_whole_codes, group_size, lower_groups_by_stage};
+use super::registry::{Family, Opened};
+use super::{Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -61,6 +60,14 @@ static LOADERS: [LoaderRule; 2] = [
         ..LoaderRule::ANY
     },
 ];
+
+/// The format as quantc writes it.
+pub(super) static FAMILY: Family = Family { written: || vec![&Onnx], open };
+
+fn open(config: &Value) -> Opened {
+    (config.get("quant_method")? == ID)
+        .then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
+}
 
 impl TargetFormat for Onnx {
     fn id(&self) -> &'static str {
@@ -197,11 +204,6 @@ impl TargetFormat for Onnx {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], _max_shard_bytes: Option<u64>) -> u64 {
         tensors.iter().map(TensorSpec::bytes).sum()
-    }
-
-    fn open(&self, config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        (config.get("quant_method")? == ID)
-            .then(|| Ok(Box::new(stored::Stored::read(config)?) as Box<dyn StoredFormat>))
     }
 }
 

@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn every_runtime_that_a_format_names_has_its_lines() {
-        for rule in super::super::ALL.iter().flat_map(|format| format.loaders()) {
+        for rule in super::super::all().flat_map(super::super::TargetFormat::loaders) {
             assert!(super::of(rule.runtime).next().is_some(), "{}", rule.runtime);
         }
     }

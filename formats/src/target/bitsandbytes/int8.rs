@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::super::StoredFormat;
 use super::super::packed_parts::StoredLinear;
+use super::super::registry::{Family, Opened, nothing};
 use super::METHOD;
 use super::stored::kept;
 use crate::checkpoint::{Checkpoint, Dtype};
@@ -23,8 +24,11 @@ struct Stored {
     kept: Vec<String>,
 }
 
+/// The form, which is read alone.
+pub(in super::super) static FAMILY: Family = Family { written: nothing, open };
+
 /// Opens a checkpoint in this form; none where the configuration is another's.
-pub(in super::super) fn open(config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
+fn open(config: &Value) -> Opened {
     let ours =
         config.get("quant_method")? == METHOD && config.get("load_in_8bit") == Some(&Value::Bool(true));
     ours.then(|| Ok(Box::new(Stored { kept: kept(config)? }) as Box<dyn StoredFormat>))

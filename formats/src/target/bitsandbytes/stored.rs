@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::super::packed_parts::StoredLinear;
 use super::super::settings::{bad, flag, names};
 use super::super::{StoredFormat, TargetFormat};
-use super::{ALL, BitsAndBytes};
+use super::BitsAndBytes;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
 
@@ -37,13 +37,10 @@ struct State {
 }
 
 impl Stored {
-    pub(super) fn read(format: &BitsAndBytes, config: &Value) -> Result<Self, FormatsError> {
+    pub(super) fn read(format: &'static BitsAndBytes, config: &Value) -> Result<Self, FormatsError> {
         if !flag(config, "load_in_4bit").map_err(bad)? {
             return Err(bad("does neither `load_in_4bit` nor `load_in_8bit`".to_owned()));
         }
-        let format = ALL.into_iter().find(|known| known.id == format.id);
-        let format =
-            format.ok_or_else(|| FormatsError::malformed("config.json".as_ref(), "names no table"))?;
         Ok(Self { format, kept: kept(config)? })
     }
 

@@ -24,10 +24,9 @@ use quantizer::tensor::QuantizedTensor;
 use serde_json::Value;
 
 use super::super::floats::{self, F8};
+use super::super::grids::{demand_fused_alike, demand_own_grid};
 use super::super::safetensors::{self, Described};
-use super::super::{
-    Experts, LoaderRule, PlannedLinear, StoredFormat, TargetFormat, demand_fused_alike, demand_own_grid,
-};
+use super::super::{Experts, LoaderRule, PlannedLinear, TargetFormat};
 use super::{PLAIN, config, stored_scale};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
@@ -288,11 +287,6 @@ impl TargetFormat for Numbers {
 
     fn weights_bytes(&self, tensors: &[TensorSpec], max_shard_bytes: Option<u64>) -> u64 {
         safetensors::weights_bytes(self, tensors, max_shard_bytes)
-    }
-
-    /// One reader serves all of the library's formats.
-    fn open(&self, _config: &Value) -> Option<Result<Box<dyn StoredFormat>, FormatsError>> {
-        None
     }
 }
 

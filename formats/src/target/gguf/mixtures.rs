@@ -14,6 +14,7 @@ fn more_bits(layer: usize, layers: usize) -> bool {
 pub(super) fn q5_k_m(linear: &Linear, layers: usize) -> &'static BlockLayout {
     match linear.id.role {
         Role::Value | Role::Down if more_bits(linear.id.layer, layers) => &Q6_K,
+        Role::QueryKeyValue => &Q6_K,
         _ => &Q5_K,
     }
 }
@@ -21,6 +22,7 @@ pub(super) fn q5_k_m(linear: &Linear, layers: usize) -> &'static BlockLayout {
 pub(super) fn q4_k_m(linear: &Linear, layers: usize) -> &'static BlockLayout {
     match linear.id.role {
         Role::Value | Role::Down if more_bits(linear.id.layer, layers) => &Q6_K,
+        Role::QueryKeyValue => &Q5_K,
         _ => &Q4_K,
     }
 }
@@ -33,19 +35,39 @@ pub(super) fn q4_k_s(linear: &Linear, layers: usize) -> &'static BlockLayout {
     }
 }
 
+pub(super) fn q3_k_l(linear: &Linear, _layers: usize) -> &'static BlockLayout {
+    match linear.id.role {
+        Role::Value | Role::Down | Role::Output => &Q5_K,
+        Role::QueryKeyValue => &Q4_K,
+        _ => &Q3_K,
+    }
+}
+
 pub(super) fn q3_k_m(linear: &Linear, layers: usize) -> &'static BlockLayout {
     match linear.id.role {
         Role::Value if linear.id.layer < 2 => &Q5_K,
         Role::Down if linear.id.layer < layers / 16 => &Q5_K,
-        Role::Value | Role::Down | Role::Output => &Q4_K,
+        Role::Value | Role::Down | Role::Output | Role::QueryKeyValue => &Q4_K,
         _ => &Q3_K,
+    }
+}
+
+/// Whether few heads serve many queries: their values are worth more.
+fn has_few_values(linear: &Linear) -> bool {
+    linear.id.role == Role::Value && linear.in_features >= 4 * linear.out_features
+}
+
+pub(super) fn q2_k_s(linear: &Linear, layers: usize) -> &'static BlockLayout {
+    match linear.id.role {
+        Role::Value if has_few_values(linear) => &Q4_K,
+        Role::Down if linear.id.layer < layers / 8 => &Q4_K,
+        _ => &Q2_K,
     }
 }
 
 pub(super) fn q2_k(linear: &Linear, _layers: usize) -> &'static BlockLayout {
     match linear.id.role {
-        // Few heads for many queries: their values are worth more.
-        Role::Value if linear.in_features >= 4 * linear.out_features => &Q4_K,
+        Role::Value if has_few_values(linear) => &Q4_K,
         Role::Value | Role::Down | Role::Output => &Q3_K,
         _ => &Q2_K,
     }

@@ -4,7 +4,8 @@ use model::linear::Linear;
 use quantizer::scheme::{Scheme, Symmetry};
 use serde_json::{Map, Value, json};
 
-use super::super::{PlannedLinear, group_size};
+use super::super::PlannedLinear;
+use super::super::grids::group_size;
 
 /// Linears that differ from the rest, as patterns on module paths: exclusions first, since the first match wins. `routers` are excluded too.
 pub(in crate::target) fn dynamic(

@@ -56,10 +56,6 @@ impl Stored {
         Ok(Self { id, base, version, rules })
     }
 
-    pub(super) fn version(&self) -> Version {
-        self.version
-    }
-
     /// Codes, and the group of each column where columns do not lie in order.
     fn parts(&self, stored: &StoredLinear<'_>) -> Result<(PackedParts, Option<Vec<usize>>), FormatsError> {
         let (columns, groups) = stored.groups()?;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Onnx, config};
 use crate::checkpoint::ONNX_GRAPH;
 use crate::container::TensorData;
+use crate::end_tokens::end_tokens;
 use crate::error::FormatsError;
 use crate::model_writer::{Contents, ModelWriter};
 use crate::onnx::genai;
@@ -48,6 +49,8 @@ pub(super) fn begin(directory: &Path, contents: &Contents<'_>) -> Result<Box<dyn
         true => Some(crate::json::read(contents.source, "generation_config.json")?),
         false => None,
     };
+    let vocabulary = contents.model.hyperparameters.vocabulary;
+    let ends = end_tokens(contents.source, contents.config, vocabulary)?;
     let dtype = contents.runtime.torch_name().unwrap_or("float16");
     let quantization = (&["quantization_config"][..], config(contents.linears));
     Ok(Box::new(Output {
@@ -57,7 +60,7 @@ pub(super) fn begin(directory: &Path, contents: &Contents<'_>) -> Result<Box<dyn
         tensor_bytes,
         graph: built.model,
         config: side_files::quantized_config(contents.config, dtype, contents.untied, quantization),
-        generation: genai::config(contents.model, contents.config, generation.as_ref()),
+        generation: genai::config(contents.model, contents.config, generation.as_ref(), &ends),
     }))
 }
 
