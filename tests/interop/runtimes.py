@@ -17,6 +17,7 @@ Which of them computes in what was measured on GPTQModel 7.7.0 and transformers 
 """
 
 import gc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -208,23 +209,13 @@ def gguf_model(source: Path, file: Path):
     reader = gguf.GGUFReader(file)
     architecture = reader.get_field("general.architecture").contents()
     tensors = {tensor.name: torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()) for tensor in reader.tensors}
-    outer = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
-    inner = {
-        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-        "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    }  # fmt: skip
     parameters = dict(model.named_parameters())
     left = set(parameters)
     for name, tensor in tensors.items():
         if name == "rope_freqs.weight":
             continue
-        *path, module, kind = name.split(".")
-        if path:
-            theirs = f"model.layers.{path[1]}.{inner[module]}.{kind}"
-        else:
-            theirs = f"{'' if module == 'output' else 'model.'}{outer[module]}.{kind}"
+        theirs = name_of_gguf(name)
+        module = name.split(".")[-2]
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(module)
         if architecture == "llama" and heads:
             tensor = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, -1).transpose(1, 2).reshape(tensor.shape)
@@ -232,6 +223,48 @@ def gguf_model(source: Path, file: Path):
         left.discard(theirs)
     if left:
         raise ValueError(f"the file has no {sorted(left)[:3]}")
+    return model
+
+
+def name_of_gguf(name: str) -> str:
+    """What transformers calls a tensor of a model of Llama's shape that llama.cpp calls `name`."""
+    outer = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    inner = {
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+        "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    }  # fmt: skip
+    *path, module, kind = name.split(".")
+    return f"model.layers.{path[1]}.{inner[module]}.{kind}" if path else f"{outer[module]}.{kind}"
+
+
+def with_inputs_of_llama_cpp(model, file: Path):
+    """The same with the input of every linear rounded as llama.cpp rounds it before it multiplies: beside packed weights to eight bits, 256 to a scale
+    for K-quants and IQ4_XS and 32 for others; beside weights of 16 bits to their type."""
+    import gguf
+
+    def eights(features, columns, half):
+        groups = features.unflatten(-1, (-1, columns))
+        largest = groups.abs().amax(-1, keepdim=True)
+        step = largest / 127
+        codes = torch.where(step > 0, groups / step, 0.0).round()
+        return (codes * (step.half().float() if half else step)).flatten(-2)
+
+    types = gguf.GGMLQuantizationType
+    dense = {types.F32: lambda x: x, types.F16: lambda x: x.half().float(), types.BF16: lambda x: x.bfloat16().float()}
+    wide = {types.Q2_K, types.Q3_K, types.Q4_K, types.Q5_K, types.Q6_K, types.IQ4_XS}
+    modules = dict(model.named_modules())
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.name == "rope_freqs.weight":
+            continue
+        # A tied embedding is the head as well.
+        name = name_of_gguf(tensor.name).removesuffix(".weight")
+        module = modules["lm_head" if name == "model.embed_tokens" and model.config.tie_word_embeddings else name]
+        if isinstance(module, torch.nn.Linear):
+            packed = partial(eights, columns=256, half=False) if tensor.tensor_type in wide else partial(eights, columns=32, half=True)
+            change = dense.get(tensor.tensor_type, packed)
+            module.register_forward_pre_hook(lambda _, inputs, change=change: (change(inputs[0]),))
     return model
 
 
