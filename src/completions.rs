@@ -38,7 +38,7 @@ const END_OF_ZSH_VALUES: &str = ")' \\\n";
 /// recipe may be a file.
 fn for_zsh(script: &str) -> String {
     let mut script = script.to_owned();
-    for id in formats::target::ALL.iter().map(|known| known.id()).filter(|id| id.contains(':')) {
+    for id in formats::target::all().map(formats::target::TargetFormat::id).filter(|id| id.contains(':')) {
         let name = |colon| format!("{}\\:\"", id.replace(':', colon));
         script = script.replace(&name(r"\:"), &name(r"\\\:"));
     }

@@ -74,7 +74,7 @@ pub(super) fn usual_recipes() -> Usual<StringValueParser> {
 /// Formats that are written.
 pub(super) fn usual_formats() -> Usual<StringValueParser> {
     let values = || {
-        let known = formats::target::ALL.iter();
+        let known = formats::target::all();
         known.map(|known| described(known.id(), known.summary())).collect()
     };
     Usual { parser: StringValueParser::new(), values }
@@ -86,7 +86,7 @@ pub(super) fn usual_runtimes() -> Usual<StringValueParser> {
 }
 
 fn runtimes() -> Vec<PossibleValue> {
-    let rules = formats::target::ALL.iter().flat_map(|known| known.loaders());
+    let rules = formats::target::all().flat_map(formats::target::TargetFormat::loaders);
     let names = rules.filter_map(|rule| rule.runtime.split_whitespace().next());
     let mut names: Vec<String> = names.map(str::to_lowercase).collect();
     names.sort();
