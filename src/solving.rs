@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use calibration::weights::{LayerWeights, LinearWeights};
+use kernels::account::section;
 use kernels::stripes::Shelf;
 use model::linear::Linear;
 use model::{Layer, Stage};
@@ -107,7 +108,10 @@ pub(crate) fn ahead(
         return Ok(Vec::new());
     }
     let solve = || tasks.par_iter().map(Task::solve).collect::<Vec<_>>();
+    // What this thread does not solve meanwhile is charged to the pass.
+    let passing = section("forward, original");
     let (solved, advanced) = rayon::join(solve, advance);
+    drop(passing);
     advanced?;
     solved.into_iter().collect()
 }

@@ -37,7 +37,7 @@ fn perplexity_is_the_exponential_of_the_likelihood_and_a_model_is_itself() {
     assert_eq!(Some(&found.measured), found.reference.as_ref());
     let divergence = found.divergence.unwrap();
     assert_eq!((divergence.mean.value, divergence.p99.value, divergence.top1_agreement), (0.0, 0.0, 1.0));
-    assert_eq!((found.measured.window_nll.len(), steps), (9, 2 * source.model.layers.len()));
+    assert_eq!((found.measured.window_nll.len(), steps), (9, 2 * source.model.layers.len() + 1));
 }
 
 /// ln of the probabilities of every position, in f64.
@@ -102,7 +102,7 @@ fn no_bit_depends_on_how_many_windows_are_in_memory() {
         };
         let found =
             evaluate(&original.model, &quantized, Some(&original), (&windows, tokens), &mut step).unwrap();
-        assert_eq!(steps, 2 * original.model.layers.len() * batches(&windows, tokens).count());
+        assert_eq!(steps, (2 * original.model.layers.len() + 1) * batches(&windows, tokens).count());
         found
     };
     let expected = score(usize::MAX);
