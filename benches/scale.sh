@@ -73,7 +73,7 @@ for case in "${cases[@]}"; do
         context) # Long windows: attention is computed in tiles.
             llama 512 1536 8 4 32768
             "$synthetic" "$work/config.json" "$work/model" 2
-            for _ in 1 2 3 4; do seq 32768 | awk 'BEGIN { srand(7); printf "{\"input_ids\": [" } { printf "%s%d", NR > 1 ? ", " : "", 8192 ^ rand() } END { print "]}" }'; done >"$work/text.jsonl"
+            for _ in 1 2 3 4; do seq 32768 | awk 'BEGIN { srand(7); printf "{\"input_ids\": [" } { printf "%s%d", (NR > 1 ? ", " : ""), 8192 ^ rand() } END { print "]}" }'; done >"$work/text.jsonl"
             TEXT=$work/text.jsonl both "hidden 512, 32k context" 2 4 32768 least; checkpoint_done ;;
         qwen3-30b-a3b) qwen3_moe; both "Qwen3-30B-A3B" 2 4 128 least; checkpoint_done ;;
         llama-8b) llama 4096 14336 32 8 8192; both "Llama 8B" 1 4 128 least; checkpoint_done ;;
