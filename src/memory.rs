@@ -10,14 +10,15 @@
 //!
 //! The sums are of arrays whose shapes are known; code, allocator and files' names are not in them.
 
+mod need;
+mod shape;
+
 use std::sync::Arc;
 
 use calibration::activations::{History, Room, Space};
-use kernels::stripes::{self, HEIGHT, Shelf, WIDTH};
+use kernels::stripes::Shelf;
 use model::Model;
-use model::graph::StageInput;
 use model::linear::Linear;
-use quantizer::order::Order;
 use quantizer::output::MOST_ROWS;
 use quantizer::scheme::Scheme;
 
@@ -26,14 +27,14 @@ use crate::job::{Calibration, QuantizeJob};
 use crate::journal::Journal;
 use crate::plan::Plan;
 use crate::render::text::bytes;
+use need::Need;
+use shape::Shape;
 
 /// Bytes of a number.
 const F32: u64 = 4;
 const F64: u64 = 8;
 /// Stripes that are in memory at a time: those that a factorization cannot do without, and those beyond which it reads its own work seldom enough.
 const STRIPES: (u64, u64) = (3, 24);
-/// Tokens of a chunk that a Hessian is gathered in.
-const CHUNK: u64 = quantizer::accumulator::CHUNK_TOKENS as u64;
 
 /// A budget, and what of it is spoken for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,7 +93,9 @@ impl Memory {
         let away = found.of_token + streams * F32 * shape.hidden;
         found.on_disk = tokens.saturating_sub(here).saturating_mul(away) + most_on_disk(model, plans, most);
         let mut phases = vec![("solving", found.solving + states)];
-        if data {
+        let weighs =
+            |plan: &&Plan| plan.couples_rows().next().is_some() || !plan.weighs_tokens(model).is_empty();
+        if data && plans.iter().any(weighs) {
             phases.push(("weighing outputs", found.gradients + found.of_window));
         }
         if data && (job.recipe.own_text() > 0 || job.calibration == Calibration::Own) {
@@ -259,146 +262,13 @@ fn demand_least(budget: u64, phases: &[(&str, u64)]) -> Result<(), Error> {
     }
 }
 
-/// Sizes that all phases share.
-struct Shape {
-    hidden: u64,
-    vocabulary: u64,
-    /// Tokens of a window.
-    tokens: u64,
-    /// The weights of the largest layer.
-    layer: u64,
-    /// What waits for later stages, of one token: the inputs of those that do not read the residual stream.
-    waiting: u64,
-    /// The widest input of a stage, and the outputs of all linears of a layer.
-    widest_input: u64,
-    outputs: u64,
-    /// Windows in work.
-    threads: u64,
-}
-
-impl Shape {
-    fn of(model: &Model, context: usize) -> Self {
-        let numbers = &model.hyperparameters;
-        let most = |of: &dyn Fn(&model::Layer) -> u64| model.layers.iter().map(of).max().unwrap_or(0);
-        let linears = |layer: &model::Layer| -> Vec<Linear> {
-            // One expert at a time.
-            let held = |linear: &&Linear| linear.id.part.expert().is_none_or(|expert| expert == 0);
-            layer.stages.iter().flat_map(|stage| &stage.linears).filter(held).cloned().collect()
-        };
-        Self {
-            hidden: numbers.hidden_size as u64,
-            vocabulary: numbers.vocabulary as u64,
-            tokens: context.min(numbers.context) as u64,
-            layer: most(&|layer| linears(layer).iter().map(weights).sum::<u64>() * F32),
-            waiting: most(&|layer| layer.stages.iter().map(waiting).sum()),
-            widest_input: most(&|layer| {
-                linears(layer).iter().map(|linear| linear.in_features as u64).max().unwrap_or(0)
-            }),
-            outputs: most(&|layer| linears(layer).iter().map(|linear| linear.out_features as u64).sum()),
-            threads: rayon::current_num_threads() as u64,
-        }
-    }
-
-    /// One window on its way through a layer.
-    fn pass(&self) -> u64 {
-        self.tokens * F32 * (4 * self.hidden + 2 * self.waiting.max(self.widest_input) + self.outputs)
-    }
-
-    /// A layer of each track, the Hessians of a stage, in memory where they take at most so many bytes, what a solver takes,
-    /// windows in work.
-    fn solving(&self, model: &Model, plans: &[&Plan], most: u64) -> u64 {
-        let stages = model.layers.iter().flat_map(|layer| &layer.stages);
-        let of_stage = |stage: &model::Stage| {
-            let need = Need::of(plans, stage);
-            let away = need.together() > most;
-            let (kept, gathered) = match away {
-                true => (need.kept.here, most.max(need.in_stripes(STRIPES.0)) - need.kept.here),
-                false => (need.kept.all(), need.gathered.all()),
-            };
-            let sizes = || stage.linears.iter().map(weights);
-            let together = plans.len() as u64 * sizes().sum::<u64>();
-            // For products of the calibration passes a stage's weights are rounded and laid out once more.
-            let rounded = F32 * sizes().sum::<u64>();
-            // What is small is solved side by side, and beside such a pass.
-            let taken = match together <= crate::solving::TOGETHER as u64 {
-                true => {
-                    let solvers = (plans.len() * stage.linears.len()) as u64;
-                    need.copies * F32 * together + solvers * need.solver + rounded
-                }
-                false => {
-                    let largest = sizes().max().unwrap_or(0);
-                    (need.copies * F32 * largest + need.solver).max(rounded)
-                }
-            };
-            kept + gathered.max(taken)
-        };
-        let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).max().unwrap_or(0);
-        self.layer * plans.len() as u64
-            + stages.map(of_stage).max().unwrap_or(0)
-            + moments
-            + self.threads * (self.pass() + F32 * (HEIGHT * WIDTH) as u64)
-    }
-
-    /// The head, a layer, what is gathered of all of them, windows in work.
-    fn gradients(&self, model: &Model, plans: &[&Plan], windows: u64) -> u64 {
-        let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).sum();
-        let mut weighed: Vec<_> = plans.iter().flat_map(|plan| plan.weighs_tokens(model)).collect();
-        weighed.sort_unstable();
-        weighed.dedup();
-        let roots = weighed.len() as u64 * windows * self.tokens * F32;
-        self.vocabulary * self.hidden * F32 + self.layer + moments + roots + self.threads * 2 * self.pass()
-    }
-
-    /// Keys and values of a batch, the weights that are held for it.
-    fn writing(&self, model: &Model, windows: u64) -> u64 {
-        let numbers = &model.hyperparameters;
-        let cache = 2 * F32 * (numbers.key_value_heads * numbers.head_dim) as u64;
-        let cache = cache * self.tokens * model.layers.len() as u64;
-        let batch = (windows * cache).min(cache.max(calibration::generation::CACHE_BYTES as u64));
-        batch + calibration::generation::held_bytes(model) as u64 + self.layer
-    }
-
-    /// The head, a layer, its gradients for each window of a step, all codes and scales with Adam's means, the original's last states.
-    fn learning(&self, model: &Model, plans: &[&Plan], windows: u64) -> u64 {
-        let all: u64 = model.linears().map(weights).sum();
-        let step = crate::scales::BATCH as u64;
-        let lessons = windows.min(crate::scales::WINDOWS as u64);
-        let states = lessons * self.tokens * self.hidden * F32 + step * 4 * self.tokens * self.hidden * F32;
-        // Of every 16 weights one scale at most; rounded and not, first and second mean, gradient, as they were.
-        let scales = all / 16 * 6 * F32;
-        self.vocabulary * self.hidden * F32
-            + self.layer * (1 + step)
-            + plans.len() as u64 * all
-            + scales
-            + states
-            + self.threads * 2 * self.pass()
-    }
-
-    /// Inputs and gradients of some windows, a layer, the Hessians of a stage.
-    fn weighing(&self, model: &Model) -> u64 {
-        let tokens = (crate::sensitivity::MOST_TOKENS as u64 + self.tokens).max(2 * self.tokens);
-        let widest = model.linears().map(|linear| linear.in_features as u64).max().unwrap_or(0);
-        let solver = model.linears().map(|linear| 6 * F32 * weights(linear)).max().unwrap_or(0);
-        self.vocabulary * self.hidden * F32
-            + 2 * self.layer
-            + 2 * stripes::bytes(widest, F64)
-            + stripes::bytes(widest, F32)
-            + solver
-            + tokens * F32 * (3 * self.hidden + self.widest_input)
-            + tokens.div_ceil(4) * F32 * (self.outputs + 4 * self.widest_input)
-            + self.threads * 2 * self.pass()
-    }
-
-    /// A layer, slices of two heads, windows in work.
-    fn measuring(&self) -> u64 {
-        2 * self.layer + self.threads * (self.pass() + 2 * F32 * 64 * self.vocabulary) + (64 << 20)
-    }
-}
-
-/// What second moments of a model's stages take in memory at most, with one solved after the other.
-pub(crate) fn hessians(model: &Model, plan: &Plan) -> u64 {
-    let stages = model.layers.iter().flat_map(|layer| &layer.stages);
-    stages.map(|stage| Need::of(&[plan], stage).together()).max().unwrap_or(0)
+/// What the layer loop of one track takes over so many `tokens` in windows of `context`, where nothing is bounded.
+pub(crate) fn solving(model: &Model, plan: &Plan, context: usize, tokens: u64) -> u64 {
+    let shape = Shape::of(model, context);
+    let streams = 1 + u64::from(plan.propagates_errors());
+    let given = if model.hyperparameters.experts.is_some() { shape.hidden } else { 0 };
+    let states = streams * F32 * (shape.hidden + shape.waiting + given);
+    shape.solving(model, &[plan], u64::MAX) + tokens.saturating_mul(states)
 }
 
 /// What second moments of a stage take on disk at most, where those that take more than `most` in memory lie there.
@@ -406,103 +276,6 @@ fn most_on_disk(model: &Model, plans: &[&Plan], most: u64) -> u64 {
     let needs = model.layers.iter().flat_map(|layer| &layer.stages).map(|stage| Need::of(plans, stage));
     let away = needs.filter(|need| need.together() > most);
     away.map(|need| need.kept.anywhere + need.gathered.anywhere).max().unwrap_or(0)
-}
-
-/// Bytes that have to be in memory, and that may lie elsewhere.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bytes {
-    here: u64,
-    anywhere: u64,
-}
-
-impl Bytes {
-    fn all(self) -> u64 {
-        self.here + self.anywhere
-    }
-}
-
-/// What the Hessians of a stage take.
-#[derive(Clone, Copy, Debug, Default)]
-struct Need {
-    /// While the stage's linears are solved, by all tracks.
-    kept: Bytes,
-    /// Beside that, while they are gathered and factored, by one track at a time.
-    gathered: Bytes,
-    /// What a solver copies of them.
-    solver: u64,
-    /// How many times it has a linear's weights in single precision, beside the layer's own: what they should become, what was rounded, and what
-    /// is lacking and left where errors are made up for or rows make up for each other's.
-    copies: u64,
-    /// The largest stripe.
-    stripe: u64,
-}
-
-impl Need {
-    fn of(plans: &[&Plan], stage: &model::Stage) -> Self {
-        let mut all = Self::default();
-        for plan in plans {
-            let own = Self::of_track(plan, stage);
-            all.kept.here += own.kept.here;
-            all.kept.anywhere += own.kept.anywhere;
-            if own.gathered.all() > all.gathered.all() {
-                all.gathered = own.gathered;
-            }
-            all.solver = all.solver.max(own.solver);
-            all.copies = all.copies.max(own.copies);
-            all.stripe = all.stripe.max(own.stripe);
-        }
-        all
-    }
-
-    fn of_track(plan: &Plan, stage: &model::Stage) -> Self {
-        let solved: Vec<&Linear> =
-            stage.linears.iter().filter(|linear| plan.solved_with_data(linear)).collect();
-        let Some(first) = solved.first() else { return Self { copies: 4, ..Self::default() } };
-        let (n, m) = (first.in_features as u64, first.out_features as u64);
-        let settings: Vec<_> = solved.iter().map(|linear| &plan.treatment(linear).settings).collect();
-        let input = if settings.iter().any(|settings| settings.alpha > 0.0) { n } else { 0 };
-        let wide = stage.writes_residual && settings.iter().any(|settings| settings.beta > 0.0);
-        let residual = if wide { m } else { 0 };
-        // Those across, `[rows, n]` together.
-        let rows = input + residual;
-        let parts = if settings.iter().any(|s| s.guard || s.propagates()) { 2 } else { 1 };
-        let mut different: Vec<_> = Vec::new();
-        for &settings in &settings {
-            if !different.contains(&settings) {
-                different.push(settings);
-            }
-        }
-        let (single, double) = (stripes::bytes(n, F32), stripes::bytes(n, F64));
-        let held_out =
-            if parts == 2 { Bytes { here: F32 * n * rows, anywhere: single } } else { Bytes::default() };
-        // Of each set of settings the packed factor, what targets move by, and the Hessian for refinement.
-        let refining = different.iter().filter(|settings| settings.refines()).count() as u64;
-        let prepared = different.len() as u64 * (single + F32 * n * rows) + refining * F32 * n * n;
-        let pivots = if settings.iter().any(|s| s.order == Order::Pivot) { 2 * F64 * n * n } else { 0 };
-        let chunks = CHUNK * F32 * (2 * n + 2 * input + residual);
-        Self {
-            kept: Bytes { here: prepared + held_out.here, anywhere: held_out.anywhere },
-            // Sums of both parts, and in the end a factor.
-            gathered: Bytes {
-                here: parts * F64 * n * rows + (parts * chunks).max(F32 * n * rows).max(pivots),
-                anywhere: (parts + 1) * double,
-            },
-            copies: if settings.iter().any(|s| s.propagates() || s.refines()) { 6 } else { 4 },
-            // Refinement packs it.
-            solver: if refining > 0 { F32 * n * n } else { 0 },
-            stripe: F64 * HEIGHT as u64 * n,
-        }
-    }
-
-    /// All in memory.
-    fn together(&self) -> u64 {
-        self.kept.all() + self.gathered.all()
-    }
-
-    /// With so many stripes at a time of what may lie elsewhere.
-    fn in_stripes(&self, stripes: u64) -> u64 {
-        self.kept.here + self.gathered.here + stripes * self.stripe
-    }
 }
 
 /// Second moments of the outputs of a layer's linears that are solved with them.
@@ -540,13 +313,6 @@ pub(crate) fn journal(job: &QuantizeJob, model: &Model, plans: &[&Plan]) -> u64 
     let states = 2 * streams * numbers.hidden_size as u64 + weighed.len() as u64;
     let gradients: u64 = model.layers.iter().map(|layer| moments(layer, plans)).sum();
     written + gradients + tokens.saturating_mul(F32 * states)
-}
-
-fn waiting(stage: &model::Stage) -> u64 {
-    let made =
-        !matches!(stage.input, StageInput::AttentionInput | StageInput::MlpInput | StageInput::SharedInput);
-    let held = stage.part().expert().is_none_or(|expert| expert == 0);
-    stage.linears.first().filter(|_| made && held).map_or(0, |linear| linear.in_features as u64)
 }
 
 fn weights(linear: &Linear) -> u64 {

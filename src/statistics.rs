@@ -1,12 +1,17 @@
 //! What the solvers of one stage share: its input's second moment, prepared once for each set of settings that its linears have.
+//!
+//! A stage that writes to the residual stream can make up for what its input lacks, `ΔX`, and for what the stream itself does, `ΔR`. Where both count alike
+//! its target moves by a multiple of `(W C + Γ) (H + λ'I)⁻¹`, in which `W C + Γ` is the one cross moment of `ΔX Wᵀ + ΔR` with the input. That is gathered where
+//! it is narrower than the input: for a down projection it is several times less to multiply and to hold.
 
 use std::sync::Arc;
 
-use kernels::bf16::Precision;
+use kernels::bf16::{Bf16Matrix, Precision};
+use kernels::product::product_nt;
 use kernels::stripes::Shelf;
 use model::Stage;
 use model::linear::Linear;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView2};
 use quantizer::accumulator::{HessianAccumulator, Streams};
 use quantizer::guard::held_out::HeldOut;
 use quantizer::guard::{self, Statistics, Unsolved, Verdict};
@@ -50,8 +55,10 @@ impl StageStatistics {
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
-        let input = any(|settings| settings.alpha > 0.0);
+        let together = lacks_together(stage, &wanted);
+        let input = !together && any(|settings| settings.alpha > 0.0);
         let residual = stage.writes_residual && any(|settings| settings.beta > 0.0);
+        let through = unsolved.first().filter(|_| together).map(|one| Through::new(one.weight, precision));
         let accumulators = || {
             let mut moments = HessianAccumulator::on(first.in_features, shelf).with_precision(precision);
             if input {
@@ -60,7 +67,7 @@ impl StageStatistics {
             if residual {
                 moments = moments.with_cross_moment(first.out_features);
             }
-            Accumulators { moments, input, residual }
+            Accumulators { moments, input, residual, through: through.as_ref() }
         };
         let mut fitted = accumulators();
         let guarded = any(|settings| settings.guard);
@@ -79,8 +86,13 @@ impl StageStatistics {
         let pooled = sent.and_then(|sent| sent.pooled);
         let (fitted, held) = settle(fitted, held, least, pooled).map_err(fail)?;
         let held_out = held.as_ref().map(HeldOut::new).transpose().map_err(fail)?;
-        let verdict = |settings: &&SolverSettings| {
-            held_out.as_ref().map(|held| guard::decide(&fitted, held, unsolved, settings)).transpose()
+        let verdict = |settings: &&SolverSettings| -> Result<_, HessianError> {
+            let Some(held) = &held_out else { return Ok(None) };
+            let mut verdict = guard::decide(&fitted, held, unsolved, settings)?;
+            if together {
+                verdict.shares.alpha = verdict.shares.beta;
+            }
+            Ok(Some(verdict))
         };
         let verdicts =
             wanted.iter().map(verdict).collect::<Result<Vec<Option<Verdict>>, _>>().map_err(fail)?;
@@ -154,6 +166,14 @@ fn wanted<'t>(linears: &[(&Linear, &'t Treatment)]) -> Vec<&'t SolverSettings> {
     wanted
 }
 
+/// Whether what a stage's input lacks and what the residual stream does are gathered as one, for solvers with these settings.
+pub(crate) fn lacks_together(stage: &Stage, settings: &[&SolverSettings]) -> bool {
+    let alike = |settings: &&SolverSettings| settings.beta > 0.0 && settings.alpha == settings.beta;
+    let [linear] = &stage.linears[..] else { return false };
+    let narrows = linear.out_features < linear.in_features;
+    stage.writes_residual && narrows && !settings.is_empty() && settings.iter().all(alike)
+}
+
 /// Every so many windows one is held out.
 const HELD_OUT: usize = 4;
 /// Tokens that an expert's held-out windows must have to judge anything.
@@ -161,12 +181,12 @@ pub(crate) const LEAST_HELD_OUT: u64 = 32;
 
 /// Moments of both parts of the windows. Held-out windows with fewer than `least` tokens join the others; `pooled` joins these.
 fn settle(
-    fitted: Accumulators,
-    held: Option<Accumulators>,
+    fitted: Accumulators<'_>,
+    held: Option<Accumulators<'_>>,
     least: u64,
     pooled: Option<Hessian>,
 ) -> Result<(Statistics, Option<Statistics>), HessianError> {
-    let finish = |part: Accumulators| (part.moments.tokens() > 0).then(|| part.finish()).transpose();
+    let finish = |part: Accumulators<'_>| (part.moments.tokens() > 0).then(|| part.finish()).transpose();
     let (judges, tokens) = match &held {
         Some(held) => {
             (held.moments.tokens() >= least.max(1) && fitted.moments.tokens() > 0, held.moments.tokens())
@@ -191,25 +211,57 @@ fn settle(
     Ok((fitted, held))
 }
 
+/// A linear that differences of its input are multiplied with.
+enum Through<'w> {
+    Single(ArrayView2<'w, f32>),
+    Rounded(Bf16Matrix),
+}
+
+impl<'w> Through<'w> {
+    fn new(weight: ArrayView2<'w, f32>, precision: Precision) -> Self {
+        match precision {
+            Precision::Single => Self::Single(weight),
+            Precision::Bf16 => Self::Rounded(Bf16Matrix::of_linear(weight)),
+        }
+    }
+
+    /// `x Wᵀ + y`.
+    fn apply(&self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) -> Array2<f32> {
+        let mut out = Array2::zeros(y.dim());
+        match self {
+            Self::Single(weight) => product_nt(x, *weight, out.view_mut()),
+            Self::Rounded(matrix) => matrix.product(x, out.view_mut()),
+        }
+        out += &y;
+        out
+    }
+}
+
 /// What is gathered of some windows.
-struct Accumulators {
+struct Accumulators<'w> {
     moments: HessianAccumulator,
     /// Whether with what the input lacks.
     input: bool,
     /// Whether with what the residual stream lacks.
     residual: bool,
+    /// The stage's linear, where what its output lacks for want of input is added to that.
+    through: Option<&'w Through<'w>>,
 }
 
-impl Accumulators {
+impl Accumulators<'_> {
     fn observe(&mut self, seen: &Seen<'_>) -> Result<(), HessianError> {
+        let Some((input, residual)) = seen.original else { return self.moments.observe(seen.input) };
+        if let Some(through) = self.through {
+            let original = through.apply((&input - &seen.input).view(), residual);
+            let streams = Streams { original: original.view(), quantized: seen.residual };
+            return self.moments.observe_beside(seen.input, &[streams]);
+        }
         let mut streams = Vec::with_capacity(2);
-        if let Some((input, residual)) = seen.original {
-            if self.input {
-                streams.push(Streams { original: input, quantized: seen.input });
-            }
-            if self.residual {
-                streams.push(Streams { original: residual, quantized: seen.residual });
-            }
+        if self.input {
+            streams.push(Streams { original: input, quantized: seen.input });
+        }
+        if self.residual {
+            streams.push(Streams { original: residual, quantized: seen.residual });
         }
         self.moments.observe_beside(seen.input, &streams)
     }

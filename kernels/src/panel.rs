@@ -277,40 +277,40 @@ fn descend_by(
 }
 
 /// Improves `codes` one at a time like [`coordinate_descent`], where an error costs by its row as well: the loss is `tr(A D H Dᵀ)` for
-/// `D = Q - W`, so a row can make up for another. Returns how many times a code changed.
+/// `D = Q - W`, so a row can make up for another. `slopes` are `A D H` of the codes as they come, and in the end of those that are left. Returns how
+/// many times a code changed.
 ///
-/// Shapes: `weights` and `codes` `[rows, n]`, `outer`, which is `A`, `[rows, rows]` and `inner`, which is `H`, `[n, n]`, both symmetric, in
+/// Shapes: `codes` and `slopes` `[rows, n]`, `outer`, which is `A`, `[rows, rows]` and `inner`, which is `H`, `[n, n]`, both symmetric, in
 /// full and positive definite, `inner` with contiguous rows; the grid has `rows` rows. Rows whose `A_ii` is not positive stay as they are.
-/// The loss never rises but for rounding errors of single precision, which grow with the number of sweeps. One thread, but for the products
-/// that it begins with.
+/// The loss never rises but for rounding errors of single precision, which grow with the number of sweeps. One thread.
 ///
 /// # Panics
 /// When the shapes do not fit each other, or `inner` has gaps in its rows.
 pub fn coupled_descent(
-    weights: ArrayView2<'_, f32>,
     outer: ArrayView2<'_, f32>,
     inner: ArrayView2<'_, f32>,
     grid: &RowGrid<'_>,
     codes: ArrayViewMut2<'_, u8>,
+    slopes: ArrayViewMut2<'_, f32>,
     sweeps: usize,
 ) -> u64 {
-    coupled_descent_on(Unit::widest(), weights, outer, inner, grid, codes, sweeps)
+    coupled_descent_on(Unit::widest(), outer, inner, grid, codes, slopes, sweeps)
 }
 
 fn coupled_descent_on(
     unit: Unit,
-    weights: ArrayView2<'_, f32>,
     outer: ArrayView2<'_, f32>,
     inner: ArrayView2<'_, f32>,
     grid: &RowGrid<'_>,
     codes: ArrayViewMut2<'_, u8>,
+    slopes: ArrayViewMut2<'_, f32>,
     sweeps: usize,
 ) -> u64 {
-    grid.check(weights.dim(), codes.dim());
-    let (rows, n) = weights.dim();
-    assert_eq!(outer.dim(), (rows, rows), "shape of the outer matrix for weights {:?}", weights.dim());
-    assert_eq!(inner.dim(), (n, n), "shape of the inner matrix for weights {:?}", weights.dim());
-    coupled::Coupled { weights, outer, inner, grid }.descend_on(unit, codes, sweeps)
+    grid.check(slopes.dim(), codes.dim());
+    let (rows, n) = slopes.dim();
+    assert_eq!(outer.dim(), (rows, rows), "shape of the outer matrix for weights {:?}", slopes.dim());
+    assert_eq!(inner.dim(), (n, n), "shape of the inner matrix for weights {:?}", slopes.dim());
+    coupled::Coupled { outer, inner, grid }.descend_on(unit, codes, slopes, sweeps)
 }
 
 impl RowGrid<'_> {

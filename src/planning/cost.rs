@@ -176,21 +176,18 @@ pub(super) fn memory(source: &StoredModel, plan: &Plan, job: &QuantizeJob) -> u6
     let amount = Amount::of(source, plan, job);
     let model = &source.model;
     let state = 4.0 * model.layers.iter().map(state).max().unwrap_or(0) as f64;
-    let streams = streams(plan);
     let held = |linear: &&Linear| linear.id.part.expert().is_none_or(|expert| expert == 0);
     let layer = |layer: &Layer| layer.linears().filter(held).map(area).sum::<usize>();
     let layer = model.layers.iter().map(layer).max().unwrap_or(0);
-    let moments = 4.0 * moments(plan);
-    let hessians = if amount.calibration > 0.0 { memory::hessians(model, plan) as f64 } else { 0.0 };
     let waiting: u64 =
         if job.recipe.scale_passes() > 0 { plan.quantized().map(|(l, _)| area(l) as u64).sum() } else { 0 };
-    let quantizing = streams * amount.calibration * state + 4.0 * 3.0 * layer as f64 + moments + hessians;
+    let quantizing = memory::solving(model, plan, amount.context, amount.calibration as u64);
     let measuring = 2.0 * amount.evaluation * state + 4.0 * 2.0 * layer as f64;
     let largest = plan.carried.iter().map(TensorSpec::bytes).max().unwrap_or(0);
     let weighing = amount.batches(model);
     let weighing =
         weighing.map_or(0, |(_, together)| memory::weighing(model, plan, amount.context, together));
-    let needed = waiting + (quantizing.max(measuring) as u64).max(weighing).max(largest);
+    let needed = waiting + quantizing.max(measuring as u64).max(weighing).max(largest);
     // States beyond a budget go to disk.
     PROGRAM + job.memory.map_or(needed, |budget| needed.min(budget))
 }

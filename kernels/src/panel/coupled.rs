@@ -13,7 +13,6 @@ use super::RowGrid;
 use super::rule::{Codebook, Group, Levels, Rule, Uniform};
 use crate::arch::lanes::{Lanes, Task, Unit};
 use crate::dense::{mat, mat_mut};
-use crate::product::product_nn;
 
 /// Rows whose changes are gathered before the rows outside learn of them.
 const PANEL: usize = 16;
@@ -26,7 +25,6 @@ const RELUCTANCE: f32 = 1.0 + 1e-5;
 
 /// Rows that see each other, and the columns that they share.
 pub(super) struct Coupled<'a, 'g> {
-    pub(super) weights: ArrayView2<'a, f32>,
     /// `A`, `[rows, rows]`.
     pub(super) outer: ArrayView2<'a, f32>,
     /// `H`, `[n, n]`.
@@ -35,10 +33,15 @@ pub(super) struct Coupled<'a, 'g> {
 }
 
 impl Coupled<'_, '_> {
-    /// Improves `codes`; gives how many changes there were.
-    pub(super) fn descend_on(&self, unit: Unit, mut codes: ArrayViewMut2<'_, u8>, sweeps: usize) -> u64 {
-        let (rows, n) = self.weights.dim();
-        let mut slopes = self.slopes(codes.view());
+    /// Improves `codes`, whose slopes these are; gives how many changes there were.
+    pub(super) fn descend_on(
+        &self,
+        unit: Unit,
+        mut codes: ArrayViewMut2<'_, u8>,
+        mut slopes: ArrayViewMut2<'_, f32>,
+        sweeps: usize,
+    ) -> u64 {
+        let (rows, n) = slopes.dim();
         let curvature: Vec<f32> = self.inner.diag().to_vec();
         let mut line = Line::new(n);
         let mut total = 0;
@@ -93,21 +96,6 @@ impl Coupled<'_, '_> {
             }
         }
         total
-    }
-
-    /// `A D H`, `[rows, n]`.
-    fn slopes(&self, codes: ArrayView2<'_, u8>) -> ndarray::Array2<f32> {
-        let RowGrid { scales, zero_points, group_of, levels } = *self.grid;
-        let errors = ndarray::Array2::from_shape_fn(self.weights.dim(), |(row, column)| {
-            let group = [row, group_of[column] as usize];
-            scales[group] * (levels.level(codes[[row, column]]) - zero_points[group])
-                - self.weights[[row, column]]
-        });
-        let mut images = ndarray::Array2::zeros(self.weights.dim());
-        product_nn(errors.view(), self.inner, images.view_mut());
-        let mut slopes = errors;
-        product_nn(self.outer, images.view(), slopes.view_mut());
-        slopes
     }
 
     /// Adds what the rows of a panel changed to the slopes of the rows outside.

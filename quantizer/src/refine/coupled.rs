@@ -4,7 +4,7 @@
 //! A row is moved not only for its own sake but to make up for the others' errors, in as far as the model cannot tell them apart. The start
 //! is, block by block, the better of the solution that was refined row by row and the one before that refinement, so that the result is
 //! never worse than plain GPTQ in this metric either. Each pair of sweeps is followed by a refit of the scales; both are taken only if the
-//! block's loss fell, computed afresh as `tr(A (D R)(D R)ᵀ)`.
+//! block's loss fell: `<D, A D H>` of the slopes that the sweeps go by and leave behind.
 
 use kernels::elementwise::inner_product;
 use kernels::panel::coupled_descent;
@@ -57,29 +57,25 @@ pub(crate) fn descend(
                 (best, least) = (start, plain_loss);
             }
             let groups = best.grid.groups();
-            let mut keep = |candidate: Solved, best: &mut Solved| {
-                let found = judge(&candidate);
-                let better = found < least;
-                if better {
-                    (*best, least) = (candidate, found);
-                }
-                better
-            };
+            let mut slopes = slopes_of(target, &best, outer.view(), hessian);
             for pair in (0..sweeps).step_by(2).map(|done| (sweeps - done).min(2)) {
-                let mut candidate = best.clone();
+                let (mut candidate, mut moved) = (best.clone(), slopes.clone());
                 let grid = candidate.grid.kernel(&groups);
-                coupled_descent(
-                    target,
-                    outer.view(),
-                    hessian.full(),
-                    &grid,
-                    candidate.codes.view_mut(),
-                    pair,
-                );
-                let descended = keep(candidate, &mut best);
+                let (codes, moving) = (candidate.codes.view_mut(), moved.view_mut());
+                coupled_descent(outer.view(), hessian.full(), &grid, codes, moving, pair);
+                let found = loss_by(target, &candidate, &moved);
+                let descended = found < least;
+                if descended {
+                    (best, slopes, least) = (candidate, moved, found);
+                }
                 let mut candidate = best.clone();
                 refit_scales(target, &mut candidate, outer.view(), hessian);
-                let refitted = keep(candidate, &mut best);
+                let moved = slopes_of(target, &candidate, outer.view(), hessian);
+                let found = loss_by(target, &candidate, &moved);
+                let refitted = found < least;
+                if refitted {
+                    (best, slopes, least) = (candidate, moved, found);
+                }
                 if !descended && !refitted {
                     break;
                 }
@@ -129,6 +125,33 @@ fn refit_scales(
             errors.row_mut(row).assign(&fitted.row(place));
         }
     }
+}
+
+/// `A (Q - T) (H + λI)`.
+fn slopes_of(
+    target: ArrayView2<'_, f32>,
+    solved: &Solved,
+    outer: ArrayView2<'_, f32>,
+    hessian: &PreparedHessian,
+) -> Array2<f32> {
+    let mut slopes = solved.grid.errors(target, solved.codes.view());
+    slopes.mapv_inplace(|error| -error);
+    let mut images = Array2::zeros(slopes.dim());
+    product_nn(slopes.view(), hessian.full(), images.view_mut());
+    product_nn(outer, images.view(), slopes.view_mut());
+    slopes
+}
+
+/// `tr(A D (H + λI) Dᵀ)`, by the slopes.
+fn loss_by(target: ArrayView2<'_, f32>, solved: &Solved, slopes: &Array2<f32>) -> f64 {
+    let errors = solved.grid.errors(target, solved.codes.view());
+    let rows = errors.outer_iter().zip(slopes.outer_iter());
+    -rows
+        .map(|(errors, slopes)| match (errors.as_slice(), slopes.as_slice()) {
+            (Some(errors), Some(slopes)) => inner_product(errors, slopes),
+            _ => unreachable!("rows of matrices made here have no gaps"),
+        })
+        .sum::<f64>()
 }
 
 /// `tr(A D (H + λI) Dᵀ)`.

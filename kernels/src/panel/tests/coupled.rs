@@ -22,10 +22,20 @@ impl Coupled {
     fn descend_on(&self, unit: Unit, start: &Array2<u8>, sweeps: usize) -> (Array2<u8>, u64) {
         let mut codes = start.clone();
         let [outer, inner] = [&self.outer, &self.problem.hessian].map(|matrix| matrix.mapv(|x| x as f32));
-        let (weights, grid) = (self.problem.weights.view(), self.problem.grid());
-        let (outer, inner) = (outer.view(), inner.view());
-        let changes = coupled_descent_on(unit, weights, outer, inner, &grid, codes.view_mut(), sweeps);
+        let mut slopes = self.slopes(start);
+        let (grid, outer, inner) = (self.problem.grid(), outer.view(), inner.view());
+        let changes =
+            coupled_descent_on(unit, outer, inner, &grid, codes.view_mut(), slopes.view_mut(), sweeps);
+        let exact = self.slopes(&codes);
+        let scale = exact.iter().fold(0.0_f32, |most, slope| most.max(slope.abs()));
+        let off = slopes.iter().zip(&exact).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(off <= 1e-4 * scale, "slopes are off by {off} of {scale}");
         (codes, changes)
+    }
+
+    /// `A (Q - W) H`.
+    fn slopes(&self, codes: &Array2<u8>) -> Array2<f32> {
+        self.outer.dot(&self.errors(codes)).dot(&self.problem.hessian).mapv(|slope| -slope as f32)
     }
 
     /// `D = W - Q`.
