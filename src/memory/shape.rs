@@ -56,9 +56,10 @@ impl Shape {
         }
     }
 
-    /// One window on its way through a stage.
+    /// One window on its way through a stage, and a sixteenth for what products lay out of it.
     fn forward(&self) -> u64 {
-        self.tokens * F32 * self.advanced
+        let numbers = self.tokens * self.advanced;
+        F32 * (numbers + numbers / 16)
     }
 
     /// One window on its way back through a layer.
