@@ -116,6 +116,7 @@ pub fn compare(job: &CompareJob, progress: &dyn Progress) -> Result<CompareRepor
     let paths = in_order(job)?;
     let models = paths.iter().map(|path| StoredModel::find(path, progress)).collect::<Result<Vec<_>, _>>()?;
     let (text, mut notes) = read_text(job, &models, progress)?;
+    notes.extend(models.iter().filter_map(StoredModel::unrounded_inputs));
     let windows = &text.windows.tokens;
     let described: Vec<&Model> = models.iter().map(|stored| &stored.model).collect();
     let memory = Memory::demand_comparing(job.memory, &described, text.summary.context)?;

@@ -49,6 +49,8 @@ pub fn evaluate(job: &EvaluateJob, progress: &dyn Progress) -> Result<EvaluateRe
     let evaluation = measure(models, &text.windows.tokens, text.summary, memory, progress)?;
     let choices = questions.as_ref().map(|questions| choose(questions, models, progress)).transpose()?;
     let mut notes = text.notes;
+    let unrounded = [Some(&model), reference.as_ref()].into_iter().flatten();
+    notes.extend(unrounded.filter_map(StoredModel::unrounded_inputs));
     notes.extend(questions.as_ref().and_then(Questions::note));
     Ok(EvaluateReport {
         version: env!("CARGO_PKG_VERSION"),

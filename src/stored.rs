@@ -194,6 +194,13 @@ impl StoredModel {
         (weights > 0.0).then(|| (format.id(), bits / weights))
     }
 
+    /// What has to be said of a model whose runtimes round inputs in a way that is not computed here.
+    pub(crate) fn unrounded_inputs(&self) -> Option<String> {
+        let how = self.format.as_ref()?.unrounded_inputs()?;
+        let path = self.path.display();
+        Some(format!("{path}: its runtimes round the inputs of linears too ({how}), which is not done here"))
+    }
+
     /// The model's tokenizer, if it has one.
     pub(crate) fn tokenizer(&self) -> Result<Option<TextTokenizer>, Error> {
         Ok(TextTokenizer::open(&self.path)?)

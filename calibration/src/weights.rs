@@ -13,6 +13,7 @@ use model::graph::{NormPlace, NormTensor, RouterTensors};
 use model::linear::{Part, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array1, Array2, ArrayView2, CowArray, Ix1};
+use quantizer::inputs::InputRounding;
 
 /// Whatever a [`WeightSource`] can fail with.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -132,6 +133,8 @@ pub struct LinearOperator {
     pub weights: LinearWeights,
     /// `[out_features]`.
     pub bias: Option<Array1<f32>>,
+    /// How `x` is rounded before, where runtimes do so.
+    pub inputs: Option<InputRounding>,
 }
 
 /// Reads a vector of so many features by name.
@@ -213,7 +216,11 @@ pub fn read_outer<E>(
     let norm = |norm: Option<NormTensor>| norm.map(|norm| read_norm(&norm, vector)).transpose();
     let (width, hidden) = (model.hyperparameters.embedding_size, model.hyperparameters.hidden_size);
     let linear = |name: &str, shape| {
-        matrix(name, shape).map(|weights| LinearOperator { weights: weights.into(), bias: None })
+        matrix(name, shape).map(|weights| LinearOperator {
+            weights: weights.into(),
+            bias: None,
+            inputs: None,
+        })
     };
     let (widening, narrowing) = match model.projections() {
         None => (None, None),
@@ -239,8 +246,11 @@ pub fn read_router<E>(
     matrix: &ReadMatrix<'_, E>,
 ) -> Result<RouterWeights, E> {
     let operator = |name: &str, rows| {
-        matrix(name, (rows, tensors.hidden))
-            .map(|weights| LinearOperator { weights: weights.into(), bias: None })
+        matrix(name, (rows, tensors.hidden)).map(|weights| LinearOperator {
+            weights: weights.into(),
+            bias: None,
+            inputs: None,
+        })
     };
     let experts = tensors.routing.experts;
     let bias = tensors.bias.as_ref().map(|name| vector(name, experts)).transpose()?;
@@ -279,6 +289,8 @@ impl LinearOperator {
     /// `x` is `[tokens, in_features]`, the result `[tokens, out_features]`.
     #[must_use]
     pub fn apply(&self, x: ArrayView2<'_, f32>) -> Array2<f32> {
+        let rounded = self.inputs.map(|inputs| inputs.rounded(x));
+        let x = rounded.as_ref().map_or(x, |rounded| rounded.view());
         let mut out = Array2::zeros((x.nrows(), self.out_features()));
         match &self.weights {
             LinearWeights::Dense(matrix) => product_nt(x, matrix.view(), out.view_mut()),
@@ -294,7 +306,7 @@ impl LinearOperator {
     }
 
     /// What the gradient of the result, `[tokens, out_features]`, is for `x`: `gradient W`, `[tokens, in_features]`. Packed weights are
-    /// unpacked for it as a whole; whoever goes back through many windows keeps them dense.
+    /// unpacked for it as a whole; whoever goes back through many windows keeps them dense. Rounding of inputs has no slope of its own.
     ///
     /// # Panics
     /// When the weights were rounded for the forward pass alone.
@@ -339,7 +351,7 @@ impl LinearOperator {
             forward: Bf16Matrix::of_linear(matrix.view()),
             backward: (pass == Pass::Both).then(|| Bf16Matrix::new(matrix.view())),
         });
-        Self { weights, bias: self.bias.clone() }
+        Self { weights, bias: self.bias.clone(), inputs: self.inputs }
     }
 }
 

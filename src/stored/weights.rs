@@ -10,6 +10,7 @@ use kernels::ArrangedMatrix;
 use model::Layer;
 use model::linear::{Linear, Part};
 use ndarray::{Array2, Axis, s};
+use quantizer::inputs::InputRounding;
 
 use super::StoredModel;
 use crate::error::Error;
@@ -21,8 +22,10 @@ impl StoredModel {
             (Some(format), Some(scheme)) if !self.dense => format.packed(linear, scheme, &self.checkpoint)?,
             _ => None,
         };
+        let inputs = self.input_rounding(linear)?;
         let weights = match packed {
-            Some(packed) if self.activations == Activations::Int8 => {
+            // What runtimes round is not rounded in another way.
+            Some(packed) if self.activations == Activations::Int8 && inputs.is_none() => {
                 LinearWeights::Arranged(ArrangedMatrix::new(&packed))
             }
             Some(packed) => LinearWeights::Packed(packed),
@@ -30,7 +33,17 @@ impl StoredModel {
             None => LinearWeights::Dense(self.values(linear)?),
         };
         let bias = linear.bias_name().map(|name| self.checkpoint.read_vector(&name, linear.out_features));
-        Ok(LinearOperator { weights, bias: bias.transpose()? })
+        Ok(LinearOperator { weights, bias: bias.transpose()?, inputs })
+    }
+
+    /// How a linear's inputs are rounded: not those of what is to be quantized, which is what its weights decode to.
+    fn input_rounding(&self, linear: &Linear) -> Result<Option<InputRounding>, Error> {
+        match (&self.format, self.scheme(linear)) {
+            (Some(format), Some(scheme)) if !self.dense => {
+                Ok(format.input_rounding(linear, scheme, &self.checkpoint)?)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Some linears of a layer, by their places.
@@ -91,10 +104,11 @@ impl WeightSource for StoredModel {
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
         let linear = &self.outer.head.linear;
-        let weights = if rows == (0..linear.out_features) {
-            self.operator(linear)?.weights
+        let (weights, inputs) = if rows == (0..linear.out_features) {
+            let whole = self.operator(linear)?;
+            (whole.weights, whole.inputs)
         } else {
-            LinearWeights::Dense(self.row_values(linear, rows.clone())?)
+            (LinearWeights::Dense(self.row_values(linear, rows.clone())?), self.input_rounding(linear)?)
         };
         let bias = match self.model.head_bias() {
             None => None,
@@ -103,6 +117,6 @@ impl WeightSource for StoredModel {
                 Some(bias.slice(s![rows]).to_owned())
             }
         };
-        Ok(LinearOperator { weights, bias })
+        Ok(LinearOperator { weights, bias, inputs })
     }
 }

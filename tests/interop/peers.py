@@ -32,6 +32,8 @@ class Peer:
     """A format that holds the same values."""
     exact: bool = True
     """Whether the program's own weights are in f32; otherwise it rounded them as it unpacked them."""
+    rounds_inputs: bool = False
+    """Whether the program rounds inputs before it multiplies."""
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
@@ -109,7 +111,8 @@ def compressed_tensors(format: str, weights: dict, inputs: dict | None = None):
         model.save_pretrained(out)
         compressor.update_config(out)
         copy_tokenizer(source, out)
-        return runtimes.transformers(out, "float32", dequantize=True)
+        # What it dequantizes at load it multiplies with inputs as they are.
+        return runtimes.transformers(out, "float32", dequantize=inputs is None)
 
     return make
 
@@ -218,8 +221,8 @@ PEERS = [
     Peer("compressed-tensors-w4a16", compressed_tensors("pack-quantized", dict(num_bits=4, type="int", **GROUPS)), bits=4),
     Peer("compressed-tensors-w4a16-asymmetric", compressed_tensors("pack-quantized", dict(num_bits=4, type="int", **GROUPS) | {"symmetric": False}), bits=4),
     Peer("compressed-tensors-fp8-tiles", compressed_tensors("float-quantized", dict(num_bits=8, type="float", symmetric=True, strategy="block", block_structure=[128, 128])), bits=8),
-    Peer("compressed-tensors-fp8-static", compressed_tensors("float-quantized", dict(num_bits=8, type="float", symmetric=True, strategy="tensor"), dict(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)), bits=8),
-    Peer("compressed-tensors-w8a8-int8", compressed_tensors("int-quantized", dict(num_bits=8, type="int", symmetric=True, strategy="channel"), dict(type="int", **TOKENS)), bits=8),
+    Peer("compressed-tensors-fp8-static", compressed_tensors("float-quantized", dict(num_bits=8, type="float", symmetric=True, strategy="tensor"), dict(num_bits=8, type="float", symmetric=True, strategy="tensor", dynamic=False)), bits=8, rounds_inputs=True),
+    Peer("compressed-tensors-w8a8-int8", compressed_tensors("int-quantized", dict(num_bits=8, type="int", symmetric=True, strategy="channel"), dict(type="int", **TOKENS)), bits=8, rounds_inputs=True),
     Peer("compressed-tensors-nvfp4", compressed_tensors("nvfp4-pack-quantized", dict(num_bits=4, type="float", symmetric=True, strategy="tensor_group", group_size=16)), bits=4, exact=False),
     Peer("fp8-tiles", fp8((128, 128)), bits=8),
     Peer("fp8-tiles-qwen3", fp8((128, 128)), model="qwen3", bits=8),

@@ -17,6 +17,7 @@ Which of them computes in what was measured on GPTQModel 7.7.0 and transformers 
 """
 
 import gc
+import json
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,26 @@ def text_windows(directory: Path, text: Path, context: int, count: int) -> np.nd
 def original(directory: Path):
     """The checkpoint before quantization, in f32."""
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def with_rounded_inputs(model, linears, out: Path):
+    """The same with the inputs of these linears rounded as config.json says runtimes round them: token by token to eight bits, or not at all."""
+    (group,) = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    asked = group["input_activations"]
+    if asked["strategy"] != "token" or not asked["dynamic"]:
+        raise ValueError(f"inputs are to be rounded as {asked}")
+
+    def change(module, inputs):
+        largest = inputs[0].abs().amax(-1, keepdim=True)
+        if asked["type"] == "int":
+            scale = largest / 127.5
+            return (torch.where(scale > 0, inputs[0] / scale, 0.0).clamp(-128, 127).round() * scale,)
+        scale = largest / 448.0
+        return (torch.where(scale > 0, inputs[0] / scale, 0.0).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale,)
+
+    for name in linears:
+        model.get_submodule(name).register_forward_pre_hook(change)
+    return model
 
 
 def decoded(source: Path, tensors: dict, linears: dict[str, decoder.Linear]):

@@ -86,7 +86,8 @@ impl DenseLayer {
                 .iter()
                 .map(|(&slot, linear)| {
                     let weights = linear.weight.mapv(|value| value as f32).into();
-                    (slot, LinearOperator { weights, bias: linear.bias.as_ref().map(single) })
+                    let bias = linear.bias.as_ref().map(single);
+                    (slot, LinearOperator { weights, bias, inputs: None })
                 })
                 .collect(),
             norms: self

@@ -248,6 +248,6 @@ impl WeightSource for Transformed<'_> {
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
         let bias = self.source.head_rows(rows.clone())?.bias;
         let weights = self.dense_head(rows)?.mapv(|value| value as f32).into();
-        Ok(LinearOperator { weights, bias })
+        Ok(LinearOperator { weights, bias, inputs: None })
     }
 }

@@ -596,7 +596,7 @@ fn probes_do_not_depend_on_how_the_head_is_cut() {
         .collect();
     let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
     let whole = ndarray::concatenate(ndarray::Axis(0), &views).unwrap();
-    let whole = [LinearOperator { weights: LinearWeights::Dense(whole), bias: None }];
+    let whole = [LinearOperator { weights: LinearWeights::Dense(whole), bias: None, inputs: None }];
     let in_parts = backward.fisher_probe(Head { outer: &outer, slices: &slices }, hidden.view(), 9);
     let at_once = backward.fisher_probe(Head { outer: &outer, slices: &whole }, hidden.view(), 9);
     for (a, b) in in_parts.iter().zip(&at_once) {

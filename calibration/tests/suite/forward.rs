@@ -151,7 +151,7 @@ fn rounded_activations_move_a_product_little_and_narrow_weights_not_at_all() {
         let LinearWeights::Dense(matrix) = &weights.linear(role).weights else { unreachable!() };
         let (packed, dense) = packed(matrix.view());
         let bias = weights.linear(role).bias.clone();
-        let operator = |weights: LinearWeights| LinearOperator { weights, bias: bias.clone() };
+        let operator = |weights: LinearWeights| LinearOperator { weights, bias: bias.clone(), inputs: None };
         let arranged = operator(LinearWeights::Arranged(ArrangedMatrix::new(&packed)));
         assert_eq!(*arranged.weights.values().unwrap(), dense);
         let exact = operator(dense.clone().into()).apply(x);

@@ -118,6 +118,7 @@ impl InMemory {
             let operator = LinearOperator {
                 weights: LinearWeights::Dense(matrix),
                 bias: linear.bias_name().map(|name| self.vector(&name)),
+                inputs: None,
             };
             (linear.id.slot(), operator)
         };
@@ -168,6 +169,6 @@ impl WeightSource for InMemory {
 
     fn head_rows(&self, rows: Range<usize>) -> Result<LinearOperator, SourceError> {
         let weights = self.matrix(&self.model.head()).slice(s![rows.clone(), ..]).to_owned().into();
-        Ok(LinearOperator { weights, bias: self.head_bias(rows) })
+        Ok(LinearOperator { weights, bias: self.head_bias(rows), inputs: None })
     }
 }

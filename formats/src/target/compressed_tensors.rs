@@ -13,6 +13,7 @@
 //! Widths that do not divide 32 are packed without gaps, as the library does since 2026.
 
 mod config;
+mod inputs;
 mod numbers;
 mod stored;
 

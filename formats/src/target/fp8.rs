@@ -6,7 +6,7 @@
 //! | `P.weight_scale_inv` | F32, BF16 | `[ceil(N/128), ceil(K/128)]` | a scale for each tile of `weight_block_size`; multiplied with, whatever its name says |
 //! | or `P.weight_scale` | F32, BF16 | `[]`, `[1]`, `[N, 1]` | one for all, or for each row |
 //!
-//! Inputs may be rounded to eight bits by the runtime; they are not here.
+//! Runtimes round inputs to eight bits where `activation_scheme` says so, and with `fbgemm_fp8`; they are not here.
 
 use kernels::PackedMatrix;
 use model::linear::Linear;
@@ -33,6 +33,7 @@ struct Stored {
     tile: Option<[usize; 2]>,
     /// Parts of names of linears that are not quantized.
     kept: Vec<String>,
+    rounds_inputs: bool,
 }
 
 /// The form, which is read alone.
@@ -71,7 +72,12 @@ impl Stored {
         for key in ["modules_to_not_convert", "ignored_layers"] {
             kept.extend(names(config, key).map_err(bad)?.into_iter().map(str::to_owned));
         }
-        Ok(Self { tile, kept })
+        let scheme = given(config, "activation_scheme").is_some();
+        Ok(Self {
+            tile,
+            kept,
+            rounds_inputs: scheme || config.get("quant_method") == Some(&METHODS[1].into()),
+        })
     }
 
     fn scale(&self) -> &'static str {
@@ -82,6 +88,14 @@ impl Stored {
 impl StoredFormat for Stored {
     fn id(&self) -> &'static str {
         "fp8"
+    }
+
+    fn rounds_inputs(&self) -> bool {
+        self.rounds_inputs
+    }
+
+    fn unrounded_inputs(&self) -> Option<String> {
+        self.rounds_inputs.then(|| "eight-bit floats".to_owned())
     }
 
     fn scheme(&self, linear: &Linear) -> Option<Scheme> {

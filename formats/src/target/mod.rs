@@ -30,6 +30,7 @@ use kernels::PackedMatrix;
 use model::Model;
 use model::linear::Linear;
 use ndarray::Array2;
+use quantizer::inputs::InputRounding;
 use quantizer::scheme::{ScaleDtype, Scheme};
 use quantizer::tensor::QuantizedTensor;
 
@@ -156,9 +157,27 @@ pub trait StoredFormat: Send + Sync + std::fmt::Debug {
     /// The grid that the configuration gives a linear; none: not quantized. Scales are what was read, so their type is f32.
     fn scheme(&self, linear: &Linear) -> Option<Scheme>;
 
-    /// Whether runtimes round inputs too, which nobody does here.
+    /// Whether runtimes round inputs too.
     fn rounds_inputs(&self) -> bool {
         false
+    }
+
+    /// How they round those of a linear, as far as anybody follows it here.
+    ///
+    /// # Errors
+    /// A scale that is missing, or is none.
+    fn input_rounding(
+        &self,
+        _linear: &Linear,
+        _scheme: Scheme,
+        _checkpoint: &Checkpoint,
+    ) -> Result<Option<InputRounding>, FormatsError> {
+        Ok(None)
+    }
+
+    /// What they do with inputs that nobody follows here, in words; none where there is nothing of the kind.
+    fn unrounded_inputs(&self) -> Option<String> {
+        None
     }
 
     /// The tensors that a linear must have.

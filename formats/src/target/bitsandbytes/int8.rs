@@ -43,6 +43,10 @@ impl StoredFormat for Stored {
         true
     }
 
+    fn unrounded_inputs(&self) -> Option<String> {
+        Some("eight bits, all inputs but the features with an outlier".to_owned())
+    }
+
     fn scheme(&self, linear: &Linear) -> Option<Scheme> {
         if self.kept.iter().any(|part| linear.name.contains(part)) {
             return None;

@@ -79,22 +79,6 @@ fn weights(scheme: Scheme) -> Value {
     weights
 }
 
-/// Inputs rounded to eight bits as they come, each token with a scale of its own.
-pub(super) fn dynamic_tokens(levels: Levels) -> Value {
-    json!({
-        "num_bits": 8, "type": kind(levels), "symmetric": true, "strategy": "token", "group_size": null, "dynamic": true,
-        "actorder": null, "block_structure": null, "observer": null, "observer_kwargs": {}
-    })
-}
-
-/// Whether that is what a configuration says of inputs.
-pub(super) fn are_dynamic_tokens(activations: &Value, levels: Levels) -> bool {
-    let asked = dynamic_tokens(levels);
-    ["num_bits", "type", "symmetric", "strategy", "dynamic"]
-        .iter()
-        .all(|key| activations.get(key) == asked.get(key))
-}
-
 fn kind(levels: Levels) -> &'static str {
     if levels == Levels::Uniform { "int" } else { "float" }
 }

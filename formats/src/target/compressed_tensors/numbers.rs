@@ -12,7 +12,7 @@
 //! | or `P.weight_scale` | `F8_E4M3` | `[N, K/16]` | a scale, to be divided by ... |
 //! | `P.weight_global_scale` | F32 | `[1]` | ... this, a power of two here, so that the quotient is exact; the same for all linears of a stage |
 //!
-//! Inputs of the forms with `w8a8` in their name are rounded to eight bits by the runtime, token by token. Floats have a sign, which zero has
+//! Inputs of the forms with `w8a8` in their name are rounded to eight bits by the runtime, token by token ([`inputs`]). Floats have a sign, which zero has
 //! too; ours has none.
 
 use std::path::Path;
@@ -27,7 +27,7 @@ use super::super::floats::{self, F8};
 use super::super::grids::{demand_fused_alike, demand_own_grid};
 use super::super::safetensors::{self, Described};
 use super::super::{Experts, LoaderRule, PlannedLinear, TargetFormat};
-use super::{PLAIN, config, stored_scale};
+use super::{PLAIN, config, inputs, stored_scale};
 use crate::checkpoint::Dtype;
 use crate::container::{TensorData, TensorSpec};
 use crate::error::FormatsError;
@@ -148,7 +148,7 @@ impl Numbers {
     /// The one that a configuration names, with or without rounding of inputs.
     pub(super) fn named(format: &str, activations: &Value) -> Option<&'static Self> {
         ALL.into_iter().find(|known| {
-            let rounded = config::are_dynamic_tokens(activations, known.levels);
+            let rounded = inputs::are_dynamic_tokens(activations, known.levels);
             known.format == format && if known.rounds_inputs { rounded } else { activations.is_null() }
         })
     }
@@ -226,8 +226,7 @@ impl TargetFormat for Numbers {
     fn settle(&self, plan: &mut [PlannedLinear]) -> Result<Vec<String>, FormatsError> {
         demand_fused_alike(self.id, plan)?;
         demand_own_grid(self.id, plan, |scheme| self.holds(scheme), self.columns())?;
-        let rounded = "runtimes round inputs to 8 bit as well; `evaluate` computes with inputs as they are";
-        Ok(if self.rounds_inputs { vec![rounded.to_owned()] } else { Vec::new() })
+        Ok(Vec::new())
     }
 
     fn loaders(&self) -> &'static [LoaderRule] {
@@ -296,7 +295,7 @@ impl Described for Numbers {
     }
 
     fn config(&self, plan: &[PlannedLinear], routers: &[String]) -> Value {
-        let inputs = if self.rounds_inputs { config::dynamic_tokens(self.levels) } else { Value::Null };
+        let inputs = if self.rounds_inputs { inputs::dynamic_tokens(self.levels) } else { Value::Null };
         config::describe(plan, routers, self.format, &inputs)
     }
 }

@@ -3,6 +3,7 @@
 use kernels::{CodeLayout, PackedMatrix};
 use model::linear::Linear;
 use ndarray::Array2;
+use quantizer::inputs::InputRounding;
 use quantizer::levels::Levels;
 use quantizer::scheme::{Granularity, ScaleDtype, Scheme, Symmetry};
 use quantizer::tensor::QuantizedTensor;
@@ -14,6 +15,7 @@ use super::super::settings::{bad, given, object, text};
 use super::super::{StoredFormat, TargetFormat};
 use super::FORMAT;
 use super::config::{self, Grid, Target};
+use super::inputs::Inputs;
 use super::numbers::Numbers;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::FormatsError;
@@ -27,7 +29,6 @@ pub(super) struct Stored {
     id: &'static str,
     groups: Vec<Group>,
     ignore: Vec<Target>,
-    rounds_inputs: bool,
 }
 
 /// Linears on one grid.
@@ -36,6 +37,7 @@ struct Group {
     targets: Vec<Target>,
     grid: Grid,
     form: Form,
+    inputs: Inputs,
 }
 
 /// How codes and scales are stored.
@@ -70,10 +72,6 @@ impl Group {
         if given(group, "output_activations").is_some() {
             return Err("quantizes `output_activations`, which is not read".to_owned());
         }
-        let inputs = given(group, "input_activations").and_then(|inputs| given(inputs, "dynamic"));
-        if let Some(dynamic) = inputs.filter(|dynamic| !dynamic.is_boolean() && **dynamic != "local") {
-            return Err(format!("has inputs that are dynamic {dynamic}, expected true, false or \"local\""));
-        }
         let weights = given(group, "weights").ok_or_else(|| "has a group without `weights`".to_owned())?;
         let grid = config::grid(weights)?;
         let format = text(group, "format", format)?;
@@ -85,7 +83,8 @@ impl Group {
         if grid.columns_apart && form != Form::Words {
             return Err(format!("orders columns of the format `{format}`, which is not read"));
         }
-        Ok(Self { targets: Target::read_all(group, "targets")?, grid, form })
+        let (targets, inputs) = (Target::read_all(group, "targets")?, Inputs::read(group)?);
+        Ok(Self { targets, grid, form, inputs })
     }
 }
 
@@ -105,7 +104,7 @@ impl Stored {
         let mut inputs =
             described.values().map(|group| group.get("input_activations").unwrap_or(&Value::Null));
         let first = inputs.clone().next().unwrap_or(&Value::Null);
-        let alike = inputs.clone().all(|other| other == first);
+        let alike = inputs.all(|other| other == first);
         // A form of ours, if everything in it is.
         let numbers = Numbers::named(format, first)
             .filter(|numbers| alike && groups.iter().all(|group| numbers.holds(group.grid.scheme)));
@@ -116,12 +115,7 @@ impl Stored {
             && groups.iter().all(|group| super::is_whole_rows_of_8_bit(group.grid.scheme));
         let words = if whole_rows { &super::INT8 } else { &super::PLAIN };
         let id = numbers.map_or(words.id(), TargetFormat::id);
-        Ok(Self {
-            id,
-            groups,
-            ignore: Target::read_all(config, "ignore").map_err(bad)?,
-            rounds_inputs: inputs.any(|inputs| !inputs.is_null()),
-        })
+        Ok(Self { id, groups, ignore: Target::read_all(config, "ignore").map_err(bad)? })
     }
 
     fn group(&self, linear: &Linear) -> Option<&Group> {
@@ -284,7 +278,25 @@ impl StoredFormat for Stored {
     }
 
     fn rounds_inputs(&self) -> bool {
-        self.rounds_inputs
+        self.groups.iter().any(|group| !matches!(group.inputs, Inputs::AsTheyAre))
+    }
+
+    fn input_rounding(
+        &self,
+        linear: &Linear,
+        scheme: Scheme,
+        checkpoint: &Checkpoint,
+    ) -> Result<Option<InputRounding>, FormatsError> {
+        let stored = StoredLinear { linear, scheme, checkpoint };
+        self.of(&stored)?.inputs.rounding(&stored)
+    }
+
+    fn unrounded_inputs(&self) -> Option<String> {
+        let other = |group: &Group| match &group.inputs {
+            Inputs::Other(said) => Some(format!("`input_activations` of {said}")),
+            _ => None,
+        };
+        self.groups.iter().find_map(other)
     }
 
     fn scheme(&self, linear: &Linear) -> Option<Scheme> {
@@ -303,6 +315,7 @@ impl StoredFormat for Stored {
         if scheme.symmetry == Symmetry::Asymmetric {
             parts.push("weight_zero_point");
         }
+        parts.extend(self.group(linear).map(|group| group.inputs.tensors()).unwrap_or_default());
         parts.into_iter().map(|part| format!("{}.{part}", linear.name)).collect()
     }
 
