@@ -1,15 +1,21 @@
 //! Runtimes that the output must load in: known before hours of work, not after.
 
-use formats::target::{LoaderRule, shard};
+use formats::target::{self, LoaderRule, TargetFormat, shard};
 use model::Model;
 
 use crate::error::Error;
 use crate::job::QuantizeJob;
 use crate::plan::Plan;
 
-/// Whether a loader is of the runtime that somebody calls `name`.
+/// Whether a loader is of the runtime that somebody calls `name`: of the one of that name where there is one, or else of any that begins so.
 fn is_called(rule: &LoaderRule, name: &str) -> bool {
-    !name.is_empty() && rule.runtime.to_lowercase().starts_with(&name.to_lowercase())
+    let name = name.to_lowercase();
+    let called =
+        |rule: &LoaderRule| rule.runtime.split(' ').next().is_some_and(|own| own.to_lowercase() == name);
+    if target::all().flat_map(TargetFormat::loaders).any(called) {
+        return called(rule);
+    }
+    !name.is_empty() && rule.runtime.to_lowercase().starts_with(&name)
 }
 
 /// Fails where a runtime was asked for that loads none of the outputs' formats, whatever is in them.

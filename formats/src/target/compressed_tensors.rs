@@ -61,7 +61,7 @@ static INT8: CompressedTensors = CompressedTensors {
     fixed: true,
 };
 
-static LOADERS: [LoaderRule; 4] = [
+static LOADERS: [LoaderRule; 5] = [
     LoaderRule {
         runtime: "vLLM 0.33",
         run_by_us: false,
@@ -84,6 +84,7 @@ static LOADERS: [LoaderRule; 4] = [
         experts: Experts::AlikeSymmetric,
         ..LoaderRule::ANY
     },
+    LoaderRule::VLLM_CPU,
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
         run_by_us: false,

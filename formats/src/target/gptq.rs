@@ -68,7 +68,15 @@ pub(super) static ALL_CLASSES: [LinearClass; 3] =
 /// GPTQModel takes transformers' tensor of all experts apart into linears of these names, whatever older checkpoints call them.
 pub(super) const GPTQMODEL_EXPERTS: Experts = Experts::Named(&["gate_proj", "up_proj", "down_proj"]);
 
-static LOADERS: [LoaderRule; 6] = [
+/// Versions are one to it: of symmetric grids it reads no zero points.
+pub(super) const VLLM_CPU: LoaderRule = LoaderRule {
+    linear_classes: &ALL_CLASSES,
+    asymmetric_bits: &[],
+    group_sizes: &[32, 64, 128],
+    ..LoaderRule::VLLM_CPU
+};
+
+static LOADERS: [LoaderRule; 7] = [
     LoaderRule {
         runtime: "vLLM 0.33",
         run_by_us: false,
@@ -81,6 +89,7 @@ static LOADERS: [LoaderRule; 6] = [
         experts: Experts::Alike,
         ..LoaderRule::ANY
     },
+    VLLM_CPU,
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
         run_by_us: false,

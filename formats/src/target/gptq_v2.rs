@@ -1,11 +1,12 @@
 //! GPTQ safetensors of version 2: zero points are stored as they are, so that any of them can be.
 
-use super::gptq::{ALL_CLASSES, GPTQMODEL_EXPERTS, Gptq, Version};
+use super::gptq::{ALL_CLASSES, GPTQMODEL_EXPERTS, Gptq, VLLM_CPU, Version};
 use super::{Experts, LoaderRule, ONE_TENSOR};
 use model::linear::LinearClass;
 
 /// Runtimes that look at `checkpoint_format`. Those that never read the zero points of symmetric grids would do without.
-static LOADERS: [LoaderRule; 5] = [
+static LOADERS: [LoaderRule; 6] = [
+    VLLM_CPU,
     LoaderRule {
         runtime: "SGLang 0.5.10 (marlin kernel)",
         run_by_us: false,

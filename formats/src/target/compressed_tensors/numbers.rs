@@ -65,10 +65,7 @@ pub(in super::super) static W8A8_INT8: Numbers = Numbers {
     levels: Levels::Uniform,
     scales: Scales::Rows,
     rounds_inputs: true,
-    loaders: &[
-        Numbers::vllm(8, 16, "NVIDIA GPUs from Turing on; by its declared rules, not run by us"),
-        Numbers::transformers(8, ""),
-    ],
+    loaders: &[Numbers::vllm(8, 16, "NVIDIA GPUs from Turing on"), VLLM_CPU, Numbers::transformers(8, "")],
 };
 pub(in super::super) static W8A8_FP8: Numbers = Numbers {
     id: "compressed-tensors:w8a8-fp8",
@@ -77,10 +74,7 @@ pub(in super::super) static W8A8_FP8: Numbers = Numbers {
     levels: Levels::E4m3,
     scales: Scales::Rows,
     rounds_inputs: true,
-    loaders: &[
-        Numbers::vllm(8, 16, "NVIDIA GPUs from Ada on; by its declared rules, not run by us"),
-        Numbers::transformers(8, ""),
-    ],
+    loaders: &[Numbers::vllm(8, 16, "NVIDIA GPUs from Ada on"), VLLM_CPU, Numbers::transformers(8, "")],
 };
 pub(in super::super) static FP8: Numbers = Numbers {
     id: "compressed-tensors:fp8",
@@ -89,10 +83,7 @@ pub(in super::super) static FP8: Numbers = Numbers {
     levels: Levels::E4m3,
     scales: Scales::Rows,
     rounds_inputs: false,
-    loaders: &[
-        Numbers::vllm(8, 64, "marlin kernel; by its declared rules, not run by us"),
-        Numbers::transformers(8, ""),
-    ],
+    loaders: &[Numbers::vllm(8, 64, "marlin kernel"), LoaderRule::NOT_VLLM_CPU, Numbers::transformers(8, "")],
 };
 pub(in super::super) static MXFP4: Numbers = Numbers {
     id: "compressed-tensors:mxfp4",
@@ -113,8 +104,13 @@ pub(in super::super) static NVFP4: Numbers = Numbers {
     loaders: FOUR_BITS,
 };
 
+/// Of the forms whose inputs are rounded as well.
+const VLLM_CPU: LoaderRule =
+    LoaderRule { symmetric_bits: &[8], asymmetric_bits: &[], ..LoaderRule::VLLM_CPU };
+
 const FOUR_BITS: &[LoaderRule] = &[
-    Numbers::vllm(4, 64, "marlin kernel; by its declared rules, not run by us"),
+    Numbers::vllm(4, 64, "marlin kernel"),
+    LoaderRule::NOT_VLLM_CPU,
     Numbers::transformers(4, "models in other than bfloat16 with CompressedTensorsConfig(dequantize=True)"),
 ];
 
