@@ -40,7 +40,7 @@ from cases import AWQ, CASES, CT, FLOAT_ERROR, FP4, GPTQ, GPTQ_V2, MLX, NF4, ONN
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Programs that cards name and that do not run here; what they load is checked by rules.
-NOT_HERE = ("vllm serve ", "python -m sglang.launch_server ", "python test_inference.py ", "llama-completion ")
+NOT_HERE = ("vllm serve ", "VLLM_CPU_KVCACHE_SPACE=1 vllm serve ", "python -m sglang.launch_server ", "python test_inference.py ", "llama-completion ")
 # Packages of theirs.
 NOT_INSTALLED = {"vllm", "sglang", "exllamav2", "humming"}
 CALIBRATION = ["--samples", "16", "--context", "128"]

@@ -50,7 +50,8 @@ pub static ALL: &[Usage] = &[
         packages: &[],
         on_linux: None,
         language: "sh",
-        lines: "vllm serve MODEL",
+        // GiB for keys and values.
+        lines: "VLLM_CPU_KVCACHE_SPACE=1 vllm serve MODEL",
     },
     Usage {
         runtime: "SGLang",
