@@ -48,6 +48,39 @@ fn evaluate_repeats_the_figures_of_quantize() {
 }
 
 #[test]
+fn inputs_are_rounded_where_config_json_says_that_runtimes_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ["--to", "compressed-tensors:w8a8-int8", "--recipe", "rtn"];
+    let (output, first) = quantize(folder.path(), &demo(), &options);
+    let config = output.join("config.json");
+    let written = json(&config);
+    // As it is, and then with other words about inputs.
+    let mut measured = |said: Option<serde_json::Value>| {
+        let mut changed = written.clone();
+        if let Some(said) = said {
+            changed["quantization_config"]["config_groups"]["group_0"]["input_activations"] = said;
+        }
+        std::fs::write(&config, changed.to_string()).unwrap();
+        let report = folder.path().join("again.json");
+        let mut arguments = vec!["evaluate", text(&output), "--export-json", text(&report)];
+        arguments.extend(&SMALL[4..]);
+        succeed(&arguments);
+        let report = json(&report);
+        (report["evaluation"]["quantized"]["perplexity"].as_f64().unwrap(), report["notes"].to_string())
+    };
+    let (rounded, notes) = measured(None);
+    assert_eq!(first["evaluation"]["quantized"]["perplexity"], rounded);
+    assert_eq!(notes, "[]");
+    let (plain, _) = measured(Some(serde_json::Value::Null));
+    let apart = (rounded / plain - 1.0).abs();
+    assert!(apart > 1e-5 && apart < 0.02, "{rounded} {plain}");
+    let other = serde_json::json!({"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": true});
+    let (found, notes) = measured(Some(other));
+    assert_eq!(found, plain);
+    assert!(notes.contains("round the inputs of linears too") && notes.contains("not done here"), "{notes}");
+}
+
+#[test]
 fn logits_are_exported_for_other_programs_to_compare() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("logits.safetensors");
