@@ -59,6 +59,16 @@ pub fn rounded(value: f32) -> f32 {
     f32::from_bits(layout::upper(value))
 }
 
+/// The bits of the nearest bfloat16, see [`rounded`].
+pub(crate) fn upper_half(value: f32) -> u16 {
+    (layout::upper(value) >> 16) as u16
+}
+
+/// The number of these bits.
+pub(crate) fn of_upper_half(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
 /// A matrix rounded to bfloat16, ready to be the right side of products `x M`.
 #[derive(Clone, Debug)]
 pub struct Bf16Matrix(Kept);

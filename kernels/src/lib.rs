@@ -17,6 +17,7 @@ pub mod parts;
 pub mod peak;
 pub mod product;
 pub mod random;
+pub mod ranks;
 pub mod rotation;
 #[cfg(test)]
 mod sample;

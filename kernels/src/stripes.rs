@@ -21,6 +21,8 @@ use rayon::prelude::*;
 
 pub use factor::FactorError;
 
+use crate::ranks::{self, Ranks};
+
 /// Rows of a stripe.
 pub const HEIGHT: usize = 256;
 /// Columns of a tile that one thread computes.
@@ -101,11 +103,11 @@ pub trait Number: Copy + Default + Debug + PartialEq + Send + Sync {
     /// Bytes of one.
     const BYTES: usize;
 
-    /// Writes it, the least significant byte first.
-    fn put(self, bytes: &mut [u8]);
+    /// Writes numbers, the least significant byte of each first, as many as there is room for.
+    fn put(numbers: &[Self], bytes: &mut [u8]);
 
-    /// Reads it.
-    fn get(bytes: &[u8]) -> Self;
+    /// Reads them.
+    fn get(bytes: &[u8], numbers: &mut [Self]);
 }
 
 macro_rules! number {
@@ -113,19 +115,23 @@ macro_rules! number {
         impl Number for $type {
             const BYTES: usize = size_of::<$type>();
 
-            fn put(self, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&self.to_le_bytes());
+            fn put(numbers: &[Self], bytes: &mut [u8]) {
+                for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+                    *bytes = number.to_le_bytes();
+                }
             }
 
-            fn get(bytes: &[u8]) -> Self {
-                let mut own = [0; size_of::<$type>()];
-                own.copy_from_slice(bytes);
-                Self::from_le_bytes(own)
+            fn get(bytes: &[u8], numbers: &mut [Self]) {
+                for (number, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
+                    *number = Self::from_le_bytes(*bytes);
+                }
             }
         }
     };
 }
 
+number!(u8);
+number!(u16);
 number!(f32);
 number!(f64);
 
@@ -256,9 +262,7 @@ impl<T: Number> Triangle<T> {
         for (part, numbers) in flat.chunks_mut(NUMBERS).enumerate() {
             let bytes = &mut bytes[..T::BYTES * numbers.len()];
             away.store.read(place + (part * NUMBERS * T::BYTES) as u64, bytes)?;
-            for (number, bytes) in numbers.iter_mut().zip(bytes.chunks_exact(T::BYTES)) {
-                *number = T::get(bytes);
-            }
+            T::get(bytes, numbers);
         }
         Ok(numbers)
     }
@@ -281,9 +285,7 @@ impl<T: Number> Triangle<T> {
                 let mut bytes = vec![0; T::BYTES * NUMBERS.min(flat.len())];
                 for (part, numbers) in flat.chunks(NUMBERS).enumerate() {
                     let bytes = &mut bytes[..T::BYTES * numbers.len()];
-                    for (number, bytes) in numbers.iter().zip(bytes.chunks_exact_mut(T::BYTES)) {
-                        number.put(bytes);
-                    }
+                    T::put(numbers, bytes);
                     away.store.write(*place + (part * NUMBERS * T::BYTES) as u64, bytes)?;
                 }
                 *written = true;
@@ -313,19 +315,52 @@ impl<T: Number> Triangle<T> {
     /// # Errors
     /// Those of the store.
     pub fn modify(&mut self, change: impl Fn(Range<usize>, ArrayViewMut2<'_, T>) + Sync) -> io::Result<()> {
+        self.modify_some(|_| true, change)
+    }
+
+    /// The same with stripes of whose numbers `chosen` holds.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn modify_some(
+        &mut self,
+        chosen: impl Fn(usize) -> bool + Sync,
+        change: impl Fn(Range<usize>, ArrayViewMut2<'_, T>) + Sync,
+    ) -> io::Result<()> {
         if self.shelf.0.is_some() {
-            return (0..self.stripes()).try_for_each(|stripe| {
+            return (0..self.stripes()).filter(|&stripe| chosen(stripe)).try_for_each(|stripe| {
                 let mut numbers = self.take(stripe)?;
                 change(self.rows(stripe), numbers.view_mut());
                 self.put(stripe, numbers)
             });
         }
         let size = self.size;
-        self.stripes.par_iter_mut().enumerate().for_each(|(stripe, numbers)| {
+        let stripes = self.stripes.par_iter_mut().enumerate().filter(|(stripe, _)| chosen(*stripe));
+        stripes.for_each(|(stripe, numbers)| {
             if let Stripe::Here(numbers) = numbers {
                 change(stripe * HEIGHT..size.min((stripe + 1) * HEIGHT), numbers.view_mut());
             }
         });
+        Ok(())
+    }
+
+    /// Gives `readers` each stripe as the rank has it that owns its number, counted from `first` on. Everyone else has what it had.
+    ///
+    /// # Errors
+    /// Those of the store, and a rank that failed.
+    pub fn share(&mut self, ranks: &dyn Ranks, first: usize, readers: &[usize]) -> io::Result<()> {
+        let reads = readers.contains(&ranks.rank());
+        for stripe in 0..self.stripes() {
+            let owner = (first + stripe) % ranks.size();
+            let mut message = Vec::new();
+            if owner == ranks.rank() {
+                ranks::put(&mut message, self.read(stripe)?.view());
+            }
+            let message = ranks::tell(ranks, owner, readers, message)?;
+            if reads && owner != ranks.rank() {
+                self.put(stripe, ranks::take(&mut &message[..])?)?;
+            }
+        }
         Ok(())
     }
 
