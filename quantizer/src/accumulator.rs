@@ -10,13 +10,17 @@
 //! chunk boundaries depend on nothing but the position in the stream, so however the caller splits its batches, no bit changes. Products are made and
 //! added tile by tile: of the second moment only the lower triangle, in stripes, which may lie elsewhere than in memory (`kernels::stripes`).
 //!
+//! Of several ranks ([`kernels::ranks`]) each observes the same rows and adds up its own stripes, which those that need the whole are given in the end.
+//!
 //! Not here: which tokens count (the caller leaves padding out), and damping (`hessian.rs`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kernels::account;
 use kernels::bf16::{Columns, Precision};
 use kernels::elementwise::all_finite;
+use kernels::ranks::{self, Alone, Ranks};
 use kernels::stripes::{HEIGHT, Shelf, Triangle, WIDTH};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
@@ -36,6 +40,9 @@ pub struct HessianAccumulator {
     summed: u64,
     crosses: Vec<Cross>,
     precision: Precision,
+    ranks: Arc<dyn Ranks>,
+    /// The ranks that finish it.
+    readers: Vec<usize>,
 }
 
 /// Some features in both streams, `[tokens, features]` each.
@@ -71,7 +78,15 @@ impl HessianAccumulator {
             summed: 0,
             crosses: Vec::new(),
             precision: Precision::Single,
+            ranks: Alone::ranks(),
+            readers: vec![0],
         }
+    }
+
+    /// One of those of several `ranks`, which are shown the same rows: `readers` finish it, and the others [`give`](Self::give) it.
+    #[must_use]
+    pub fn among(self, ranks: &Arc<dyn Ranks>, readers: &[usize]) -> Self {
+        Self { ranks: ranks.clone(), readers: readers.to_vec(), ..self }
     }
 
     /// With factors of products rounded so.
@@ -107,15 +122,52 @@ impl HessianAccumulator {
     ///
     /// # Panics
     /// When there are not as many `streams` as cross moments.
-    pub fn observe_beside(
+    pub fn observe_beside<'a>(
         &mut self,
         rows: ArrayView2<'_, f32>,
-        streams: &[Streams<'_>],
+        streams: &[Streams<'a>],
+    ) -> Result<(), HessianError> {
+        let both = |streams: &Streams<'a>| (streams.original, Some(streams.quantized));
+        self.take(rows, &streams.iter().map(both).collect::<Vec<_>>())
+    }
+
+    /// The same where what the quantized stream lacks is known, its difference to the original's.
+    ///
+    /// # Errors
+    /// As those of [`HessianAccumulator::observe_beside`].
+    ///
+    /// # Panics
+    /// When there are not as many `lacks` as cross moments.
+    pub fn observe_lacks(
+        &mut self,
+        rows: ArrayView2<'_, f32>,
+        lacks: &[ArrayView2<'_, f32>],
+    ) -> Result<(), HessianError> {
+        self.take(rows, &lacks.iter().map(|&lack| (lack, None)).collect::<Vec<_>>())
+    }
+
+    /// How many ranks, from the first on, have a share of the sums: there may be fewer stripes than ranks.
+    #[must_use]
+    pub fn sharers(&self) -> usize {
+        let crosses = self.crosses.iter().map(|cross| cross.sum.nrows().div_ceil(HEIGHT));
+        self.ranks.size().min(self.sum.stripes() + crosses.sum::<usize>())
+    }
+
+    /// Counts so many tokens on a rank that has no share.
+    pub fn pass_over(&mut self, tokens: usize) {
+        self.summed += tokens as u64;
+    }
+
+    /// Adds rows, and for each cross moment those of the original, and the quantized stream's unless it is the difference.
+    fn take(
+        &mut self,
+        rows: ArrayView2<'_, f32>,
+        streams: &[(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>)],
     ) -> Result<(), HessianError> {
         assert_eq!(streams.len(), self.crosses.len(), "streams for each cross moment");
         self.input.demand_width(rows)?;
-        for (cross, streams) in self.crosses.iter().zip(streams) {
-            for part in [streams.original, streams.quantized] {
+        for (cross, &(original, quantized)) in self.crosses.iter().zip(streams) {
+            for part in std::iter::once(original).chain(quantized) {
                 cross.difference.demand_width(part)?;
                 if part.nrows() != rows.nrows() {
                     return Err(HessianError::TokenCount { original: part.nrows(), quantized: rows.nrows() });
@@ -128,8 +180,8 @@ impl HessianAccumulator {
             let part = first..rows.nrows().min(first + self.input.room());
             let own = std::iter::once((&mut self.input, rows, None));
             let crosses = self.crosses.iter_mut().zip(streams);
-            let crosses = crosses
-                .map(|(cross, streams)| (&mut cross.difference, streams.original, Some(streams.quantized)));
+            let crosses =
+                crosses.map(|(cross, &(original, quantized))| (&mut cross.difference, original, quantized));
             let slice = Slice::from(part.clone());
             let take =
                 |(chunk, rows, others): (&mut Chunk, ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>)| {
@@ -156,7 +208,7 @@ impl HessianAccumulator {
     /// The mean over all tokens.
     ///
     /// # Errors
-    /// No token was observed, or the shelf fails.
+    /// No token was observed, or the shelf or another rank fails.
     pub fn finish(self) -> Result<Hessian, HessianError> {
         self.finish_all().map(|(hessian, _)| hessian)
     }
@@ -164,9 +216,9 @@ impl HessianAccumulator {
     /// The same, and the cross moments in the order in which they were asked for.
     ///
     /// # Errors
-    /// No token was observed, or the shelf fails.
+    /// No token was observed, or the shelf or another rank fails.
     pub fn finish_all(mut self) -> Result<(Hessian, Vec<CrossMoment>), HessianError> {
-        self.flush()?;
+        self.share()?;
         if self.summed == 0 {
             return Err(HessianError::NoTokens);
         }
@@ -180,6 +232,41 @@ impl HessianAccumulator {
         Ok((hessian, self.crosses.into_iter().map(cross).collect()))
     }
 
+    /// Gives the ranks that finish it this one's share.
+    ///
+    /// # Errors
+    /// The shelf or another rank fails.
+    pub fn give(mut self) -> Result<(), HessianError> {
+        self.share()
+    }
+
+    /// Has all stripes on the ranks that read them.
+    fn share(&mut self) -> Result<(), HessianError> {
+        self.flush()?;
+        let Self { sum, crosses, ranks, readers, summed, .. } = self;
+        if ranks.is_alone() || *summed == 0 {
+            return Ok(());
+        }
+        sum.share(&**ranks, 0, readers)?;
+        let mut first = sum.stripes();
+        let reads = readers.contains(&ranks.rank());
+        for Cross { sum, .. } in crosses {
+            for mut stripe in sum.axis_chunks_iter_mut(Axis(0), HEIGHT) {
+                let owner = first % ranks.size();
+                let mut message = Vec::new();
+                if owner == ranks.rank() {
+                    ranks::put(&mut message, stripe.view());
+                }
+                let message = ranks::tell(&**ranks, owner, readers, message)?;
+                if reads && owner != ranks.rank() {
+                    stripe.assign(&ranks::take(&mut &message[..])?);
+                }
+                first += 1;
+            }
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), HessianError> {
         let input = self.input.drain();
         let tokens = input.nrows();
@@ -188,15 +275,22 @@ impl HessianAccumulator {
         }
         let section = account::section("second moments");
         let input = self.precision.columns(input);
-        self.sum.modify(|rows, stripe| add_tiles(&input, &input, rows.start, stripe))?;
+        let ranks = &self.ranks;
+        let add = |rows: Range<usize>, stripe: ArrayViewMut2<'_, f64>| {
+            add_tiles(&input, &input, rows.start, stripe);
+        };
+        self.sum.modify_some(|stripe| ranks.owns(stripe), add)?;
         self.summed += tokens as u64;
         drop(section);
         let _section = account::section("cross moments");
+        let mut first = self.sum.stripes();
         for Cross { difference, sum } in &mut self.crosses {
             let difference = self.precision.columns(difference.drain());
             let stripes: Vec<_> = sum.axis_chunks_iter_mut(Axis(0), HEIGHT).enumerate().collect();
-            let add = |(number, stripe)| add_tiles(&difference, &input, number * HEIGHT, stripe);
-            stripes.into_par_iter().for_each(add);
+            let count = stripes.len();
+            let own = stripes.into_par_iter().filter(|(number, _)| ranks.owns(first + number));
+            own.for_each(|(number, stripe)| add_tiles(&difference, &input, number * HEIGHT, stripe));
+            first += count;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use kernels::panel::FeedbackFactor;
 use kernels::stripes::FactorError;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, Zip};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::guard::Shares;
 use crate::hessian::{CrossMoment, Damped, Factor, Hessian, HessianError, Shortfall};
@@ -38,7 +38,7 @@ pub struct PreparedHessian {
 }
 
 /// How the factorization went.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DampingReport {
     /// λ over the mean diagonal, as used.
     pub damping: f64,
@@ -51,7 +51,7 @@ pub struct DampingReport {
 }
 
 /// How far a Hessian had to be bent to be factored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
     /// With the damping that was asked for.

@@ -12,7 +12,7 @@ use kernels::parts::PART_LANES;
 use kernels::product::product_nn;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, s};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Solved, refit};
 use crate::loss::whitened;
@@ -23,7 +23,7 @@ use crate::prepared::PreparedHessian;
 const DAMPING: f64 = 0.3;
 
 /// What coupled descent did: `tr(A D H Dᵀ)` of all blocks, `A` and `H` damped.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CoupledLoss {
     /// Of the rows as they were solved one by one.
     pub before: f64,

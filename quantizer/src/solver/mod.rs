@@ -4,7 +4,7 @@ pub mod gptq;
 pub mod rtn;
 
 use ndarray::{ArrayView2, CowArray, Ix2};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 #[cfg(doc)]
 use crate::guard::held_out::HeldOut;
@@ -107,7 +107,7 @@ pub struct Solution {
 }
 
 /// What happened in one solve. Losses are against the target that was solved for: the weight itself, unless errors are propagated.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SolveReport {
     /// `tr((T-Q) H (T-Q)ᵀ)`, undamped; without a Hessian `‖T-Q‖²`.
     pub loss: f64,
