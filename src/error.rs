@@ -205,6 +205,9 @@ pub enum Error {
         /// The output.
         path: PathBuf,
     },
+    /// Several processes that do one job, and one of them cannot go on.
+    #[error("{0}")]
+    Ranks(#[from] std::io::Error),
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),

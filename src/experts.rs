@@ -114,28 +114,33 @@ pub(crate) struct LayerExperts {
 }
 
 impl LayerExperts {
-    /// What a stage of an expert sees; none where the stage is no expert's, or nothing of it is solved with data.
+    /// What a stage of an expert sees; none where the stage is no expert's, or nothing of it is solved with data. Nothing stands in for tokens where this
+    /// rank does not read it.
     pub(crate) fn sent(
         &mut self,
         streams: &Streams<'_>,
         plan: &Plan,
         track: usize,
-        stage: &Stage,
-        weights: &LayerWeights,
+        (stage, weights): (&Stage, &LayerWeights),
+        reads: bool,
     ) -> Result<Option<(Sent, ExpertCoverage)>, Error> {
         let Part::Expert(expert) = stage.part() else { return Ok(None) };
         let Some(first) = stage.linears.iter().find(|linear| plan.solved_with_data(linear)) else {
             return Ok(None);
         };
-        let tokens = streams.sent_to(track, expert);
+        let tokens = streams.sent_to(track, expert)?;
         let missing = COLD.saturating_sub(tokens);
         let pooled_share = missing as f64 / COLD as f64;
         let coverage = ExpertCoverage { layer: first.id.layer, expert, tokens, pooled_share };
         if missing == 0 {
             return Ok(Some((Sent::default(), coverage)));
         }
+        // Every rank has a part of it.
         if self.pooled.is_none() {
             self.pooled = Some(streams.pooled_inputs(track, POOLED)?);
+        }
+        if !reads {
+            return Ok(Some((Sent::default(), coverage)));
         }
         let inputs = self.pooled.get_or_insert_default();
         let name = first.name.clone();
@@ -177,18 +182,35 @@ impl Spread {
         Self { step: tokens.div_ceil(most).max(1), first: 0, parts: Vec::new() }
     }
 
-    /// Takes some of a window whose attention was run.
-    pub(crate) fn take(&mut self, state: &WindowState) {
-        let Some(input) = state.expert_inputs() else { return };
-        let taken: Vec<usize> = (self.first..input.nrows()).step_by(self.step).collect();
-        self.parts.push(input.select(Axis(0), &taken));
-        self.first = (self.first + self.step - input.nrows() % self.step) % self.step;
+    /// What is taken of the next window, of so many `tokens`.
+    pub(crate) fn next(&mut self, tokens: usize) -> Taken {
+        let taken = (self.first..tokens).step_by(self.step).collect();
+        self.first = (self.first + self.step - tokens % self.step) % self.step;
+        Taken(taken)
+    }
+
+    /// Keeps it.
+    pub(crate) fn keep(&mut self, inputs: Array2<f32>) {
+        // One whose attention was not run has none.
+        if inputs.ncols() > 0 {
+            self.parts.push(inputs);
+        }
     }
 
     /// `[tokens, hidden]`.
     pub(crate) fn finish(self) -> Array2<f32> {
         let parts: Vec<_> = self.parts.iter().map(|part| part.view()).collect();
         ndarray::concatenate(Axis(0), &parts).unwrap_or_default()
+    }
+}
+
+/// Tokens of a window that are taken.
+pub(crate) struct Taken(Vec<usize>);
+
+impl Taken {
+    /// Their inputs, `[tokens, hidden]`, in a window whose attention was run.
+    pub(crate) fn of(&self, state: &WindowState) -> Array2<f32> {
+        state.expert_inputs().map(|inputs| inputs.select(Axis(0), &self.0)).unwrap_or_default()
     }
 }
 

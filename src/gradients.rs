@@ -8,7 +8,10 @@
 //! norm, and weights are over its square.
 //!
 //! Windows are taken in batches whose hidden states before every layer fit a budget; each batch reads the layers twice, forwards and
-//! backwards. The gradients go through the experts of a layer, and none of theirs is kept. The gradients are those of random probes of the Fisher matrix ([`Backward::fisher_probe`]), so no label of the text is used.
+//! backwards. Of several ranks each takes the windows of a batch that are dealt to it in turn, and adds up the second moments of linears dealt in the same
+//! way, whose gradients of all windows it is given. The gradients go through the experts of a layer, and none of theirs is kept. The gradients are those of random probes of the Fisher matrix ([`Backward::fisher_probe`]), so no label of the text is used.
+
+mod moments;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,12 +23,14 @@ use calibration::weights::{AtPrecision, LinearOperator, OuterWeights, Pass, Weig
 use kernels::account::section;
 use kernels::bf16::Precision;
 use kernels::elementwise::{all_finite, sum_of_squares};
+use kernels::ranks::Ranks;
 use model::linear::{Linear, LinearId, Slot};
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView1, ArrayView2};
-use quantizer::output::{OutputHessian, OutputHessianAccumulator};
+use quantizer::output::OutputHessian;
 use rayon::prelude::*;
 
+use self::moments::{Moments, agreed, of_all_windows};
 use crate::error::Error;
 use crate::journal::{Journal, KeptGradients};
 use crate::memory::Memory;
@@ -84,9 +89,9 @@ impl LayerGradients {
 }
 
 /// What was gathered of all layers.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Gathered {
-    outputs: BTreeMap<LinearId, OutputHessian>,
+    moments: Moments,
     /// By layer and place of the stage; then by window and token.
     tokens: BTreeMap<(usize, usize), Vec<Vec<f32>>>,
 }
@@ -98,15 +103,16 @@ pub(crate) fn gather(
     plans: &[&Plan],
     windows: &[Vec<u32>],
     precision: Precision,
-    (journal, memory): (&mut Journal, Memory),
+    (journal, memory, ranks): (&mut Journal, Memory, &dyn Ranks),
     progress: &dyn Progress,
 ) -> Result<KeptGradients, Error> {
     if let Some(kept) = journal.gradients()? {
         return Ok(kept);
     }
-    let Gathered { mut outputs, tokens } =
-        gather_all(model, source, plans, windows, precision, (&*journal, memory), progress)?;
-    let outputs = model.linears().filter_map(|linear| Some((linear, outputs.remove(&linear.id)?)));
+    let kept = (&*journal, memory, ranks);
+    let Gathered { mut moments, tokens } =
+        gather_all(model, source, plans, windows, precision, kept, progress)?;
+    let outputs = model.linears().filter_map(|linear| moments.finish(linear, ranks).transpose());
     journal.keep_gradients(outputs, tokens.into_iter())?;
     journal.gradients()?.ok_or_else(|| Error::Internal("the journal lost the gradients".to_owned()))
 }
@@ -118,7 +124,7 @@ fn gather_all(
     plans: &[&Plan],
     windows: &[Vec<u32>],
     precision: Precision,
-    (journal, memory): (&Journal, Memory),
+    (journal, memory, ranks): (&Journal, Memory, &dyn Ranks),
     progress: &dyn Progress,
 ) -> Result<Gathered, Error> {
     let asked: BTreeMap<LinearId, &Linear> =
@@ -131,7 +137,7 @@ fn gather_all(
     let probed: Vec<&Vec<u32>> = (0..count).map(|k| &windows[k * windows.len() / count]).collect();
     let tokens = probed.iter().map(|window| window.len()).max().unwrap_or(0);
     let layers = model.layers.len();
-    let batch = memory.gradient_windows(batch(model, count, tokens));
+    let batch = agreed(ranks, memory.gradient_windows(batch(model, count, tokens)))? * ranks.size();
     let batches = count.div_ceil(batch);
     let mut probe = Probe {
         model,
@@ -141,27 +147,26 @@ fn gather_all(
         head: head(model, source)?.iter().map(|slice| slice.at(precision, Pass::Both)).collect(),
         precision,
         kept: Kept {
-            moments: asked
-                .values()
-                .map(|l| (l.id, OutputHessianAccumulator::new(l.out_features).with_precision(precision)))
-                .collect(),
+            moments: Moments::of(asked.into_values(), precision, ranks),
             tokens: weighed.into_iter().map(|stage| (stage, Vec::with_capacity(count))).collect(),
         },
+        ranks,
         progress,
     };
     progress.phase("weighing outputs", 2 * layers * batches);
     for (number, windows) in probed.chunks(batch).enumerate() {
-        probe.run(windows, (number * batch) as u64, memory.history(journal)?)?;
+        let first = number * batch;
+        let windows = windows.iter().zip(first..).filter(|&(_, number)| ranks.owns(number));
+        let own: Vec<(u64, &Vec<u32>)> = windows.map(|(&window, number)| (number as u64, window)).collect();
+        probe.run(&own, (first..count.min(first + batch)).len(), memory.history(journal)?)?;
     }
     progress.finish();
-    let finish = |(id, moment): (LinearId, OutputHessianAccumulator)| {
-        let linear = asked[&id].name.clone();
-        Ok::<_, Error>((id, moment.finish().map_err(|source| Error::Statistics { linear, source })?))
-    };
-    let outputs = probe.kept.moments.into_iter().map(finish).collect::<Result<_, Error>>()?;
-    let mut tokens = probe.kept.tokens;
-    tokens.values_mut().for_each(|roots| normalize(roots));
-    Ok(Gathered { outputs, tokens })
+    let Kept { moments, mut tokens } = probe.kept;
+    for roots in tokens.values_mut() {
+        *roots = of_all_windows(ranks, std::mem::take(roots), count)?;
+        normalize(roots);
+    }
+    Ok(Gathered { moments, tokens })
 }
 
 /// Windows of `tokens` each that go back together, of `count`, where memory is not bounded.
@@ -178,12 +183,14 @@ struct Probe<'a> {
     head: Vec<LinearOperator>,
     precision: Precision,
     kept: Kept,
+    ranks: &'a dyn Ranks,
     progress: &'a dyn Progress,
 }
 
 /// What is being gathered.
 struct Kept {
-    moments: BTreeMap<LinearId, OutputHessianAccumulator>,
+    moments: Moments,
+    /// Of this rank's windows.
     tokens: BTreeMap<(usize, usize), Vec<Vec<f32>>>,
 }
 
@@ -193,11 +200,16 @@ impl Probe<'_> {
         AtPrecision { source: self.source, precision: self.precision, pass }
     }
 
-    /// One batch of windows, the first of them the `first` of all; `before` takes the residual streams before each layer.
-    fn run(&mut self, windows: &[&Vec<u32>], first: u64, mut before: History) -> Result<(), Error> {
-        let seen = format!("windows {} to {}", first + 1, first + windows.len() as u64);
-        let embed =
-            |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
+    /// This rank's windows, with their numbers, of a batch of so many windows; `before` takes the residual streams before each layer.
+    fn run(&mut self, windows: &[(u64, &Vec<u32>)], batch: usize, mut before: History) -> Result<(), Error> {
+        let numbers: Vec<u64> = windows.iter().map(|&(number, _)| number).collect();
+        let seen = match numbers[..] {
+            [first, .., last] => format!("windows {} to {}", first + 1, last + 1),
+            _ => format!("{} windows", numbers.len()),
+        };
+        let embed = |(_, tokens): &(u64, &Vec<u32>)| {
+            self.forward.embed(self.source, tokens, 0).map_err(Error::from_source)
+        };
         let forward = section("gradients, forward");
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         for layer in &self.model.layers {
@@ -207,7 +219,7 @@ impl Probe<'_> {
             let weights = self.rounded(Pass::Forward);
             self.forward.advance_windows(layer, &weights, &mut states).map_err(Error::from_source)?;
             let place = || format!("layer {}", layer.index);
-            demand_finite(first, states.iter().map(WindowState::hidden), &place)?;
+            demand_finite(&numbers, states.iter().map(WindowState::hidden), &place)?;
             self.progress.step("");
         }
         drop(forward);
@@ -216,11 +228,11 @@ impl Probe<'_> {
         let head = Head { outer: &self.outer, slices: &self.head };
         let mut gradients: Vec<Array2<f32>> = states
             .par_iter()
-            .enumerate()
-            .map(|(place, state)| backward.fisher_probe(head, state.hidden(), first + place as u64))
+            .zip(&numbers)
+            .map(|(state, &number)| backward.fisher_probe(head, state.hidden(), number))
             .collect();
         drop(states);
-        demand_finite(first, gradients.iter().map(|gradient| gradient.view()), &|| {
+        demand_finite(&numbers, gradients.iter().map(|gradient| gradient.view()), &|| {
             "gradient of the logits".to_owned()
         })?;
         for layer in self.model.layers.iter().rev() {
@@ -241,10 +253,10 @@ impl Probe<'_> {
             gradients = passed.map_err(Error::from_source)?;
             for (place, stage) in layer.stages.iter().enumerate().filter(|(_, s)| s.part().expert().is_none())
             {
-                self.kept.take(layer, place, stage, &mut back)?;
+                self.kept.take((layer, place, stage), &mut back, (batch, self.ranks))?;
             }
             let place = || format!("gradient before layer {}", layer.index);
-            demand_finite(first, gradients.iter().map(|gradient| gradient.view()), &place)?;
+            demand_finite(&numbers, gradients.iter().map(|gradient| gradient.view()), &place)?;
             self.progress.step("");
         }
         Ok(())
@@ -252,13 +264,12 @@ impl Probe<'_> {
 }
 
 impl Kept {
-    /// Takes from the gradients of a stage's outputs what is asked for.
+    /// Takes from the gradients of a stage's outputs what is asked for, in a batch of so many windows.
     fn take(
         &mut self,
-        layer: &Layer,
-        place: usize,
-        stage: &Stage,
+        (layer, place, stage): (&Layer, usize, &Stage),
         back: &mut [OutputGradients],
+        (batch, ranks): (usize, &dyn Ranks),
     ) -> Result<(), Error> {
         let _section = section("gradients, moments");
         let mut weights: Option<Vec<Vec<f32>>> = self.tokens.contains_key(&(layer.index, place)).then(|| {
@@ -268,23 +279,21 @@ impl Kept {
             back.iter().map(|passed| vec![0.0; of_window(passed)]).collect()
         });
         for linear in &stage.linears {
-            let mut moment = self.moments.get_mut(&linear.id);
             let slot = linear.id.slot();
             let cut = |passed: &mut OutputGradients| passed.remove(&slot).map(cut);
             let gradients: Vec<Option<(Array2<f32>, Vec<f32>)>> = back.par_iter_mut().map(cut).collect();
+            let mut of_windows = Vec::with_capacity(gradients.len());
             for (window, passed) in gradients.into_iter().enumerate() {
-                let Some((gradients, norms)) = passed else { continue };
+                // A stage that a window did not pass has no gradient of it.
+                let (gradients, norms) = passed.unwrap_or_default();
                 if let Some(weights) = &mut weights {
                     for (weight, norm) in weights[window].iter_mut().zip(norms) {
                         *weight += norm.powi(2).max(LEAST_WEIGHT) / stage.linears.len() as f32;
                     }
                 }
-                if let Some(moment) = &mut moment {
-                    moment
-                        .observe(gradients.view())
-                        .map_err(|source| Error::Statistics { linear: linear.name.clone(), source })?;
-                }
+                of_windows.push(gradients);
             }
+            self.moments.observe(linear, of_windows, (batch, ranks))?;
         }
         if let (Some(all), Some(mut weights)) = (self.tokens.get_mut(&(layer.index, place)), weights) {
             weights.iter_mut().flatten().for_each(|weight| *weight = weight.sqrt());
@@ -324,16 +333,16 @@ fn normalize(roots: &mut [Vec<f32>]) {
     }
 }
 
-/// Names the window of the first matrix that is not finite; the first of all is that of window `first`.
+/// Names the window of the first matrix that is not finite, by its number.
 fn demand_finite<'a>(
-    first: u64,
+    numbers: &[u64],
     windows: impl Iterator<Item = ArrayView2<'a, f32>>,
     place: &dyn Fn() -> String,
 ) -> Result<(), Error> {
-    for (number, window) in windows.enumerate() {
+    for (window, &number) in windows.zip(numbers) {
         let finite = window.as_slice().map_or_else(|| window.iter().all(|x| x.is_finite()), all_finite);
         if !finite {
-            let window = first as usize + number;
+            let window = number as usize;
             return Err(CalibrationError::NotFinite { window, place: place() }.into());
         }
     }

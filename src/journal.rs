@@ -14,7 +14,7 @@
 //!
 //! All but the states are segments ([`formats::segment`]), which are there as a whole or not at all; states are synced before the layer that
 //! vouches for them. Nothing else is kept: the outputs themselves are begun anew and filled from the journal, so that a process may die at
-//! any moment. The same states are spilled here where memory does not hold them ([`calibration::activations`]). Two processes cannot have one journal: it is locked as the staging directories are. It goes when the run is done.
+//! any moment. A run of several ranks ([`kernels::ranks`]) keeps no layers: nothing goes on from it. The same states are spilled here where memory does not hold them ([`calibration::activations`]). Two processes cannot have one journal: it is locked as the staging directories are. It goes when the run is done.
 
 mod fingerprint;
 mod layers;
@@ -31,6 +31,7 @@ use formats::checkpoint::Stamp;
 use formats::files::{self, OwnDirectory};
 use formats::output::hidden_beside;
 use formats::segment::{Segment, SegmentWriter};
+use kernels::ranks::Ranks;
 use kernels::stripes::Store;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,8 @@ pub(crate) struct Journal {
     directory: OwnDirectory,
     /// Layers that are whole.
     layers: usize,
+    /// Whether the next run may go on from it.
+    lasting: bool,
     /// Whether there is anything that the next run would go on from.
     holds: bool,
     /// Whether it held anything when the run began: then a command that is refused leaves it as it is.
@@ -83,13 +86,41 @@ pub(crate) struct Placed {
 impl Journal {
     /// The journal of a job's output, empty where there was none or where the job is to begin anew.
     pub(crate) fn claim(job: &QuantizeJob) -> Result<Self, Error> {
-        let place = place(job);
+        Self::claim_at(job, place(job))
+    }
+
+    /// That of one of several ranks: rank 0's is in the journal's place, where nothing may be that an earlier run left; the others' are beside, and
+    /// begin anew. All are gone when the run is over.
+    pub(crate) fn claim_among(job: &QuantizeJob, ranks: &dyn Ranks) -> Result<Self, Error> {
+        if ranks.is_alone() {
+            return Self::claim(job);
+        }
+        let first = ranks.is_first();
+        let ending = format!("journal-{}", ranks.rank());
+        let (place, job) = match first {
+            true => (place(job), job.clone()),
+            false => (hidden_beside(&job.output, &ending), QuantizeJob { fresh: true, ..job.clone() }),
+        };
+        let mut journal = Self::claim_at(&job, place)?;
+        if journal.holds {
+            let problem =
+                "is the journal of a run of one process, and several do not go on from it".to_owned();
+            let hint = "give the command to one process, or begin anew with --fresh";
+            return Err(Error::NotSuitable { path: journal.place().to_owned(), problem, hint });
+        }
+        journal.lasting = false;
+        journal.be_done()?;
+        Ok(journal)
+    }
+
+    fn claim_at(job: &QuantizeJob, place: PathBuf) -> Result<Self, Error> {
         let parents = place.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
         let made = parents.take_while(|parent| !parent.exists()).map(Path::to_owned).collect();
         let directory = OwnDirectory::claim(&place).map_err(|error| unwritable(&place, error))?;
         let mut journal = Self {
             directory,
             layers: 0,
+            lasting: true,
             // Until it is known: what cannot be read is not thrown away.
             holds: true,
             held: false,
@@ -125,6 +156,7 @@ impl Journal {
     pub(crate) fn agree(&mut self, job: &Fingerprint) -> Result<(), Error> {
         if std::mem::take(&mut self.stale) {
             self.erase()?;
+            self.be_done()?;
         }
         match files::read_own(&self.path(JOB), MOST_JSON)? {
             Some(bytes) if self.holds => {
@@ -184,13 +216,14 @@ impl Journal {
         self.placed.insert(absolute(place), Placed { record, tensor_bytes, adapter });
         let json = serde_json::to_vec_pretty(&self.placed).map_err(|e| Error::Internal(e.to_string()))?;
         files::replace(&self.path(PLACED), &json)?;
-        self.holds = true;
+        self.holds = self.lasting;
         Ok(())
     }
 
-    /// A file for one stream's states behind a layer.
-    pub(crate) fn states(&self, layer: usize, stream: usize) -> Result<Arc<StateFile>, Error> {
-        StateFile::create(&self.path(&states::name(layer, stream))).map(Arc::new)
+    /// A file for one stream's states behind a layer, where they are kept.
+    pub(crate) fn states(&self, layer: usize, stream: usize) -> Result<Option<Arc<StateFile>>, Error> {
+        let create = || StateFile::create(&self.path(&states::name(layer, stream))).map(Arc::new);
+        self.lasting.then(create).transpose()
     }
 
     /// Room for what memory does not hold; it is gone when the process is.
@@ -207,6 +240,11 @@ impl Journal {
     pub(crate) fn remove(self) -> Result<(), Error> {
         self.erase()?;
         Ok(self.directory.remove()?)
+    }
+
+    /// Marks one that nothing goes on from, so that what is left of a killed run goes with the next.
+    fn be_done(&self) -> Result<(), Error> {
+        if self.lasting { Ok(()) } else { Ok(files::replace(&self.path(DONE), b"")?) }
     }
 
     /// Removes what is in it, as a mark says until all else is gone.

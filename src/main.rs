@@ -3,14 +3,16 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::FromArgMatches;
 use clap::error::ErrorKind;
+use kernels::ranks::{Alone, Failure, Ranks};
 use quantc::cli::{self, Cli, Command, RunArgs};
 use quantc::error::Error;
 use quantc::export::ExportFile;
 use quantc::generate::Speaker;
-use quantc::progress::{LogFormat, Terminal, Verbosity, printable};
+use quantc::progress::{LogFormat, Silent, Terminal, Verbosity, printable};
 use quantc::render::comparison::comparison;
 use quantc::render::text;
 use serde::Serialize;
@@ -24,28 +26,72 @@ fn main() -> ExitCode {
             print_panic(panic);
         }
     }));
+    let ranks = match ranks() {
+        Ok(ranks) => ranks,
+        Err(error) => {
+            Terminal::default().fail(&error);
+            return ExitCode::from(error.exit_code());
+        }
+    };
     let read = cli::command().try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
     let cli = match read {
         Ok(cli) => cli,
-        Err(error) => return unread(&error),
+        Err(error) => {
+            if ranks.is_first() {
+                let asked = is_asked_for(&error);
+                unread(&error, asked);
+                let failure = Failure { code: 1, problem: error.to_string(), rank: 0 };
+                return ending(ranks.end((!asked).then_some(failure)));
+            }
+            let problem = "its command line is not one of `quantize`".to_owned();
+            return ending(ranks.end(Some(Failure { code: 1, problem, rank: ranks.rank() })));
+        }
     };
     let terminal = cli.log.terminal();
     let known = cli.architecture.as_deref().map_or(Ok(()), quantc::described::add_architecture);
     let ready = known.and_then(|()| start_threads(cli.command.threads()));
-    match ready.and_then(|()| on_a_thread_of_the_pool(|| run(cli.command, &terminal))) {
-        Ok(()) => ExitCode::SUCCESS,
+    let done = ready.and_then(|()| on_a_thread_of_the_pool(|| run(cli.command, &ranks, &terminal)));
+    let error = match done {
         // Whoever reads has read enough.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal.fail(&error);
-            ExitCode::from(error.exit_code())
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => None,
+        done => done.err(),
+    };
+    let own = error.as_ref().map(|error| Failure {
+        code: error.exit_code(),
+        problem: error.to_string(),
+        rank: ranks.rank(),
+    });
+    // Rank 0 speaks for all, and before the others are told to end.
+    let ended = ranks.known_failure().filter(|_| own.is_some()).or(own);
+    match (&error, &ended) {
+        _ if !ranks.is_first() => {}
+        (_, Some(Failure { rank, problem, .. })) if *rank != 0 => {
+            terminal.fail(&Error::Ranks(std::io::Error::other(format!(
+                "rank {rank} of {}: {problem}",
+                ranks.size()
+            ))));
         }
+        (Some(error), _) => terminal.fail(error),
+        _ => {}
     }
+    ending(ranks.end(ended))
+}
+
+fn ending(failure: Option<Failure>) -> ExitCode {
+    failure.map_or(ExitCode::SUCCESS, |failure| ExitCode::from(failure.code))
+}
+
+/// The processes of this run: those that it was started with by MPI, or itself alone.
+fn ranks() -> Result<Arc<dyn Ranks>, Error> {
+    #[cfg(feature = "mpi")]
+    if let Some(ranks) = quantc::over_mpi::join()? {
+        return Ok(ranks);
+    }
+    Ok(Alone::ranks())
 }
 
 /// Ends without a command: with what was asked for, as help, or with what is wrong.
-fn unread(error: &clap::Error) -> ExitCode {
-    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+fn unread(error: &clap::Error, asked: bool) {
     let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     if !asked && cli::asks_for_json(&words) {
         Terminal::new(Verbosity::Normal, LogFormat::Json).fail(&cli::unreadable(error));
@@ -53,18 +99,33 @@ fn unread(error: &clap::Error) -> ExitCode {
         // A closed pipe is no reason to complain about the help text.
         let _ = error.print();
     }
-    ExitCode::from(u8::from(!asked))
 }
 
-fn run(command: Command, terminal: &Terminal) -> Result<(), Error> {
+/// Whether it is no error but what was asked for.
+fn is_asked_for(error: &clap::Error) -> bool {
+    matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+}
+
+fn run(command: Command, ranks: &Arc<dyn Ranks>, terminal: &Terminal) -> Result<(), Error> {
     match command {
+        // What is told and written is rank 0's.
+        Command::Quantize(arguments) if !ranks.is_first() => {
+            quantc::quantize_among(&arguments.into_job()?, ranks, &Silent).map(drop)
+        }
+        _ if !ranks.is_alone() && !matches!(command, Command::Quantize(_)) => {
+            let problem = format!(
+                "{} processes were started, and only `quantize` is the work of several",
+                ranks.size()
+            );
+            Err(Error::CommandLine { problem, hint: None })
+        }
         Command::Quantize(arguments) => {
             let export = prepare(arguments.run())?;
             let job = arguments.into_job()?;
             if let Some(export) = &export {
                 export.demand_outside("--export-json", &job.output)?;
             }
-            let reports = quantc::quantize(&job, listening(terminal)?)?;
+            let reports = quantc::quantize_among(&job, ranks, listening(terminal)?)?;
             tell(export.as_ref(), &text::reports(&reports))?;
             match reports.as_slice() {
                 [report] => export_json(export, report),

@@ -92,7 +92,7 @@ pub(crate) fn sees_head_input(plan: &Plan, model: &Model) -> bool {
         && find(plan.treatment(&head).solver).is_some_and(quantizer::solver::Solver::needs_hessian)
 }
 
-/// The embedding's or the head's solution in the track of this number; none where it stays in 16 bit.
+/// The embedding's or the head's solution in the track of this number; none where it stays in 16 bit, or where rank 0 solves it.
 pub(crate) fn solve(
     linear: &Linear,
     plan: &Plan,
@@ -105,7 +105,10 @@ pub(crate) fn solve(
     let treatment = plan.treatment(linear);
     let hessian = match streams.filter(|_| linear.id.role == Role::Head && sees_head_input(plan, model)) {
         None => None,
-        Some((streams, track)) => Some(head_hessian(linear, source, treatment, streams, track)?),
+        Some((streams, track)) => match head_hessian(linear, source, treatment, streams, track)? {
+            None => return Ok(None),
+            seen => seen,
+        },
     };
     let fail = |source| Error::Solve { linear: linear.name.clone(), source };
     let (mut parts, mut losses): (Vec<QuantizedTensor>, Losses) = (Vec::new(), Losses::default());
@@ -173,17 +176,21 @@ fn rows(
     }
 }
 
-/// Of the head's input over all windows.
+/// Of the head's input over all windows, on rank 0.
 fn head_hessian(
     linear: &Linear,
     source: &dyn WeightSource,
     treatment: &Treatment,
     streams: &Streams<'_>,
     track: usize,
-) -> Result<PreparedHessian, Error> {
+) -> Result<Option<PreparedHessian>, Error> {
     let fail = |source| Error::Statistics { linear: linear.name.clone(), source };
     let outer = source.outer().map_err(Error::from_source)?;
     let mut accumulator = HessianAccumulator::new(linear.in_features);
     streams.see_head_input(track, &outer, &mut |input| accumulator.observe(input).map_err(fail))?;
-    accumulator.finish().and_then(|hessian| hessian.prepare(&treatment.settings, None)).map_err(fail)
+    if !streams.ranks().is_first() {
+        return Ok(None);
+    }
+    let hessian = accumulator.finish().map_err(fail)?;
+    hessian.prepare(&treatment.settings, None).map(Some).map_err(fail)
 }

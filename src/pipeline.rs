@@ -1,8 +1,11 @@
 //! The method, on one page: staged execution of the calibration windows, one solve for each linear, packed tensors written as they come.
 
+use std::sync::Arc;
+
 use formats::model_writer::ModelWriter;
 use kernels::account::section;
 use kernels::bf16::Precision;
+use kernels::ranks::Ranks;
 use model::graph::StageInput;
 use model::linear::{Linear, Part};
 use model::{Layer, Model, Stage};
@@ -27,7 +30,7 @@ use crate::progress::{Progress, go_on};
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::scales::{self, LearnedScales, Solved};
-use crate::solving::{self, Place, Task, observe, recover};
+use crate::solving::{self, Deal, Place, Task, observe, recover};
 use crate::statistics::StageStatistics;
 use crate::streams::Streams;
 
@@ -66,17 +69,22 @@ pub(crate) struct Track<'t> {
     pub(crate) scale_passes: usize,
     /// Solutions that wait for that.
     waiting: Vec<Solved>,
+    /// Whether what is written is another rank's.
+    elsewhere: bool,
+    /// Whether rank 0 writes adapters.
+    corrected: bool,
 }
 
 /// Quantizes every layer of `model`, whose weights `source` gives, once for each track, and hands the solutions to its writers. Layers that
-/// `journal` has are not solved again.
+/// `journal` has are not solved again. Of several ranks rank 0 alone has writers, and all return with the same outcomes but for what is learned and
+/// written.
 pub(crate) fn quantize_layers(
     model: &Model,
     source: &dyn WeightSource,
     tracks: &mut [Track<'_>],
     inputs: Inputs<'_>,
     mut importance: Option<&mut ImportanceGatherer>,
-    (journal, memory): (&mut Journal, Memory),
+    (journal, memory, ranks): (&mut Journal, Memory, &Arc<dyn Ranks>),
     progress: &dyn Progress,
 ) -> Result<Vec<Outcome>, Error> {
     let plans: Vec<&Plan> = tracks.iter().map(|track| track.plan).collect();
@@ -92,12 +100,12 @@ pub(crate) fn quantize_layers(
     let (mut gradients, mut streams) = (None, None);
     if let Inputs::Windows(windows, precision) = inputs {
         if !left.is_empty() {
-            let kept = (&mut *journal, memory);
+            let kept = (&mut *journal, memory, &**ranks);
             gradients = Some(gradients::gather(model, source, &plans, windows, precision, kept, progress)?);
         }
         if !left.is_empty() || sees_head_input {
             let shown = importance.is_some();
-            let kept = (&*journal, memory);
+            let kept = (&*journal, memory, ranks);
             streams = Some(Streams::start(model, source, &plans, windows, shown, precision, kept)?);
         }
     }
@@ -105,6 +113,7 @@ pub(crate) fn quantize_layers(
         Inputs::Windows(windows, _) => windows.iter().map(Vec::len).sum(),
         Inputs::MeanSquares(_) => 0,
     };
+    let mut deal = Deal::among(ranks.size());
     progress.phase("quantizing", left.len());
     for layer in left {
         let mut entry = journal.begin_layer(layer, tracks.len())?;
@@ -133,14 +142,16 @@ pub(crate) fn quantize_layers(
             let grids = tracks.iter().zip(&quantized);
             let grids = grids.map(|(track, weights)| grids::of_stage(track.plan, stage, weights));
             let grids = grids.collect::<Result<Vec<_>, Error>>()?;
+            let solvers = deal.stage(&grids);
             let shelf = memory.shelf(&plans, stage, journal)?;
             let mut all_seen = Vec::with_capacity(tracks.len());
             for (number, track) in tracks.iter().enumerate() {
                 go_on(progress)?;
                 all_seen.push(match (&streams, inputs) {
                     (Some(streams), _) => {
-                        let sent =
-                            experts[number].sent(streams, track.plan, number, stage, &quantized[number])?;
+                        let readers = track.readers(&solvers[number]);
+                        let (reads, part) = (readers.contains(&ranks.rank()), (stage, &quantized[number]));
+                        let sent = experts[number].sent(streams, track.plan, number, part, reads)?;
                         let (sent, coverage) = sent.unzip();
                         outcomes[number].cover(coverage);
                         let place = Place { layer, stage: place, track: number };
@@ -152,7 +163,7 @@ pub(crate) fn quantize_layers(
                             streams,
                             &gradients,
                             sent,
-                            &shelf,
+                            (&shelf, readers),
                         )?
                     }
                     (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
@@ -171,7 +182,8 @@ pub(crate) fn quantize_layers(
                 Some(streams) => streams.advance_original(layer, place, original, journal),
                 None => Ok(()),
             };
-            let mut ahead = solving::ahead(&tasks, advance)?.into_iter();
+            let solvers = (&solvers.concat()[..], &**ranks);
+            let mut ahead = solving::ahead(&tasks, solvers, advance)?.into_iter();
             for (number, (track, seen)) in tracks.iter_mut().zip(all_seen).enumerate() {
                 let weights = &mut quantized[number];
                 for &grid in &grids[number] {
@@ -211,6 +223,9 @@ pub(crate) fn quantize_layers(
         track.quantize_outer(&model.head_linear(), model, source, streams, outcome, progress)?;
     }
     drop(streams);
+    if !ranks.is_first() {
+        return Ok(outcomes);
+    }
     for (number, (track, outcome)) in tracks.iter_mut().zip(&mut outcomes).enumerate() {
         if let Inputs::Windows(windows, _) = inputs {
             let waiting = &mut track.waiting;
@@ -264,9 +279,19 @@ fn restore(
 }
 
 impl<'t> Track<'t> {
-    /// Without outputs so far.
-    pub(crate) fn new(plan: &'t Plan, scale_passes: usize) -> Self {
-        Self { plan, writers: Vec::new(), adapters: None, scale_passes, waiting: Vec::new() }
+    /// Without outputs so far; of several ranks whether this is the one that has them, and whether adapters are written.
+    pub(crate) fn new(plan: &'t Plan, scale_passes: usize, first: bool, corrected: bool) -> Self {
+        let (writers, waiting) = (Vec::new(), Vec::new());
+        Self { plan, writers, adapters: None, scale_passes, waiting, elsewhere: !first, corrected }
+    }
+
+    /// The ranks that look at what is gathered of a stage whose linears these solve.
+    fn readers(&self, solvers: &[usize]) -> Vec<usize> {
+        let mut readers = solvers.to_vec();
+        readers.extend(self.corrected.then_some(0));
+        readers.sort_unstable();
+        readers.dedup();
+        readers
     }
 
     /// Writes the solution of a linear, and puts its values in the weight's place.
@@ -307,7 +332,9 @@ impl<'t> Track<'t> {
         tensor: QuantizedTensor,
         outcome: &mut Outcome,
     ) -> Result<(), Error> {
-        if self.scale_passes > 0 {
+        if self.elsewhere {
+            Ok(())
+        } else if self.scale_passes > 0 {
             self.waiting.push(Solved { linear: linear.clone(), tensor });
             Ok(())
         } else {
@@ -325,6 +352,9 @@ impl<'t> Track<'t> {
         outcome: &mut Outcome,
         progress: &dyn Progress,
     ) -> Result<(), Error> {
+        if self.elsewhere && !(streams.is_some() && outer::sees_head_input(self.plan, model)) {
+            return Ok(());
+        }
         match outer::solve(linear, self.plan, model, source, streams, progress)? {
             None => Ok(()),
             Some(solution) => {

@@ -1,17 +1,20 @@
 //! `quantize`: plan, solve, write, verify, put in place, measure.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use calibration::transforms::Transformed;
 use calibration::weights::WeightSource;
 use formats::output::OutputDirectory;
 use formats::side_files::REPORT;
 use kernels::account;
+use kernels::ranks::{Alone, Ranks};
 use model::Model;
 
 use crate::budget::Options;
 use crate::card::{Card, Origin};
 use crate::error::Error;
+use crate::exchange;
 use crate::experts;
 use crate::hub;
 use crate::importance::{ImportanceFile, ImportanceGatherer, MeanSquares};
@@ -43,9 +46,25 @@ use crate::work;
 /// Whatever keeps the job from being done; nothing half-written stays but the journal. Outputs that were written and verified stay even if
 /// measuring them fails.
 pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report>, Error> {
+    quantize_among(job, &Alone::ranks(), progress)
+}
+
+/// The same by several ranks, each of which calls it with the same job. What is written, told and reported is rank 0's; the others have no report. Bytes
+/// are those of one process.
+///
+/// # Errors
+/// As [`quantize`]; a rank that does not do what rank 0 does, and what keeps ranks from telling each other.
+pub fn quantize_among(
+    job: &QuantizeJob,
+    ranks: &Arc<dyn Ranks>,
+    progress: &dyn Progress,
+) -> Result<Vec<Report>, Error> {
     demand_wanted(job)?;
-    let mut journal = Journal::claim(job)?;
-    match quantize_from(job, &mut journal, progress) {
+    // Nothing is measured but by rank 0.
+    let evaluation = job.evaluation.clone().filter(|_| ranks.is_first());
+    let job = &QuantizeJob { evaluation, ..job.clone() };
+    let mut journal = Journal::claim_among(job, &**ranks)?;
+    match quantize_from(job, &mut journal, ranks, progress) {
         Err(Error::Interrupted) if journal.holds_anything() => {
             Err(Error::InterruptedWithJournal { path: journal.place().to_owned() })
         }
@@ -67,17 +86,23 @@ pub fn quantize(job: &QuantizeJob, progress: &dyn Progress) -> Result<Vec<Report
 fn quantize_from(
     job: &QuantizeJob,
     journal: &mut Journal,
+    ranks: &Arc<dyn Ranks>,
     progress: &dyn Progress,
 ) -> Result<Vec<Report>, Error> {
     account::start(resources::now);
     let watch = Stopwatch::start();
     let mut phases = Phases::start();
     let places = job.places();
-    demand_places(job, &places, journal)?;
-    demand_apart(job)?;
-    let importance =
-        job.export_imatrix.as_deref().map(|path| ImportanceFile::create(path, &job.output)).transpose()?;
-    let source = StoredModel::open_source(&hub::model_directory(&job.model, progress)?)?;
+    let first = ranks.is_first();
+    let mut importance = None;
+    if first {
+        demand_places(job, &places, journal)?;
+        demand_apart(job)?;
+        let create = |path| ImportanceFile::create(path, &job.output);
+        importance = job.export_imatrix.as_deref().map(create).transpose()?;
+    }
+    let directory = exchange::first(&**ranks, || hub::model_directory(&job.model, progress))?;
+    let source = StoredModel::open_source(&directory)?;
     quantized_source(&source).iter().for_each(|note| progress.warn(note));
     let read = journal::files_read(&source)?.into_iter().map(|(_, path)| path);
     journal.watch(source.checkpoint.stamp()?.with_files(read)?);
@@ -90,7 +115,9 @@ fn quantize_from(
     let solved: Vec<&Plan> = groups(&plans).iter().map(|group| &plans[group[0]]).collect();
     let memory = Memory::demand(job, &source.model, &solved)?;
     memory.hold();
-    demand_space(job, &source.model, &plans, (journal, memory))?;
+    if first {
+        demand_space(job, &source.model, &plans, (journal, memory))?;
+    }
     let options = job.budget.map(|budget| Options::find(&source, &plans[0], job, budget)).transpose()?;
     // It must have what each of them asks for; the one that asks for most has all.
     let read = |path: &Path| {
@@ -101,13 +128,15 @@ fn quantize_from(
         )
     };
     let known = job.imatrix.as_deref().map(read).transpose()?.flatten();
-    journal.agree(&Fingerprint::of(job, &source, progress)?)?;
+    let fingerprint = exchange::first(&**ranks, || Fingerprint::of(job, &source, progress))?;
+    exchange::demand_same(&**ranks, &fingerprint)?;
+    journal.agree(&fingerprint)?;
     if journal.holds_anything() {
         let (layers, of, path) = (journal.layers(), source.model.layers.len(), journal.place().display());
         progress.note(&format!("going on from {path}: {layers} of {of} layers are done"));
     }
     // Text is read first: an hour of work must not end at a misspelled file name.
-    let gathers = options.is_some() || importance.is_some();
+    let gathers = options.is_some() || job.export_imatrix.is_some();
     let known_inputs = known.as_ref();
     let told = (&mut phases, progress);
     let reading = account::section("reading text");
@@ -135,17 +164,19 @@ fn quantize_from(
         }
     };
 
-    // None for those that an earlier process put in their places.
+    // None for those that an earlier process put in their places, or that another rank writes.
     let opened = plans.iter().zip(&places).map(|(plan, place)| match journal.placed(place) {
         Some(_) => Ok(None),
+        None if !first => Ok(None),
         None => OpenOutput::begin(&source, transformed.as_ref(), plan, job, place).map(Some),
     });
     let mut outputs = opened.collect::<Result<Vec<_>, Error>>()?;
     let groups = groups(&plans);
     // An adapter corrects what the solver left.
     let scale_passes = if job.adapter_rank.is_none() { job.recipe.scale_passes() } else { 0 };
+    let corrected = job.adapter_rank.is_some();
     let mut tracks: Vec<Track<'_>> =
-        groups.iter().map(|group| Track::new(&plans[group[0]], scale_passes)).collect();
+        groups.iter().map(|group| Track::new(&plans[group[0]], scale_passes, first, corrected)).collect();
     for (number, output) in outputs.iter_mut().enumerate() {
         let track = groups.iter().position(|group| group.contains(&number)).unwrap_or(0);
         if let Some((writer, adapters)) = output.as_mut().map(OpenOutput::sinks) {
@@ -153,7 +184,7 @@ fn quantize_from(
             tracks[track].adapters = adapters;
         }
     }
-    let mut gathered = importance.as_ref().map(|_| ImportanceGatherer::default());
+    let mut gathered = job.export_imatrix.as_ref().map(|_| ImportanceGatherer::default());
     let precision = precision::settle(&plans);
     let inputs = known.as_ref().map_or(Inputs::Windows(&texts.windows, precision), Inputs::MeanSquares);
     let count = |windows: &[Vec<u32>]| windows.iter().map(Vec::len).sum();
@@ -165,11 +196,15 @@ fn quantize_from(
     let left = model.layers.len().saturating_sub(journal.layers());
     let solved: Vec<&Plan> = groups.iter().map(|group| &plans[group[0]]).collect();
     progress.expect(&work::phases(job, model, &solved, plans.len(), tokens, precision, left));
-    let kept = (&mut *journal, memory);
+    let kept = (&mut *journal, memory, ranks);
     let outcomes =
         pipeline::quantize_layers(model, weights, &mut tracks, inputs, gathered.as_mut(), kept, progress)?;
     drop(tracks);
     drop(texts.windows);
+    let costs = exchange::costs(&**ranks, watch.read())?;
+    if !first {
+        return Ok(Vec::new());
+    }
     for outcome in &outcomes {
         let leaning = experts::notes(&outcome.coverage, experts::COLD);
         demand_as_asked(job.strict, &leaning)?;
@@ -265,6 +300,7 @@ fn quantize_from(
                 verification: output.verification.clone(),
                 evaluation,
                 resources,
+                ranks: costs.clone(),
                 phases: phases.done.clone(),
                 account: spent.clone(),
             };

@@ -70,6 +70,9 @@ pub struct Report {
     pub evaluation: Option<EvaluationReport>,
     /// Cost of the whole run.
     pub resources: Resources,
+    /// What quantizing cost each of several processes that did it together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<RankCost>,
     /// Cost of each phase, in order.
     pub phases: Vec<Phase>,
     /// What the time of all phases went into, less what is inside of it and has a row of its own.
@@ -279,6 +282,23 @@ pub struct RuntimeRow {
     pub loads: bool,
     /// Why not, or what to mind.
     pub remark: String,
+}
+
+/// What quantizing cost one of several processes, from its start until all layers were solved.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct RankCost {
+    /// Its number.
+    pub rank: usize,
+    /// Seconds on the clock.
+    pub wall_seconds: f64,
+    /// Processor seconds.
+    pub cpu_seconds: f64,
+    /// Largest resident set, bytes.
+    pub peak_rss_bytes: u64,
+    /// Bytes to other ranks.
+    pub sent_bytes: u64,
+    /// Bytes from other ranks.
+    pub received_bytes: u64,
 }
 
 /// Cost of one phase.

@@ -31,7 +31,7 @@ use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
 use crate::solving::{dense, solver};
-use crate::statistics::{Sent, StageStatistics};
+use crate::statistics::{Among, Sent, StageStatistics};
 use crate::streams::{See, Seen};
 
 /// Tokens that are looked at, but for the rest of a window.
@@ -233,7 +233,10 @@ impl LayerSolving<'_> {
         let inputs = self.pooled.get_or_insert_with(|| {
             let tokens = states.iter().map(|state| state.hidden().nrows()).sum();
             let mut spread = Spread::over(tokens, experts::POOLED);
-            states.iter().for_each(|state| spread.take(state));
+            for state in states {
+                let taken = spread.next(state.hidden().nrows());
+                spread.keep(taken.of(state));
+            }
             spread.finish()
         });
         let fail = |source| Error::Statistics { linear: stage.linears[0].name.clone(), source };
@@ -256,14 +259,14 @@ impl LayerSolving<'_> {
         let treatments: Vec<Treatment> = linears.iter().map(|linear| plain(plan.treatment(linear))).collect();
         // No window is held out here, so there is nobody to tell the schemes.
         let pairs: Vec<(&Linear, &Treatment)> = linears.iter().copied().zip(&treatments).collect();
-        let visit = |see: &mut See<'_>| {
+        let visit = |_, see: &mut See<'_>| {
             states.iter().try_for_each(|state| {
                 let input = forward.stage_input(layer, place, weights, state);
-                see(Seen { input: input.view(), residual: state.hidden(), original: None })
+                see(Seen { input: input.view(), residual: state.hidden(), original: None, lacks: None })
             })
         };
         let windows = states.len();
-        let kept = (Precision::Single, &Shelf::memory());
+        let kept = (Precision::Single, &Shelf::memory(), Among::alone());
         let seen = StageStatistics::gather(stage, &pairs, &[], windows, sent, kept, visit)?;
         let weights = linears.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
         let mut damages = Vec::with_capacity(options.widths.len());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use calibration::weights::{LayerWeights, LinearWeights};
 use kernels::account::section;
+use kernels::ranks::Ranks;
 use kernels::stripes::Shelf;
 use model::linear::Linear;
 use model::{Layer, Stage};
@@ -18,11 +19,13 @@ use rayon::prelude::*;
 
 use crate::adapted::AdapterWriter;
 use crate::error::Error;
+use crate::exchange;
 use crate::gradients::LayerGradients;
 use crate::plan::Plan;
 use crate::recipe::Treatment;
-use crate::statistics::{Sent, StageStatistics};
+use crate::statistics::{Among, Sent, StageStatistics};
 use crate::streams::Streams;
+use crate::work::{FACTORIZATIONS, REFINED};
 
 /// Weights of a stage, those of all tracks together, up to which its linears are solved side by side.
 pub(crate) const TOGETHER: usize = 1 << 22;
@@ -35,6 +38,50 @@ pub(crate) struct Place<'p> {
     pub(crate) track: usize,
 }
 
+/// Which rank solves which linear.
+pub(crate) struct Deal {
+    /// By rank, of all stages so far.
+    work: Vec<f64>,
+}
+
+impl Deal {
+    /// Among so many ranks.
+    pub(crate) fn among(ranks: usize) -> Self {
+        Self { work: vec![0.0; ranks] }
+    }
+
+    /// The solvers of a stage's linears, by track. The largest are dealt first, each to the rank that is then done first, and of several to the
+    /// one that has done least in stages before; whoever solves any of a track factors that track's Hessian.
+    pub(crate) fn stage(&mut self, tracks: &[Vec<(&Linear, Scheme)>]) -> Vec<Vec<usize>> {
+        let mut busy = vec![0.0; self.work.len()];
+        let mut solvers = Vec::with_capacity(tracks.len());
+        for linears in tracks {
+            let mut factored = vec![false; busy.len()];
+            let mut order: Vec<usize> = (0..linears.len()).collect();
+            order.sort_by_key(|&place| std::cmp::Reverse(linears[place].0.out_features));
+            let mut of_track = vec![0; linears.len()];
+            for place in order {
+                let (rows, columns) =
+                    (linears[place].0.out_features as f64, linears[place].0.in_features as f64);
+                let done = |rank: usize| {
+                    let factoring = if factored[rank] { 0.0 } else { FACTORIZATIONS * columns.powi(3) };
+                    busy[rank] + factoring + REFINED * rows * columns.powi(2)
+                };
+                let key = |&rank: &usize| (done(rank), self.work[rank]);
+                let sooner = |a: &usize, b: &usize| {
+                    let (a, b) = (key(a), key(b));
+                    a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+                };
+                let rank = (0..busy.len()).min_by(sooner).unwrap_or(0);
+                (busy[rank], factored[rank], of_track[place]) = (done(rank), true, rank);
+            }
+            solvers.push(of_track);
+        }
+        self.work.iter_mut().zip(busy).for_each(|(work, busy)| *work += busy);
+        solvers
+    }
+}
+
 /// What the solvers of a stage need to know about its input.
 #[expect(clippy::too_many_arguments, reason = "what is solved, what flows into it, and where it is kept")]
 pub(crate) fn observe(
@@ -45,7 +92,7 @@ pub(crate) fn observe(
     streams: &Streams<'_>,
     gradients: &LayerGradients,
     sent: Option<Sent>,
-    shelf: &Arc<Shelf>,
+    (shelf, solvers): (&Arc<Shelf>, Vec<usize>),
 ) -> Result<StageStatistics, Error> {
     let stage: &Stage = &layer.stages[place];
     let settings: Vec<_> = grids.iter().map(|&(linear, _)| (linear, plan.treatment(linear))).collect();
@@ -53,9 +100,10 @@ pub(crate) fn observe(
         .iter()
         .map(|&(linear, scheme)| dense(weights, linear).map(|weight| Unsolved { weight, scheme }));
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
-    let (windows, kept) = (streams.windows(), (streams.precision(), shelf));
-    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, kept, |see| {
-        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), see)
+    let among = Among { ranks: streams.ranks().clone(), solvers };
+    let (windows, kept) = (streams.windows(), (streams.precision(), shelf, among));
+    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, kept, |wanted, see| {
+        streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), wanted, see)
     })
 }
 
@@ -97,17 +145,40 @@ impl<'t> Task<'t> {
 }
 
 /// Solves small linears side by side and beside `advance`, since one alone leaves processors idle. Large ones keep all of them busy and need room:
-/// nothing is solved then, and each waits for its turn.
+/// nothing is solved then, and each waits for its turn. Of several ranks each solves what `solvers` has its number for, and all are given all.
 pub(crate) fn ahead(
     tasks: &[Task<'_>],
+    (solvers, ranks): (&[usize], &dyn Ranks),
     advance: impl FnOnce() -> Result<(), Error> + Send,
 ) -> Result<Vec<Solution>, Error> {
-    let weights = |task: &Task<'_>| task.linear.out_features * task.linear.in_features;
+    let own: Vec<&Task<'_>> = tasks
+        .iter()
+        .zip(solvers)
+        .filter(|&(_, &solver)| solver == ranks.rank())
+        .map(|(task, _)| task)
+        .collect();
+    let solved = own_ahead(&own, !ranks.is_alone(), advance)?;
+    if ranks.is_alone() {
+        return Ok(solved);
+    }
+    let mut solved = solved.into_iter();
+    let own = |solver: usize| if solver == ranks.rank() { solved.next() } else { None };
+    let own: Vec<Option<Solution>> = solvers.iter().copied().map(own).collect();
+    solvers.iter().zip(own).map(|(&solver, own)| exchange::solution(ranks, solver, own)).collect()
+}
+
+/// The solutions of this rank's tasks; of large ones none, unless `all` are wanted.
+fn own_ahead(
+    tasks: &[&Task<'_>],
+    all: bool,
+    advance: impl FnOnce() -> Result<(), Error> + Send,
+) -> Result<Vec<Solution>, Error> {
+    let weights = |task: &&Task<'_>| task.linear.out_features * task.linear.in_features;
     if tasks.iter().map(weights).sum::<usize>() > TOGETHER {
         advance()?;
-        return Ok(Vec::new());
+        return if all { tasks.iter().map(|task| task.solve()).collect() } else { Ok(Vec::new()) };
     }
-    let solve = || tasks.par_iter().map(Task::solve).collect::<Vec<_>>();
+    let solve = || tasks.par_iter().map(|task| task.solve()).collect::<Vec<_>>();
     // What this thread does not solve meanwhile is charged to the pass.
     let passing = section("forward, original");
     let (solved, advanced) = rayon::join(solve, advance);

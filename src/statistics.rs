@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use kernels::bf16::{Bf16Matrix, Precision};
-use kernels::product::product_nt;
+use kernels::bf16::Precision;
+use kernels::ranks::{Alone, Ranks};
 use kernels::stripes::Shelf;
 use model::Stage;
 use model::linear::Linear;
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2};
 use quantizer::accumulator::{HessianAccumulator, Streams};
 use quantizer::guard::held_out::HeldOut;
 use quantizer::guard::{self, Statistics, Unsolved, Verdict};
@@ -21,13 +21,27 @@ use quantizer::settings::SolverSettings;
 
 use crate::error::Error;
 use crate::recipe::Treatment;
-use crate::streams::{See, Seen};
+use crate::streams::{Lacks, See, Seen, Through, Wanted};
 
 /// An expert's tokens, which may be few or none.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sent {
     /// What stands in for those that are missing: the second moment that the expert's input has over the layer's tokens, counted as so many.
     pub(crate) pooled: Option<Hessian>,
+}
+
+/// The ranks that gather, and those of them that solve with what is gathered.
+#[derive(Clone, Debug)]
+pub(crate) struct Among {
+    pub(crate) ranks: Arc<dyn Ranks>,
+    pub(crate) solvers: Vec<usize>,
+}
+
+impl Among {
+    /// One process without others.
+    pub(crate) fn alone() -> Self {
+        Self { ranks: Alone::ranks(), solvers: vec![0] }
+    }
 }
 
 /// Prepared Hessians by settings, and what held-out windows judge solutions by.
@@ -39,15 +53,16 @@ pub(crate) struct StageStatistics {
 
 impl StageStatistics {
     /// Gathers what the stage's linears need: nothing, the second moment, or what the input and the residual stream lack as well. `sent` for
-    /// an expert's stage, of which windows may have no token. Products are computed in `precision`, second moments lie on `shelf`.
+    /// an expert's stage, of which windows may have no token. Products are computed in `precision`, second moments lie on `shelf`. A rank that
+    /// solves nothing with it has nothing in the end.
     pub(crate) fn gather(
         stage: &Stage,
         linears: &[(&Linear, &Treatment)],
         unsolved: &[Unsolved<'_>],
         windows: usize,
         sent: Option<Sent>,
-        (precision, shelf): (Precision, &Arc<Shelf>),
-        visit: impl FnOnce(&mut See<'_>) -> Result<(), Error>,
+        (precision, shelf, among): (Precision, &Arc<Shelf>, Among),
+        visit: impl FnOnce(Wanted<'_>, &mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let wanted = wanted(linears);
         let Some((first, _)) = linears.first().filter(|_| !wanted.is_empty()) else {
@@ -60,21 +75,24 @@ impl StageStatistics {
         let residual = stage.writes_residual && any(|settings| settings.beta > 0.0);
         let through = unsolved.first().filter(|_| together).map(|one| Through::new(one.weight, precision));
         let accumulators = || {
-            let mut moments = HessianAccumulator::on(first.in_features, shelf).with_precision(precision);
+            let moments = HessianAccumulator::on(first.in_features, shelf).with_precision(precision);
+            let mut moments = moments.among(&among.ranks, &among.solvers);
             if input {
                 moments = moments.with_cross_moment(first.in_features);
             }
             if residual {
                 moments = moments.with_cross_moment(first.out_features);
             }
-            Accumulators { moments, input, residual, through: through.as_ref() }
+            let shares = among.ranks.rank() < moments.sharers();
+            Accumulators { moments, input, residual, through: through.as_ref(), shares }
         };
         let mut fitted = accumulators();
         let guarded = any(|settings| settings.guard);
         let mut held = ((guarded || any(SolverSettings::propagates)) && windows > 1).then(accumulators);
         let period = windows.min(HELD_OUT);
         let mut seen_windows = 0;
-        visit(&mut |seen| {
+        let sharers = fitted.moments.sharers();
+        visit(Wanted { input, residual, through: through.as_ref(), sharers }, &mut |seen| {
             seen_windows += 1;
             match &mut held {
                 Some(held) if seen_windows % period == 0 => held.observe(&seen),
@@ -82,6 +100,12 @@ impl StageStatistics {
             }
             .map_err(fail)
         })?;
+        if !among.solvers.contains(&among.ranks.rank()) {
+            for part in [Some(fitted), held].into_iter().flatten() {
+                part.moments.give().map_err(fail)?;
+            }
+            return Ok(Self::default());
+        }
         let least = if sent.is_some() { LEAST_HELD_OUT } else { 0 };
         let pooled = sent.and_then(|sent| sent.pooled);
         let (fitted, held) = settle(fitted, held, least, pooled).map_err(fail)?;
@@ -211,32 +235,6 @@ fn settle(
     Ok((fitted, held))
 }
 
-/// A linear that differences of its input are multiplied with.
-enum Through<'w> {
-    Single(ArrayView2<'w, f32>),
-    Rounded(Bf16Matrix),
-}
-
-impl<'w> Through<'w> {
-    fn new(weight: ArrayView2<'w, f32>, precision: Precision) -> Self {
-        match precision {
-            Precision::Single => Self::Single(weight),
-            Precision::Bf16 => Self::Rounded(Bf16Matrix::of_linear(weight)),
-        }
-    }
-
-    /// `x Wᵀ + y`.
-    fn apply(&self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) -> Array2<f32> {
-        let mut out = Array2::zeros(y.dim());
-        match self {
-            Self::Single(weight) => product_nt(x, *weight, out.view_mut()),
-            Self::Rounded(matrix) => matrix.product(x, out.view_mut()),
-        }
-        out += &y;
-        out
-    }
-}
-
 /// What is gathered of some windows.
 struct Accumulators<'w> {
     moments: HessianAccumulator,
@@ -246,22 +244,31 @@ struct Accumulators<'w> {
     residual: bool,
     /// The stage's linear, where what its output lacks for want of input is added to that.
     through: Option<&'w Through<'w>>,
+    /// Whether any of the sums are this rank's.
+    shares: bool,
 }
 
 impl Accumulators<'_> {
     fn observe(&mut self, seen: &Seen<'_>) -> Result<(), HessianError> {
-        let Some((input, residual)) = seen.original else { return self.moments.observe(seen.input) };
-        if let Some(through) = self.through {
-            let original = through.apply((&input - &seen.input).view(), residual);
-            let streams = Streams { original: original.view(), quantized: seen.residual };
-            return self.moments.observe_beside(seen.input, &[streams]);
+        if !self.shares {
+            self.moments.pass_over(seen.input.nrows());
+            return Ok(());
+        }
+        if let Some(Lacks { input, residual }) = seen.lacks {
+            let lacks = [input.filter(|_| self.input), residual.filter(|_| self.residual)];
+            return self.moments.observe_lacks(seen.input, &lacks.into_iter().flatten().collect::<Vec<_>>());
+        }
+        if let Some(lack) = self.through.and_then(|through| through.lack(seen)) {
+            return self.moments.observe_lacks(seen.input, &[lack.view()]);
         }
         let mut streams = Vec::with_capacity(2);
-        if self.input {
-            streams.push(Streams { original: input, quantized: seen.input });
-        }
-        if self.residual {
-            streams.push(Streams { original: residual, quantized: seen.residual });
+        if let Some((input, residual)) = seen.original {
+            if self.input {
+                streams.push(Streams { original: input, quantized: seen.input });
+            }
+            if self.residual {
+                streams.push(Streams { original: residual, quantized: seen.residual });
+            }
         }
         self.moments.observe_beside(seen.input, &streams)
     }

@@ -1,5 +1,8 @@
 //! The hidden states of all calibration windows: of the model as each track quantizes it and, where errors are propagated, of the original,
-//! which the tracks share.
+//! which the tracks share. Of several ranks each has the windows that are dealt to it in turn; what is seen is of all, in order.
+
+mod through;
+mod told;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,10 +13,12 @@ use calibration::forward::{Forward, WindowState};
 use calibration::weights::{LayerWeights, OuterWeights, WeightSource};
 use kernels::account::section;
 use kernels::bf16::Precision;
+use kernels::ranks::{Ranks, put, take};
 use model::graph::StageInput;
 use model::linear::Part;
 use model::{Layer, Model, Stage};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, CowArray, Ix2};
+use quantizer::accumulator::CHUNK_TOKENS;
 use rayon::prelude::*;
 
 use crate::error::Error;
@@ -21,6 +26,7 @@ use crate::experts::Spread;
 use crate::journal::{Journal, StateFile, StreamSums};
 use crate::memory::Memory;
 use crate::plan::Plan;
+pub(crate) use through::Through;
 
 /// Where every window is.
 pub(crate) struct Streams<'m> {
@@ -32,6 +38,9 @@ pub(crate) struct Streams<'m> {
     kept: Vec<Option<Arc<StateFile>>>,
     /// Of the products with linears.
     precision: Precision,
+    /// Tokens of all windows, those of other ranks too.
+    lengths: Vec<usize>,
+    ranks: Arc<dyn Ranks>,
 }
 
 /// What both models have at a stage, for one window.
@@ -43,6 +52,30 @@ pub(crate) struct Seen<'a> {
     pub(crate) residual: ArrayView2<'a, f32>,
     /// Both in the original, where that runs beside.
     pub(crate) original: Option<(ArrayView2<'a, f32>, ArrayView2<'a, f32>)>,
+    /// Of another rank's window there is, instead of these three, what of their differences is wanted.
+    pub(crate) lacks: Option<Lacks<'a>>,
+}
+
+/// What the quantized stream has less than the original, as far as it is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lacks<'a> {
+    /// `[tokens, in_features]`
+    pub(crate) input: Option<ArrayView2<'a, f32>>,
+    /// `[tokens, hidden]`
+    pub(crate) residual: Option<ArrayView2<'a, f32>>,
+}
+
+/// What of it is needed beside the input, and by whom.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'w> {
+    /// What the input lacks.
+    pub(crate) input: bool,
+    /// What the residual stream lacks.
+    pub(crate) residual: bool,
+    /// The linear, where what its output lacks for want of input is part of that.
+    pub(crate) through: Option<&'w Through<'w>>,
+    /// The ranks, from the first on, that add up any of it. The others are shown how many tokens there are.
+    pub(crate) sharers: usize,
 }
 
 /// Told what is at a stage, window by window.
@@ -58,33 +91,37 @@ impl<'m> Streams<'m> {
         windows: &[Vec<u32>],
         shown: bool,
         precision: Precision,
-        (journal, memory): (&Journal, Memory),
+        (journal, memory, ranks): (&Journal, Memory, &Arc<dyn Ranks>),
     ) -> Result<Self, Error> {
         let _section = section("embedding");
         let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
+        let own: Vec<usize> = (0..windows.len()).filter(|&window| ranks.owns(window)).collect();
+        let own_lengths: Vec<usize> = own.iter().map(|&window| lengths[window]).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let forward = Forward::new(model, longest).with_precision(precision);
         let beside = shown || plans.iter().any(|plan| plan.propagates_errors());
         let count = plans.len() + usize::from(beside);
         let mut streams: Vec<Activations> = match journal.layers().checked_sub(1) {
             None => {
-                let embed = |window: usize| forward.embed(source, &windows[window], 0);
+                let embed = |window: usize| forward.embed(source, &windows[own[window]], 0);
                 let start =
-                    |_| Activations::start(&lengths, memory.space(journal)?, embed).map_err(from_room);
+                    |_| Activations::start(&own_lengths, memory.space(journal)?, embed).map_err(from_room);
                 (0..count).map(start).collect::<Result<_, Error>>()?
             }
             Some(layer) => {
                 let hidden = model.hyperparameters.hidden_size;
                 let restore = |file: StateFile| {
                     let room: Arc<dyn Room> = Arc::new(file);
-                    Activations::restore(&lengths, hidden, memory.space(journal)?, &room).map_err(from_room)
+                    Activations::restore(&own_lengths, hidden, memory.space(journal)?, &room)
+                        .map_err(from_room)
                 };
                 journal.states_behind(layer, count)?.into_iter().map(restore).collect::<Result<_, Error>>()?
             }
         };
         let original = if beside { streams.pop() } else { None };
         let kept = vec![None; count];
-        Ok(Self { forward, quantized: streams, original, kept, precision })
+        let ranks = ranks.clone();
+        Ok(Self { forward, quantized: streams, original, kept, precision, lengths, ranks })
     }
 
     /// Of products with linears and of moments.
@@ -94,7 +131,12 @@ impl<'m> Streams<'m> {
 
     /// How many there are.
     pub(crate) fn windows(&self) -> usize {
-        self.quantized.first().map_or(0, Activations::len)
+        self.lengths.len()
+    }
+
+    /// Whose they are.
+    pub(crate) fn ranks(&self) -> &Arc<dyn Ranks> {
+        &self.ranks
     }
 
     /// What runs them.
@@ -103,21 +145,58 @@ impl<'m> Streams<'m> {
     }
 
     /// Tokens of a track that are sent to an expert of the layer whose attention was run last.
-    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> usize {
-        self.quantized[track].sent_to(expert)
+    pub(crate) fn sent_to(&self, track: usize, expert: usize) -> Result<usize, Error> {
+        let own = self.quantized[track].sent_to(expert) as u64;
+        let tokens = (0..self.ranks.size()).map(|rank| {
+            let message = self.ranks.broadcast(rank, own.to_le_bytes().to_vec())?;
+            let wrong = |_| Error::Internal(format!("rank {rank} sent no number"));
+            message.try_into().map(u64::from_le_bytes).map_err(wrong)
+        });
+        Ok(tokens.sum::<Result<u64, Error>>()? as usize)
     }
 
     /// The MLP's inputs of at most `most` tokens of a track, spread evenly, in a layer whose attention was run, `[tokens, hidden]`.
     pub(crate) fn pooled_inputs(&self, track: usize, most: usize) -> Result<Array2<f32>, Error> {
         let stream = &self.quantized[track];
-        let mut spread = Spread::over(stream.tokens(), most);
-        for window in 0..stream.len() {
-            spread.take(&*stream.window(window).map_err(from_room)?);
+        let mut spread = Spread::over(self.lengths.iter().sum(), most);
+        let everyone: Vec<usize> = (0..self.ranks.size()).collect();
+        for (window, &tokens) in self.lengths.iter().enumerate() {
+            let taken = spread.next(tokens);
+            let inputs = |own| Ok(taken.of(&*stream.window(own).map_err(from_room)?));
+            let inputs = self.tell(window, &everyone, inputs)?;
+            spread.keep(inputs.unwrap_or_default());
         }
         Ok(spread.finish())
     }
 
-    /// Shows the input of a stage in a track, windows in order; with `roots`, by window, each token times its root.
+    /// Gives `readers` what this rank makes of the window of a number, if that is its own, by its number there; nothing to others.
+    fn tell(
+        &self,
+        window: usize,
+        readers: &[usize],
+        make: impl FnOnce(usize) -> Result<Array2<f32>, Error>,
+    ) -> Result<Option<Array2<f32>>, Error> {
+        let (ranks, owner) = (&*self.ranks, window % self.ranks.size());
+        let own = ranks.owns(window).then(|| make(window / ranks.size())).transpose()?;
+        let reads = readers.contains(&ranks.rank());
+        if readers == [owner] {
+            return Ok(own);
+        }
+        let mut message = Vec::new();
+        if let Some(own) = &own {
+            put(&mut message, own.view());
+        }
+        let message = kernels::ranks::tell(ranks, owner, readers, message)?;
+        match own {
+            _ if !reads => Ok(None),
+            None => Ok(Some(take(&mut &message[..])?)),
+            own => Ok(own),
+        }
+    }
+
+    /// Shows the input of a stage in a track, windows in order; with `roots`, by window, each token times its root. Of other ranks' windows
+    /// there is what is `wanted`.
+    #[expect(clippy::too_many_arguments, reason = "where, of what, and to whom")]
     pub(crate) fn see_stage_input(
         &self,
         track: usize,
@@ -125,27 +204,56 @@ impl<'m> Streams<'m> {
         stage: usize,
         weights: &LayerWeights,
         roots: Option<&[Vec<f32>]>,
+        wanted: Wanted<'_>,
         see: &mut See<'_>,
     ) -> Result<(), Error> {
         let _section = section("inputs of stages");
         let expert = expert_stage(layer, stage);
+        let (ranks, size) = (&self.ranks, self.ranks.size());
         let windows: Vec<usize> = (0..self.windows()).collect();
-        // Some windows are made ready while none is shown; `--memory` counts them with the windows in work.
-        for together in windows.chunks(rayon::current_num_threads()) {
+        // Some windows are made ready while none is shown; `--memory` counts them with the windows in work. Of several ranks all have to take
+        // the same number together: those that fill a product.
+        let longest = self.lengths.iter().copied().max().unwrap_or(1);
+        let of_rank = match ranks.is_alone() {
+            true => rayon::current_num_threads(),
+            false => (CHUNK_TOKENS / longest.max(1)).max(1),
+        };
+        for together in windows.chunks(of_rank * size) {
+            let own: Vec<usize> = together.iter().copied().filter(|&window| ranks.owns(window)).collect();
             let state = |&window: &usize| {
-                let own = look(&self.quantized[track], window, expert)?;
-                let original = self.original.as_ref().map(|original| look(original, window, expert));
+                let own = look(&self.quantized[track], window / size, expert)?;
+                let original = self.original.as_ref().map(|original| look(original, window / size, expert));
                 Ok::<_, Error>((own, original.transpose()?))
             };
-            let states = together.par_iter().map(state).collect::<Result<Vec<_>, Error>>()?;
-            let ready = states.par_iter().zip(together).map(|((own, original), &window)| {
+            let states = own.par_iter().map(state).collect::<Result<Vec<_>, Error>>()?;
+            let ready = states.par_iter().zip(&own).map(|((own, original), &window)| {
                 let roots = roots.map(|roots| roots[window].as_slice());
                 let ready = |state| self.ready((layer, stage, weights), state, roots);
                 (ready(own), original.as_deref().map(ready))
             });
-            for ((input, residual), original) in ready.collect::<Vec<_>>() {
-                let original = original.as_ref().map(|(input, residual)| (input.view(), residual.view()));
-                see(Seen { input: input.view(), residual: residual.view(), original })?;
+            let ready = ready.collect::<Vec<_>>();
+            let mut own = ready.iter().map(|((input, residual), original)| Seen {
+                input: input.view(),
+                residual: residual.view(),
+                original: original.as_ref().map(|(input, residual)| (input.view(), residual.view())),
+                lacks: None,
+            });
+            if ranks.is_alone() {
+                own.try_for_each(&mut *see)?;
+                continue;
+            }
+            let own: Vec<Seen<'_>> = own.collect();
+            let mut others = Vec::with_capacity(size);
+            for owner in 0..size {
+                others.push(told::tell(&**ranks, owner, &own, wanted, self.precision)?);
+            }
+            let mut others: Vec<&[u8]> = others.iter().map(Vec::as_slice).collect();
+            let mut own = own.into_iter();
+            for &window in together {
+                match ranks.owns(window) {
+                    true => own.next().map_or(Ok(()), &mut *see)?,
+                    false => told::see(&**ranks, &mut others[window % size], wanted, self.precision, see)?,
+                }
             }
         }
         Ok(())
@@ -168,7 +276,7 @@ impl<'m> Streams<'m> {
         }
     }
 
-    /// Shows the input of a stage in the original, `[tokens, in_features]`, windows in order.
+    /// Shows rank 0 the input of a stage in the original, `[tokens, in_features]`, windows in order.
     pub(crate) fn see_original_input(
         &self,
         layer: &Layer,
@@ -177,14 +285,19 @@ impl<'m> Streams<'m> {
         see: &mut dyn FnMut(ArrayView2<'_, f32>),
     ) -> Result<(), Error> {
         let Some(original) = &self.original else { return Ok(()) };
-        for index in 0..original.len() {
-            let state = original.window(index).map_err(from_room)?;
-            see(self.forward.stage_input(layer, stage, weights, &state).view());
+        for window in 0..self.windows() {
+            let input = |own| {
+                let state = original.window(own).map_err(from_room)?;
+                Ok(self.forward.stage_input(layer, stage, weights, &state).into_owned())
+            };
+            if let Some(input) = self.tell(window, &[0], input)? {
+                see(input.view());
+            }
         }
         Ok(())
     }
 
-    /// Shows what the head multiplies with in a track, `[tokens, embedding_size]`, windows in order, once all layers are done.
+    /// Shows rank 0 what the head multiplies with in a track, `[tokens, embedding_size]`, windows in order, once all layers are done.
     pub(crate) fn see_head_input(
         &self,
         track: usize,
@@ -192,9 +305,12 @@ impl<'m> Streams<'m> {
         see: &mut dyn FnMut(ArrayView2<'_, f32>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let stream = &self.quantized[track];
-        (0..stream.len()).try_for_each(|window| {
-            let state = stream.window(window).map_err(from_room)?;
-            see(self.forward.head_input(outer, state.hidden()).view())
+        (0..self.windows()).try_for_each(|window| {
+            let input = |own| {
+                let state = stream.window(own).map_err(from_room)?;
+                Ok(self.forward.head_input(outer, state.hidden()).to_owned())
+            };
+            self.tell(window, &[0], input)?.map_or(Ok(()), |input| see(input.view()))
         })
     }
 
@@ -212,7 +328,8 @@ impl<'m> Streams<'m> {
             None => Ok(()),
             Some(stream) => {
                 let weights = weights.of_stage(&layer.stages[stage], self.precision);
-                let kept = advance(&self.forward, stream, layer, stage, &weights, (journal, number))?;
+                let kept =
+                    advance(&self.forward, stream, layer, stage, &weights, (journal, number), &*self.ranks)?;
                 self.kept[number] = kept;
                 Ok(())
             }
@@ -231,7 +348,8 @@ impl<'m> Streams<'m> {
         let _section = section("forward, quantized");
         let weights = weights.of_stage(&layer.stages[stage], self.precision);
         let stream = &mut self.quantized[track];
-        self.kept[track] = advance(&self.forward, stream, layer, stage, &weights, (journal, track))?;
+        let kept = (journal, track);
+        self.kept[track] = advance(&self.forward, stream, layer, stage, &weights, kept, &*self.ranks)?;
         Ok(())
     }
 
@@ -250,9 +368,10 @@ fn advance(
     stage: usize,
     weights: &LayerWeights,
     (journal, number): (&Journal, usize),
+    ranks: &dyn Ranks,
 ) -> Result<Option<Arc<StateFile>>, Error> {
     let ends = stage + 1 == layer.stages.len();
-    let file = ends.then(|| journal.states(layer.index, number)).transpose()?;
+    let file = ends.then(|| journal.states(layer.index, number)).transpose()?.flatten();
     let room = file.clone().map(|file| file as Arc<dyn Room>);
     // Only what writes to the residual stream can spoil it; of many experts the last one's look is for all.
     let Stage { input, .. } = layer.stages[stage];
@@ -261,7 +380,13 @@ fn advance(
     let place = looks.then(|| format!("layer {}", layer.index));
     let step = |state: &mut _| forward.advance(layer, stage, weights, state);
     let partly = expert_stage(layer, stage).filter(|_| !ends);
-    stream.advance(place.as_deref(), room.as_ref(), partly, step).map_err(from_room)?;
+    stream.advance(place.as_deref(), room.as_ref(), partly, step).map_err(|error| match error {
+        // Among its own.
+        CalibrationError::NotFinite { window, place } => {
+            CalibrationError::NotFinite { window: window * ranks.size() + ranks.rank(), place }.into()
+        }
+        other => from_room(other),
+    })?;
     Ok(file)
 }
 

@@ -16,9 +16,9 @@ use crate::{scales, showing};
 /// Passes that one backwards is worth: forwards again, and the two products of each.
 const BACKWARD: f64 = 3.0;
 /// Factorizations of a Hessian, one for each damping that is tried, of a third of a cube each.
-const FACTORIZATIONS: f64 = 5.0 / 3.0;
+pub(crate) const FACTORIZATIONS: f64 = 5.0 / 3.0;
 /// What range search, refits and descent make of a plain solve.
-const REFINED: f64 = 3.0;
+pub(crate) const REFINED: f64 = 3.0;
 /// What a pass in single precision takes over one in bfloat16.
 const SINGLE: f64 = 1.5;
 /// Tokens of a pass that take as long as one that is written alone, which has to wait for all weights.

@@ -33,6 +33,7 @@ impl Fingerprint {
         let mut fields = Fields::default();
         fields.add("quantc", concat!(env!("CARGO_PKG_VERSION"), ", built of ", env!("QUANTC_SOURCES")));
         fields.add("instruction set", kernels::instruction_set());
+        fields.add("products in bfloat16", if kernels::bf16::is_fast() { "fast" } else { "slow" });
         fields.add("factorizations", if cfg!(feature = "lapack") { "LAPACK" } else { "faer" });
         let targets: Vec<String> = job.targets.iter().map(crate::job::Target::directory).collect();
         fields.add("--to", targets.join(","));
@@ -97,22 +98,28 @@ impl Fingerprint {
 
     /// What `new` has otherwise, a line each.
     pub(crate) fn changes(&self, new: &Self) -> Vec<String> {
-        let find = |fields: &Self, name: &str| {
-            fields
-                .0
-                .iter()
-                .find(|(known, _)| known == name)
-                .map_or("not there", |(_, value)| value)
-                .to_owned()
+        let told = |(name, old, new)| format!("{name} was {old}, is now {new}");
+        self.compared(new).into_iter().map(told).collect()
+    }
+
+    /// What this process has otherwise than another one, whose this is, a line each.
+    pub(crate) fn differences(&self, own: &Self) -> Vec<String> {
+        let told = |(name, there, here)| format!("{name} is {there}, and here {here}");
+        self.compared(own).into_iter().map(told).collect()
+    }
+
+    /// Name and both values of what is not the same.
+    fn compared<'f>(&'f self, new: &'f Self) -> Vec<(&'f str, &'f str, &'f str)> {
+        let find = |fields: &'f Self, name: &str| {
+            fields.0.iter().find(|(known, _)| known == name).map_or("not there", |(_, value)| value)
         };
         let mut names: Vec<&String> = self.0.iter().map(|(name, _)| name).collect();
         names
             .extend(new.0.iter().map(|(name, _)| name).filter(|name| self.0.iter().all(|(n, _)| n != *name)));
         names
             .into_iter()
-            .map(|name| (name, find(self, name), find(new, name)))
+            .map(|name| (name.as_str(), find(self, name), find(new, name)))
             .filter(|(_, old, new)| old != new)
-            .map(|(name, old, new)| format!("{name} was {old}, is now {new}"))
             .collect()
     }
 }

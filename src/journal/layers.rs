@@ -53,7 +53,8 @@ struct TrackHead {
 /// A layer that is being solved.
 pub(crate) struct LayerEntry {
     layer: usize,
-    writer: SegmentWriter,
+    /// None where layers are not kept.
+    writer: Option<SegmentWriter>,
     head: Head,
 }
 
@@ -72,13 +73,15 @@ impl Journal {
     pub(crate) fn begin_layer(&mut self, layer: &Layer, tracks: usize) -> Result<LayerEntry, Error> {
         let tracks = (0..tracks).map(|_| TrackHead::default()).collect();
         let head = Head { layer: layer.index, tracks, ..Head::default() };
-        Ok(LayerEntry { layer: layer.index, writer: self.write(&name(layer.index))?, head })
+        let writer = self.lasting.then(|| self.write(&name(layer.index))).transpose()?;
+        Ok(LayerEntry { layer: layer.index, writer, head })
     }
 
     /// Ends it: from here on the next run goes on behind this layer.
     pub(crate) fn end_layer(&mut self, mut entry: LayerEntry, states: Vec<StreamSums>) -> Result<(), Error> {
         entry.head.states = states;
-        self.finish(entry.writer, &entry.head)?;
+        let Some(writer) = entry.writer else { return self.demand_unchanged() };
+        self.finish(writer, &entry.head)?;
         self.layers = entry.layer + 1;
         self.holds = true;
         Ok(())
@@ -152,15 +155,17 @@ impl LayerEntry {
         name: &str,
         tensor: &QuantizedTensor,
     ) -> Result<(), Error> {
-        let parts = self.writer.put_solution(tensor)?;
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let parts = writer.put_solution(tensor)?;
         self.head.tracks[track].solutions.push((name.to_owned(), parts));
         Ok(())
     }
 
     /// Takes in an adapter, as it is stored.
     pub(crate) fn adapter(&mut self, track: usize, name: &str, adapter: &Adapter) -> Result<(), Error> {
-        let down = self.writer.put_array(adapter.down.view())?;
-        let up = self.writer.put_array(adapter.up.view())?;
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let down = writer.put_array(adapter.down.view())?;
+        let up = writer.put_array(adapter.up.view())?;
         self.head.tracks[track].adapters.push((name.to_owned(), down, up));
         Ok(())
     }

@@ -71,7 +71,7 @@ impl Journal {
     /// Keeps them: of each linear, and of each stage's tokens by window.
     pub(crate) fn keep_gradients<'g>(
         &mut self,
-        outputs: impl Iterator<Item = (&'g Linear, OutputHessian)>,
+        outputs: impl Iterator<Item = Result<(&'g Linear, OutputHessian), Error>>,
         tokens: impl Iterator<Item = ((usize, usize), Vec<Vec<f32>>)>,
     ) -> Result<(), Error> {
         let mut writer = self.write(GRADIENTS)?;
@@ -83,7 +83,8 @@ impl Journal {
             let row = row(numbers).map_err(|e| Error::Internal(e.to_string()))?;
             Ok::<_, Error>(writer.put_array(row.view())?)
         };
-        for (linear, hessian) in outputs {
+        for output in outputs {
+            let (linear, hessian) = output?;
             let parts = hessian.triangles().iter().map(|triangle| put(triangle)).collect::<Result<_, _>>()?;
             head.outputs.insert(linear.name.clone(), parts);
         }
@@ -92,7 +93,7 @@ impl Journal {
             head.tokens.push((stage, parts));
         }
         self.finish(writer, &head)?;
-        self.holds = true;
+        self.holds = self.lasting;
         Ok(())
     }
 
@@ -129,7 +130,7 @@ impl Journal {
     fn keep_head(&mut self, name: &str, head: &impl Serialize) -> Result<(), Error> {
         let writer = self.write(name)?;
         self.finish(writer, head)?;
-        self.holds = true;
+        self.holds = self.lasting;
         Ok(())
     }
 }

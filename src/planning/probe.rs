@@ -29,7 +29,7 @@ use crate::precision;
 use crate::progress::{Progress, go_on};
 use crate::resources::Stopwatch;
 use crate::solving::{dense, solver};
-use crate::statistics::{LEAST_HELD_OUT, Sent, StageStatistics};
+use crate::statistics::{Among, LEAST_HELD_OUT, Sent, StageStatistics};
 use crate::stored::StoredModel;
 use crate::streams::{See, Seen};
 
@@ -290,8 +290,8 @@ impl At<'_> {
                 &unsolved,
                 windows,
                 sent(),
-                (self.precision, &Shelf::memory()),
-                |see: &mut See<'_>| {
+                (self.precision, &Shelf::memory(), Among::alone()),
+                |_, see: &mut See<'_>| {
                     for state in &self.states[..windows] {
                         let (input, residual) = (self.seen)(state);
                         let input = input.slice(s![.., ..columns]);
@@ -301,7 +301,7 @@ impl At<'_> {
                         // Both streams the same: what is lacked is zero, which takes as long.
                         let runs_beside = residual.is_some() && plan.propagates_errors();
                         let original = runs_beside.then_some((input, residual_cut));
-                        see(Seen { input, residual: residual_cut, original })?;
+                        see(Seen { input, residual: residual_cut, original, lacks: None })?;
                     }
                     Ok(())
                 },

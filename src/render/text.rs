@@ -10,7 +10,7 @@ use crate::inspect::Inspection;
 use crate::job::Budget;
 use crate::render::overview;
 use crate::report::{
-    Allocation, EvaluateReport, EvaluationReport, LinearRow, Report, RuntimeRow, StageWidth,
+    Allocation, EvaluateReport, EvaluationReport, LinearRow, RankCost, Report, RuntimeRow, StageWidth,
 };
 use crate::resources::Resources;
 use crate::verify::Verification;
@@ -130,6 +130,9 @@ pub fn report(report: &Report) -> String {
     }
     notes(&mut out, &report.notes);
     line(&mut out, format_args!("\n{}", resources(&report.resources)));
+    for cost in &report.ranks {
+        line(&mut out, format_args!("{}", rank(cost)));
+    }
     out
 }
 
@@ -450,6 +453,18 @@ pub(super) fn resources(cost: &Resources) -> String {
         cost.wall_seconds,
         cost.cpu_seconds,
         bytes(cost.peak_rss_bytes)
+    )
+}
+
+/// What quantizing cost one of several processes.
+fn rank(cost: &RankCost) -> String {
+    format!(
+        "rank {}: {:.1} s of processors until all was solved, {} at most in memory, {} sent, {} received",
+        cost.rank,
+        cost.cpu_seconds,
+        bytes(cost.peak_rss_bytes),
+        bytes(cost.sent_bytes),
+        bytes(cost.received_bytes)
     )
 }
 
