@@ -4,7 +4,7 @@
 //! Whatever can be shared out is numbered, and number `n` is rank `n % size`'s. What comes of a share is told to the others, or to one of
 //! them: that is all that ranks do. Every rank makes the same calls in the same order, on the thread that directs the work.
 //!
-//! [`Alone`] is the one process of a run without others. [`threads`] are ranks of one process, for tests.
+//! [`Alone`] is the one process of a run without others. [`threads()`] are ranks of one process, for tests.
 
 mod parcel;
 mod threads;
