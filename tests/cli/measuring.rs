@@ -55,7 +55,7 @@ fn inputs_are_rounded_where_config_json_says_that_runtimes_do() {
     let config = output.join("config.json");
     let written = json(&config);
     // As it is, and then with other words about inputs.
-    let mut measured = |said: Option<serde_json::Value>| {
+    let measured = |said: Option<serde_json::Value>| {
         let mut changed = written.clone();
         if let Some(said) = said {
             changed["quantization_config"]["config_groups"]["group_0"]["input_activations"] = said;
