@@ -32,7 +32,7 @@ use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
 use crate::solving::{dense, solver};
 use crate::statistics::{Among, Sent, StageStatistics};
-use crate::streams::{See, Seen};
+use crate::streams::{See, Seen, Wanted};
 
 /// Tokens that are looked at, but for the rest of a window.
 pub(crate) const MOST_TOKENS: usize = 8192;
@@ -259,7 +259,7 @@ impl LayerSolving<'_> {
         let treatments: Vec<Treatment> = linears.iter().map(|linear| plain(plan.treatment(linear))).collect();
         // No window is held out here, so there is nobody to tell the schemes.
         let pairs: Vec<(&Linear, &Treatment)> = linears.iter().copied().zip(&treatments).collect();
-        let visit = |_, see: &mut See<'_>| {
+        let visit = |_: Wanted<'_>, see: &mut See<'_>| {
             states.iter().try_for_each(|state| {
                 let input = forward.stage_input(layer, place, weights, state);
                 see(Seen { input: input.view(), residual: state.hidden(), original: None, lacks: None })

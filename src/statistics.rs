@@ -70,7 +70,7 @@ impl StageStatistics {
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
-        let together = lacks_together(stage, &wanted);
+        let together = lacks_together(stage, &wanted) && !unsolved.is_empty();
         let input = !together && any(|settings| settings.alpha > 0.0);
         let residual = stage.writes_residual && any(|settings| settings.beta > 0.0);
         let through = unsolved.first().filter(|_| together).map(|one| Through::new(one.weight, precision));
