@@ -121,7 +121,7 @@ def draw(place: pathlib.Path, sweeps: dict, measured: dict, rate: float) -> None
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "growth"
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.5))
     for axis, (sweep, points) in zip(axes.flat, measured.items()):
@@ -129,6 +129,8 @@ def draw(place: pathlib.Path, sweeps: dict, measured: dict, rate: float) -> None
         axis.loglog(x, [point[1] for point in points], "o-", label="measured")
         axis.loglog(x, [point[2] / rate for point in points], "s--", label="arithmetic alone", fillstyle="none")
         axis.set_xticks(x, [str(value) for value in x])
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda seconds, _: f"{seconds:g}"))
         axis.minorticks_off()
         axis.set_xlabel(sweeps[sweep][0])
         axis.set_ylabel("seconds")
