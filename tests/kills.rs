@@ -2,11 +2,16 @@
 //!
 //! A few kills each time the tests run; `QUANTC_KILLS=200 cargo test --test kills -- --nocapture` does as many as it says and prints a table.
 
+#[path = "support/contents.rs"]
+mod contents;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use contents::contents;
 
 /// Kills without the variable.
 const KILLS: usize = 9;
@@ -102,26 +107,6 @@ fn finish(folder: &Path, job: &Job) {
     let message = String::from_utf8_lossy(&ended.stderr);
     let stands = message.contains("exists already");
     assert!(ended.status.success() || stands, "{}: {message}", job.name);
-}
-
-/// Everything that is left in a folder; of the page that states times only that it is there.
-fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![directory.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                let name = path.strip_prefix(directory).unwrap().to_owned();
-                let content =
-                    if name.ends_with("report.html") { Vec::new() } else { fs::read(&path).unwrap() };
-                found.insert(name, content);
-            }
-        }
-    }
-    found
 }
 
 /// Numbers from 0 up to 1 (SplitMix64).

@@ -1,8 +1,13 @@
-//! Jobs that take every path on which ranks meet, none of them often, and what is left of one.
+//! Jobs that take every path on which ranks meet, none of them often.
+
+#[path = "../support/contents.rs"]
+mod contents;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use contents::contents;
 
 pub(crate) struct Job {
     pub(crate) name: &'static str,
@@ -73,26 +78,6 @@ pub(crate) fn with_least_memory(
     let number = message.split(" bytes), which").next().and_then(|text| text.rsplit('(').next());
     arguments[place] = number.unwrap_or_else(|| panic!("no least size in {message}")).to_owned();
     arguments
-}
-
-/// Everything that is left in a folder, hidden or not; of the page that states times only that it is there.
-pub(crate) fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![directory.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                let name = path.strip_prefix(directory).unwrap().to_owned();
-                let content =
-                    if name.ends_with("report.html") { Vec::new() } else { fs::read(&path).unwrap() };
-                found.insert(name, content);
-            }
-        }
-    }
-    found
 }
 
 /// Demands the same files with the same bytes.
