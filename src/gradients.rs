@@ -41,7 +41,7 @@ use crate::progress::{Progress, go_on};
 /// damped. Where tokens are weighed, all are.
 pub(crate) const PROBED: usize = 32;
 /// Bytes of hidden states that a batch of windows may hold, unless fewer than [`LEAST_BATCH`] windows fit.
-const STATES: usize = 256 << 20;
+const STATES: usize = 128 << 20;
 /// Windows of a batch at least: each batch reads all layers twice.
 const LEAST_BATCH: usize = 8;
 /// Numbers of the head's weight in a slice.
@@ -278,6 +278,7 @@ impl Kept {
                 |passed: &OutputGradients| first.and_then(|slot| passed.get(&slot)).map_or(0, Array2::nrows);
             back.iter().map(|passed| vec![0.0; of_window(passed)]).collect()
         });
+        let mut of_linears = Vec::with_capacity(stage.linears.len());
         for linear in &stage.linears {
             let slot = linear.id.slot();
             let cut = |passed: &mut OutputGradients| passed.remove(&slot).map(cut);
@@ -293,8 +294,9 @@ impl Kept {
                 }
                 of_windows.push(gradients);
             }
-            self.moments.observe(linear, of_windows, (batch, ranks))?;
+            of_linears.push((linear, of_windows));
         }
+        self.moments.observe(of_linears, (batch, ranks))?;
         if let (Some(all), Some(mut weights)) = (self.tokens.get_mut(&(layer.index, place)), weights) {
             weights.iter_mut().flatten().for_each(|weight| *weight = weight.sqrt());
             all.append(&mut weights);

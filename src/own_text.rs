@@ -6,6 +6,7 @@ use calibration::CalibrationError;
 use calibration::corpus::{Windows, fingerprint};
 use calibration::generation::{self, Beginning, Request};
 use calibration::tokenizer::TextTokenizer;
+use kernels::bf16::Precision;
 use serde_json::Value;
 
 use crate::corpora::ReadText;
@@ -16,11 +17,11 @@ use crate::progress::Progress;
 use crate::report::TextSummary;
 use crate::stored::StoredModel;
 
-/// Windows that the model writes, each as long as asked for and at most as long as the model attends.
+/// Windows that the model writes in products of this precision, each as long as asked for and at most as long as the model attends.
 pub(crate) fn write(
     source: &StoredModel,
     tokenizer: Option<&TextTokenizer>,
-    request: WindowRequest,
+    (request, precision): (WindowRequest, Precision),
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<ReadText, Error> {
@@ -46,6 +47,7 @@ pub(crate) fn write(
         beginning,
         ends: tokens(&source.config, "eos_token_id"),
         seed,
+        precision,
     };
     let tokens = match journal.own_text()? {
         Some(tokens) => tokens,
@@ -68,6 +70,7 @@ pub(crate) fn write(
 }
 
 fn sample(source: &StoredModel, wanted: &Request, progress: &dyn Progress) -> Result<Vec<Vec<u32>>, Error> {
+    let _section = kernels::account::section("writing text");
     progress.phase("writing text", generation::steps(&source.model, wanted));
     let mut step = || {
         progress.step("");

@@ -30,7 +30,7 @@ use crate::progress::{Progress, go_on};
 use crate::record::{LinearRecord, solution_digest};
 use crate::report::LinearRow;
 use crate::scales::{self, LearnedScales, Solved};
-use crate::solving::{self, Deal, Place, Task, observe, recover};
+use crate::solving::{self, Deal, Observed, Place, Task, Unprepared, observe, recover};
 use crate::statistics::StageStatistics;
 use crate::streams::Streams;
 
@@ -144,6 +144,8 @@ pub(crate) fn quantize_layers(
             let grids = grids.collect::<Result<Vec<_>, Error>>()?;
             let solvers = deal.stage(&grids);
             let shelf = memory.shelf(&plans, stage, journal)?;
+            // Of several tracks one's moments are there at a time.
+            let beside = tracks.len() == 1 && solving::are_small(&grids);
             let mut all_seen = Vec::with_capacity(tracks.len());
             for (number, track) in tracks.iter().enumerate() {
                 go_on(progress)?;
@@ -155,7 +157,7 @@ pub(crate) fn quantize_layers(
                         let (sent, coverage) = sent.unzip();
                         outcomes[number].cover(coverage);
                         let place = Place { layer, stage: place, track: number };
-                        observe(
+                        let gathered = observe(
                             track.plan,
                             &grids[number],
                             place,
@@ -164,33 +166,39 @@ pub(crate) fn quantize_layers(
                             &gradients,
                             sent,
                             (&shelf, readers),
-                        )?
+                        )?;
+                        if beside {
+                            Observed::Gathered(gathered)
+                        } else {
+                            Observed::Known(gathered.prepare()?)
+                        }
                     }
-                    (None, Inputs::MeanSquares(known)) => known.of_stage(track.plan, stage)?,
+                    (None, Inputs::MeanSquares(known)) => Observed::Known(known.of_stage(track.plan, stage)?),
                     (None, Inputs::Windows(..)) => {
                         return Err(Error::Internal("no stream was started".to_owned()));
                     }
                 });
             }
-            let (all_seen, known) = (&all_seen, &gradients);
-            let tasks = tracks.iter().zip(&grids).zip(quantized.iter().zip(all_seen));
-            let tasks = tasks.flat_map(|((track, grids), (weights, seen))| {
-                grids.iter().map(move |&grid| Task::new(track.plan, grid, weights, seen, known))
-            });
-            let tasks: Vec<Task<'_>> = tasks.collect();
+            let unprepared = Unprepared {
+                plans: tracks.iter().map(|track| track.plan).collect(),
+                linears: &grids,
+                weights: &quantized,
+                seen: all_seen,
+                gradients: &gradients,
+            };
             let advance = || match streams.as_mut().filter(|_| !last) {
                 Some(streams) => streams.advance_original(layer, place, original, journal),
                 None => Ok(()),
             };
-            let solvers = (&solvers.concat()[..], &**ranks);
-            let mut ahead = solving::ahead(&tasks, solvers, advance)?.into_iter();
-            for (number, (track, seen)) in tracks.iter_mut().zip(all_seen).enumerate() {
+            let (all_seen, solved) = unprepared.ahead((&solvers.concat(), &**ranks), advance)?;
+            let mut ahead = solved.into_iter();
+            for (number, (track, seen)) in tracks.iter_mut().zip(&all_seen).enumerate() {
                 let weights = &mut quantized[number];
                 for &grid in &grids[number] {
                     go_on(progress)?;
                     let solution = match ahead.next() {
                         Some(solution) => solution,
-                        None => Task::new(track.plan, grid, weights, seen, known).solve()?,
+                        None => Task::new(track.plan, grid, weights, seen, &gradients).solve()?,
                     };
                     let (outcome, entry) = (&mut outcomes[number], (&mut entry, number));
                     track.take((grid.0, solution), weights, seen, outcome, entry, progress)?;
@@ -227,11 +235,18 @@ pub(crate) fn quantize_layers(
         return Ok(outcomes);
     }
     for (number, (track, outcome)) in tracks.iter_mut().zip(&mut outcomes).enumerate() {
-        if let Inputs::Windows(windows, _) = inputs {
+        if let Inputs::Windows(windows, precision) = inputs {
             let waiting = &mut track.waiting;
             let journal = (&mut *journal, memory, number);
-            outcome.learned =
-                scales::learn(model, source, windows, track.scale_passes, waiting, journal, progress)?;
+            outcome.learned = scales::learn(
+                model,
+                source,
+                (windows, precision),
+                track.scale_passes,
+                waiting,
+                journal,
+                progress,
+            )?;
         }
         for Solved { linear, tensor } in std::mem::take(&mut track.waiting) {
             track.write(&linear, &tensor, outcome)?;

@@ -1,8 +1,8 @@
 //! In what precision calibration multiplies.
 //!
 //! Products with a linear, second moments and gradients cost most of a run. With factors rounded to bfloat16 they take about half the time on
-//! machines that have the instruction. Where runtimes multiply in bfloat16 that is no worse than what the model will meet; the rounding is
-//! then far below the error of a narrow grid, and the sums stay in single precision. Measuring is always in single precision.
+//! machines that have the instruction. Where runtimes multiply in sixteen bits, the rounding is far below the error of a narrow grid, and the sums
+//! stay in single precision; `docs/performance.md` has what it does to models of either type. Measuring is always in single precision.
 
 use formats::Dtype;
 use kernels::bf16::{self, Precision};
@@ -32,7 +32,7 @@ pub(crate) fn settle(plans: &[Plan]) -> Precision {
     let fits = |plan: &Plan| match plan.products {
         Products::F32 => false,
         Products::Bf16 => true,
-        Products::Auto => bf16::is_fast() && plan.runtime == Dtype::Bf16 && narrow(plan),
+        Products::Auto => bf16::is_fast() && matches!(plan.runtime, Dtype::Bf16 | Dtype::F16) && narrow(plan),
     };
     if plans.iter().all(fits) { Precision::Bf16 } else { Precision::Single }
 }

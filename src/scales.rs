@@ -9,20 +9,25 @@
 //! ```
 //!
 //! Steps are Adam's (arXiv 1412.6980) on `ln |s|`, so that a scale keeps its sign and moves by a share of itself; they get shorter and shorter. The
-//! forward pass multiplies with scales as they would be stored; the unrounded ones take the steps. Every fourth window is held out: what is
+//! forward pass multiplies with scales as they would be stored; the unrounded ones take the steps. Every eighth window is held out: what is
 //! learned stands only if the divergence on those fell. Scales that are products or powers of two, or have minimums beside them, stay.
+//! Lessons are given in the precision of calibration, and judged in single precision, as all measuring is.
 //!
 //! One layer is dense at a time. For each weight a code is held until the end, since nothing can be written before; for each token of a batch
 //! the residual streams before all layers, and for each token of all windows the original's last one.
 
 use calibration::CalibrationError;
 use calibration::activations::History;
-use calibration::backward::{Backward, Head, LinearVisit, Visit};
+use calibration::backward::{Backward, Head, Visit};
 use calibration::forward::{Forward, WindowState};
-use calibration::weights::{LayerWeights, LinearOperator, Linears, OuterWeights, SourceError, WeightSource};
-use model::linear::Linear;
+use calibration::weights::{
+    AtPrecision, LayerWeights, LinearOperator, Linears, OuterWeights, Pass, SourceError, WeightSource,
+};
+use kernels::account::section;
+use kernels::bf16::Precision;
+use model::linear::{Linear, Slot};
 use model::{Layer, Model};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
 use quantizer::scheme::{ScaleDtype, Symmetry};
 use quantizer::tensor::QuantizedTensor;
 use rayon::prelude::*;
@@ -82,11 +87,12 @@ pub(crate) struct PupilState {
     pub(crate) square: Array2<f32>,
 }
 
-/// Lets the scales of `solved` learn for so many passes over the windows; none where too few windows are there to hold one out.
+/// Lets the scales of `solved` learn for so many passes over the windows, factors of products rounded to `precision`; none where too few windows
+/// are there to hold one out.
 pub(crate) fn learn(
     model: &Model,
     source: &dyn WeightSource,
-    windows: &[Vec<u32>],
+    (windows, precision): (&[Vec<u32>], Precision),
     passes: usize,
     solved: &mut [Solved],
     (journal, memory, track): (&mut Journal, Memory, usize),
@@ -105,24 +111,21 @@ pub(crate) fn learn(
         }
         return Ok(Some(*done));
     }
+    let _section = section("learning scales");
+    let (held_out, learned_from): (Vec<_>, Vec<_>) =
+        chosen.iter().enumerate().partition(|&(index, _)| is_held_out(index));
+    let [held_out, learned_from] =
+        [held_out, learned_from].map(|part| part.into_iter().map(|(_, &window)| window).collect::<Vec<_>>());
     let tokens = chosen.iter().map(|window| window.len()).max().unwrap_or(0);
-    let school = School {
-        model,
-        source,
-        forward: Forward::new(model, tokens),
-        outer: source.outer().map_err(Error::from_source)?,
-        head: head(model, source)?,
+    let school = |precision| School::open(model, source, tokens, precision);
+    let (held_out, before) = {
+        let judging = school(Precision::Single)?;
+        let held_out = judging.lessons(&held_out)?;
+        let before = judging.divergence(&held_out, solved)?;
+        (held_out, before)
     };
-    let mut lessons = Vec::with_capacity(count);
-    for batch in chosen.chunks(BATCH) {
-        let hidden = school.run(batch, &[], None)?;
-        lessons.extend(batch.iter().zip(hidden).map(|(tokens, teacher)| Lesson { tokens, teacher }));
-    }
-    let (mut learned_from, mut held_out) = (Vec::new(), Vec::new());
-    for (index, lesson) in lessons.into_iter().enumerate() {
-        if is_held_out(index) { held_out.push(lesson) } else { learned_from.push(lesson) }
-    }
-    let before = school.divergence(&held_out, solved)?;
+    let teaching = school(precision)?;
+    let learned_from = teaching.lessons(&learned_from)?;
     let steps_of_pass = learned_from.len().div_ceil(BATCH);
     let steps = passes * steps_of_pass;
     progress.phase("learning scales", steps);
@@ -140,7 +143,7 @@ pub(crate) fn learn(
     for (step, batch) in batches.enumerate().skip(taken) {
         go_on(progress)?;
         progress.at(&format!("pass {} of {passes}", step / steps_of_pass + 1));
-        let gradients = school.gradients(batch, solved, memory.history(journal)?)?;
+        let gradients = teaching.gradients(batch, solved, memory.history(journal)?)?;
         let rate = RATE * (steps - step) as f32 / steps as f32;
         for ((pupil, solved), gradient) in pupils.iter_mut().zip(solved.iter_mut()).zip(&gradients) {
             if let Some(gradient) = gradient {
@@ -153,7 +156,8 @@ pub(crate) fn learn(
         progress.step("");
     }
     progress.finish();
-    let after = school.divergence(&held_out, solved)?;
+    drop(teaching);
+    let after = school(Precision::Single)?.divergence(&held_out, solved)?;
     if after.is_nan() || after >= before {
         for (solved, scales) in solved.iter_mut().zip(original) {
             solved.set_scales(scales)?;
@@ -229,8 +233,10 @@ impl Solved {
         let columns = self.tensor.scheme().granularity.columns_per_scale(weight.ncols()).max(1);
         let last = found.nrows() - 1;
         for (row, (gradient, weight)) in gradient.rows().into_iter().zip(weight.rows()).enumerate() {
-            for (column, (&gradient, &weight)) in gradient.iter().zip(weight).enumerate() {
-                found[[row.min(last), column / columns]] += gradient * weight;
+            let of_row =
+                gradient.axis_chunks_iter(Axis(0), columns).zip(weight.axis_chunks_iter(Axis(0), columns));
+            for (sum, (gradient, weight)) in found.row_mut(row.min(last)).iter_mut().zip(of_row) {
+                *sum += gradient.dot(&weight);
             }
         }
         found
@@ -244,6 +250,8 @@ struct School<'a> {
     forward: Forward<'a>,
     outer: OuterWeights,
     head: Vec<LinearOperator>,
+    /// What factors of products are rounded to.
+    precision: Precision,
 }
 
 /// The original, or with the solutions of its linears.
@@ -292,7 +300,34 @@ impl WeightSource for Pupils<'_> {
     }
 }
 
-impl School<'_> {
+impl<'a> School<'a> {
+    /// For windows of so many tokens.
+    fn open(
+        model: &'a Model,
+        source: &'a dyn WeightSource,
+        tokens: usize,
+        precision: Precision,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            model,
+            source,
+            forward: Forward::new(model, tokens).with_precision(precision),
+            outer: source.outer().map_err(Error::from_source)?,
+            head: head(model, source)?.iter().map(|slice| slice.at(precision, Pass::Both)).collect(),
+            precision,
+        })
+    }
+
+    /// With what the original makes of them.
+    fn lessons<'w>(&self, windows: &[&'w Vec<u32>]) -> Result<Vec<Lesson<'w>>, Error> {
+        let mut lessons = Vec::with_capacity(windows.len());
+        for batch in windows.chunks(BATCH) {
+            let hidden = self.run(batch, &[], None)?;
+            lessons.extend(batch.iter().zip(hidden).map(|(tokens, teacher)| Lesson { tokens, teacher }));
+        }
+        Ok(lessons)
+    }
+
     /// The residual streams behind the last layer; `before` takes those before each.
     fn run(
         &self,
@@ -304,6 +339,7 @@ impl School<'_> {
             |tokens: &&Vec<u32>| self.forward.embed(self.source, tokens, 0).map_err(Error::from_source);
         let mut states = windows.par_iter().map(embed).collect::<Result<Vec<_>, Error>>()?;
         let pupils = Pupils { source: self.source, solved };
+        let pupils = AtPrecision { source: &pupils, precision: self.precision, pass: Pass::Forward };
         for layer in &self.model.layers {
             if let Some(before) = &mut before {
                 before.push(states.iter().map(WindowState::hidden))?;
@@ -355,35 +391,58 @@ impl School<'_> {
         let mut found: Vec<Option<Array2<f32>>> = solved.iter().map(|_| None).collect();
         let backward = Backward::new(&self.forward);
         let pupils = Pupils { source: self.source, solved };
+        let pupils = AtPrecision { source: &pupils, precision: self.precision, pass: Pass::Both };
         for layer in self.model.layers.iter().rev() {
             let inputs = before.pop()?;
-            let mut parts: Vec<Vec<(usize, Array2<f32>)>> = inputs.iter().map(|_| Vec::new()).collect();
-            let see = |parts: &mut Vec<(usize, Array2<f32>)>, visit: Visit<'_>| {
-                if let Visit::Linear(linear) = visit {
-                    parts.extend(of_scales(layer, &linear, solved));
+            let mut ends: Vec<Vec<Ends>> = inputs.iter().map(|_| Vec::new()).collect();
+            let learners = learners(layer, solved);
+            let see = |ends: &mut Vec<Ends>, visit: Visit<'_>| {
+                if let Visit::Linear(linear) = visit
+                    && learners.iter().any(|&(_, slot)| slot == linear.slot)
+                {
+                    let (input, output_gradient) =
+                        (linear.input.to_owned(), linear.output_gradient.to_owned());
+                    ends.push(Ends { slot: linear.slot, input, output_gradient });
                 }
             };
-            let passed = backward.windows_vjp(layer, &pupils, &inputs, &gradients, &mut parts, &see);
+            let passed = backward.windows_vjp(layer, &pupils, &inputs, &gradients, &mut ends, &see);
             gradients = passed.map_err(Error::from_source)?;
-            // Windows in order, so that sums do not depend on the threads.
-            for (index, part) in parts.into_iter().flatten() {
-                match &mut found[index] {
-                    Some(sum) => *sum += &part,
-                    empty => *empty = Some(part),
-                }
+            let of_scales = |&(index, slot): &(usize, Slot)| {
+                let of_weights = weight_gradient(&ends, slot, self.precision);
+                let weight = solved[index].tensor.dequantize();
+                (index, solved[index].scale_gradient(of_weights.view(), weight.view()))
+            };
+            for (index, gradient) in learners.par_iter().map(of_scales).collect::<Vec<_>>() {
+                found[index] = Some(gradient);
             }
         }
         Ok(found)
     }
 }
 
-/// The gradient of the scales of one of a layer's linears, with its place in `solved`; none where they do not learn.
-fn of_scales(layer: &Layer, visit: &LinearVisit<'_>, solved: &[Solved]) -> Option<(usize, Array2<f32>)> {
-    let own =
-        |solved: &Solved| solved.linear.id.layer == layer.index && solved.linear.id.slot() == visit.slot;
-    let index = solved.iter().position(own).filter(|&index| solved[index].learns())?;
-    let weight = solved[index].tensor.dequantize();
-    Some((index, solved[index].scale_gradient(visit.weight_gradient().view(), weight.view())))
+/// What a linear was given in one window, `[tokens, in_features]`, and the gradient of what it gave, `[tokens, out_features]`.
+struct Ends {
+    slot: Slot,
+    input: Array2<f32>,
+    output_gradient: Array2<f32>,
+}
+
+/// The linears of a layer whose scales learn, with their places in `solved`.
+fn learners(layer: &Layer, solved: &[Solved]) -> Vec<(usize, Slot)> {
+    let own = |(_, solved): &(usize, &Solved)| solved.linear.id.layer == layer.index && solved.learns();
+    solved.iter().enumerate().filter(own).map(|(index, solved)| (index, solved.linear.id.slot())).collect()
+}
+
+/// `Ȳᵀ X` over the tokens of all windows, in their order.
+fn weight_gradient(windows: &[Vec<Ends>], slot: Slot, precision: Precision) -> Array2<f32> {
+    let ends = || windows.iter().flatten().filter(|ends| ends.slot == slot);
+    let inputs: Vec<_> = ends().map(|ends| ends.input.view()).collect();
+    let gradients: Vec<_> = ends().map(|ends| ends.output_gradient.view()).collect();
+    let stacked = |parts: &[ArrayView2<'_, f32>]| {
+        ndarray::concatenate(Axis(0), parts).expect("all windows meet the same linear")
+    };
+    let (input, gradient) = (stacked(&inputs), stacked(&gradients));
+    precision.columns(gradient.view()).product(&precision.columns(input.view()))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::plan::Plan;
 use crate::progress::{Progress, go_on};
 use crate::recipe::Treatment;
 use crate::solving::{dense, solver};
-use crate::statistics::{Among, Sent, StageStatistics};
+use crate::statistics::{Among, Gathered, Sent};
 use crate::streams::{See, Seen, Wanted};
 
 /// Tokens that are looked at, but for the rest of a window.
@@ -262,12 +262,12 @@ impl LayerSolving<'_> {
         let visit = |_: Wanted<'_>, see: &mut See<'_>| {
             states.iter().try_for_each(|state| {
                 let input = forward.stage_input(layer, place, weights, state);
-                see(Seen { input: input.view(), residual: state.hidden(), original: None, lacks: None })
+                see(&[Seen { input: input.view(), residual: state.hidden(), original: None, lacks: None }])
             })
         };
         let windows = states.len();
         let kept = (Precision::Single, &Shelf::memory(), Among::alone());
-        let seen = StageStatistics::gather(stage, &pairs, &[], windows, sent, kept, visit)?;
+        let seen = Gathered::gather(stage, &pairs, Vec::new(), windows, sent, kept, visit)?.prepare()?;
         let weights = linears.iter().map(|linear| dense(weights, linear)).collect::<Result<Vec<_>, _>>()?;
         let mut damages = Vec::with_capacity(options.widths.len());
         for width in &options.widths {

@@ -23,7 +23,7 @@ use crate::exchange;
 use crate::gradients::LayerGradients;
 use crate::plan::Plan;
 use crate::recipe::Treatment;
-use crate::statistics::{Among, Sent, StageStatistics};
+use crate::statistics::{Among, Gathered, Sent, StageStatistics};
 use crate::streams::Streams;
 use crate::work::{FACTORIZATIONS, REFINED};
 
@@ -82,18 +82,18 @@ impl Deal {
     }
 }
 
-/// What the solvers of a stage need to know about its input.
+/// What is gathered of a stage's input for its solvers.
 #[expect(clippy::too_many_arguments, reason = "what is solved, what flows into it, and where it is kept")]
-pub(crate) fn observe(
-    plan: &Plan,
-    grids: &[(&Linear, Scheme)],
+pub(crate) fn observe<'s>(
+    plan: &'s Plan,
+    grids: &[(&'s Linear, Scheme)],
     Place { layer, stage: place, track }: Place<'_>,
-    weights: &LayerWeights,
+    weights: &'s LayerWeights,
     streams: &Streams<'_>,
     gradients: &LayerGradients,
     sent: Option<Sent>,
     (shelf, solvers): (&Arc<Shelf>, Vec<usize>),
-) -> Result<StageStatistics, Error> {
+) -> Result<Gathered<'s>, Error> {
     let stage: &Stage = &layer.stages[place];
     let settings: Vec<_> = grids.iter().map(|&(linear, _)| (linear, plan.treatment(linear))).collect();
     let unsolved = grids
@@ -102,7 +102,7 @@ pub(crate) fn observe(
     let unsolved = unsolved.collect::<Result<Vec<_>, _>>()?;
     let among = Among { ranks: streams.ranks().clone(), solvers };
     let (windows, kept) = (streams.windows(), (streams.precision(), shelf, among));
-    StageStatistics::gather(stage, &settings, &unsolved, windows, sent, kept, |wanted, see| {
+    Gathered::gather(stage, &settings, unsolved, windows, sent, kept, |wanted, see| {
         streams.see_stage_input(track, layer, place, weights, gradients.token_roots(place), wanted, see)
     })
 }
@@ -144,47 +144,91 @@ impl<'t> Task<'t> {
     }
 }
 
-/// Solves small linears side by side and beside `advance`, since one alone leaves processors idle. Large ones keep all of them busy and need room:
-/// nothing is solved then, and each waits for its turn. Of several ranks each solves what `solvers` has its number for, and all are given all.
-pub(crate) fn ahead(
-    tasks: &[Task<'_>],
-    (solvers, ranks): (&[usize], &dyn Ranks),
-    advance: impl FnOnce() -> Result<(), Error> + Send,
-) -> Result<Vec<Solution>, Error> {
-    let own: Vec<&Task<'_>> = tasks
-        .iter()
-        .zip(solvers)
-        .filter(|&(_, &solver)| solver == ranks.rank())
-        .map(|(task, _)| task)
-        .collect();
-    let solved = own_ahead(&own, !ranks.is_alone(), advance)?;
-    if ranks.is_alone() {
-        return Ok(solved);
-    }
-    let mut solved = solved.into_iter();
-    let own = |solver: usize| if solver == ranks.rank() { solved.next() } else { None };
-    let own: Vec<Option<Solution>> = solvers.iter().copied().map(own).collect();
-    solvers.iter().zip(own).map(|(&solver, own)| exchange::solution(ranks, solver, own)).collect()
+/// Whether linears, by track, are solved side by side.
+pub(crate) fn are_small(tracks: &[Vec<(&Linear, Scheme)>]) -> bool {
+    let weights = tracks.iter().flatten().map(|(linear, _)| linear.out_features * linear.in_features);
+    weights.sum::<usize>() <= TOGETHER
 }
 
-/// The solutions of this rank's tasks; of large ones none, unless `all` are wanted.
-fn own_ahead(
-    tasks: &[&Task<'_>],
-    all: bool,
-    advance: impl FnOnce() -> Result<(), Error> + Send,
-) -> Result<Vec<Solution>, Error> {
-    let weights = |task: &&Task<'_>| task.linear.out_features * task.linear.in_features;
-    if tasks.iter().map(weights).sum::<usize>() > TOGETHER {
-        advance()?;
-        return if all { tasks.iter().map(|task| task.solve()).collect() } else { Ok(Vec::new()) };
+/// The linears of a stage in all tracks, which are solved once it is known what with.
+pub(crate) struct Unprepared<'t> {
+    /// By track.
+    pub(crate) plans: Vec<&'t Plan>,
+    pub(crate) linears: &'t [Vec<(&'t Linear, Scheme)>],
+    pub(crate) weights: &'t [LayerWeights],
+    pub(crate) seen: Vec<Observed<'t>>,
+    pub(crate) gradients: &'t LayerGradients,
+}
+
+impl Unprepared<'_> {
+    /// Prepares what the linears are solved with, by track, and advances; gives the solutions, too, of linears that are small. These are solved side by
+    /// side and beside `advance`, since one alone leaves processors idle. Large ones keep all of them busy and need room: nothing is solved then,
+    /// and each waits for its turn. Of several ranks each solves what `solvers` has its number for, and all are given all.
+    pub(crate) fn ahead(
+        self,
+        (solvers, ranks): (&[usize], &dyn Ranks),
+        advance: impl FnOnce() -> Result<(), Error> + Send,
+    ) -> Result<(Vec<StageStatistics>, Vec<Solution>), Error> {
+        let Self { plans, linears, weights, seen, gradients } = self;
+        let small = are_small(linears);
+        let prepare = || seen.into_iter().map(Observed::prepare).collect::<Result<Vec<_>, _>>();
+        let solve = |seen: &[StageStatistics]| -> Result<Vec<Solution>, Error> {
+            let tracks = plans.iter().zip(linears).zip(weights.iter().zip(seen));
+            let tasks = tracks.flat_map(|((plan, linears), (weights, seen))| {
+                linears.iter().map(move |&grid| Task::new(plan, grid, weights, seen, gradients))
+            });
+            let own = tasks.zip(solvers).filter(|&(_, &solver)| solver == ranks.rank());
+            let own: Vec<Task<'_>> = own.map(|(task, _)| task).collect();
+            if small {
+                return own.par_iter().map(Task::solve).collect::<Vec<_>>().into_iter().collect();
+            }
+            own.iter().map(Task::solve).collect()
+        };
+        let (seen, solved) = if small {
+            let solving = || {
+                let seen = prepare()?;
+                let solved = solve(&seen)?;
+                Ok::<_, Error>((seen, solved))
+            };
+            // What this thread does not solve meanwhile is charged to the pass.
+            let passing = section("forward, original");
+            let (solved, advanced) = rayon::join(solving, advance);
+            drop(passing);
+            advanced?;
+            solved?
+        } else {
+            let seen = prepare()?;
+            advance()?;
+            let solved = if ranks.is_alone() { Vec::new() } else { solve(&seen)? };
+            (seen, solved)
+        };
+        if ranks.is_alone() {
+            return Ok((seen, solved));
+        }
+        let mut solved = solved.into_iter();
+        let own = |solver: usize| if solver == ranks.rank() { solved.next() } else { None };
+        let own: Vec<Option<Solution>> = solvers.iter().copied().map(own).collect();
+        let all = solvers.iter().zip(own).map(|(&solver, own)| exchange::solution(ranks, solver, own));
+        let all = all.collect::<Result<_, _>>()?;
+        Ok((seen, all))
     }
-    let solve = || tasks.par_iter().map(|task| task.solve()).collect::<Vec<_>>();
-    // What this thread does not solve meanwhile is charged to the pass.
-    let passing = section("forward, original");
-    let (solved, advanced) = rayon::join(solve, advance);
-    drop(passing);
-    advanced?;
-    solved.into_iter().collect()
+}
+
+/// What is known of a stage's input.
+pub(crate) enum Observed<'s> {
+    /// What calibration text gave.
+    Gathered(Gathered<'s>),
+    /// What somebody else's calibration did.
+    Known(StageStatistics),
+}
+
+impl Observed<'_> {
+    fn prepare(self) -> Result<StageStatistics, Error> {
+        match self {
+            Self::Gathered(gathered) => gathered.prepare(),
+            Self::Known(known) => Ok(known),
+        }
+    }
 }
 
 /// Writes the best correction of what the solution lacks; returns it as stored, and the relative loss that is left with it. Nothing else

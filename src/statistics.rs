@@ -12,12 +12,13 @@ use kernels::stripes::Shelf;
 use model::Stage;
 use model::linear::Linear;
 use ndarray::{Array1, Array2};
-use quantizer::accumulator::{HessianAccumulator, Streams};
+use quantizer::accumulator::{HessianAccumulator, Lack, Streams, Window};
 use quantizer::guard::held_out::HeldOut;
 use quantizer::guard::{self, Statistics, Unsolved, Verdict};
 use quantizer::hessian::{Hessian, HessianError, Shortfall};
 use quantizer::prepared::PreparedHessian;
 use quantizer::settings::SolverSettings;
+use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::recipe::Treatment;
@@ -51,22 +52,41 @@ pub(crate) struct StageStatistics {
     held_out: Option<HeldOut>,
 }
 
-impl StageStatistics {
+/// Moments of a stage's input as they were gathered, before anything is decided by them.
+pub(crate) struct Gathered<'s> {
+    /// Each once.
+    wanted: Vec<&'s SolverSettings>,
+    unsolved: Vec<Unsolved<'s>>,
+    /// None where nobody here solves with them.
+    parts: Option<Parts>,
+    /// Whether what the input lacks and what the residual stream does are one cross moment.
+    together: bool,
+    /// The first linear, for errors.
+    name: &'s str,
+}
+
+/// Both parts of the windows.
+struct Parts {
+    fitted: Statistics,
+    held: Option<Statistics>,
+}
+
+impl<'s> Gathered<'s> {
     /// Gathers what the stage's linears need: nothing, the second moment, or what the input and the residual stream lack as well. `sent` for
     /// an expert's stage, of which windows may have no token. Products are computed in `precision`, second moments lie on `shelf`. A rank that
     /// solves nothing with it has nothing in the end.
     pub(crate) fn gather(
         stage: &Stage,
-        linears: &[(&Linear, &Treatment)],
-        unsolved: &[Unsolved<'_>],
+        linears: &[(&'s Linear, &'s Treatment)],
+        unsolved: Vec<Unsolved<'s>>,
         windows: usize,
         sent: Option<Sent>,
         (precision, shelf, among): (Precision, &Arc<Shelf>, Among),
         visit: impl FnOnce(Wanted<'_>, &mut See<'_>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         let wanted = wanted(linears);
-        let Some((first, _)) = linears.first().filter(|_| !wanted.is_empty()) else {
-            return Ok(Self::default());
+        let Some(&(first, _)) = linears.first().filter(|_| !wanted.is_empty()) else {
+            return Ok(Self { wanted, unsolved, parts: None, together: false, name: "" });
         };
         let fail = |source| Error::Statistics { linear: first.name.clone(), source };
         let any = |holds: fn(&SolverSettings) -> bool| wanted.iter().any(|&settings| holds(settings));
@@ -92,27 +112,40 @@ impl StageStatistics {
         let period = windows.min(HELD_OUT);
         let mut seen_windows = 0;
         let sharers = fitted.moments.sharers();
-        visit(Wanted { input, residual, through: through.as_ref(), sharers }, &mut |seen| {
-            seen_windows += 1;
-            match &mut held {
-                Some(held) if seen_windows % period == 0 => held.observe(&seen),
-                _ => fitted.observe(&seen),
+        visit(Wanted { input, residual, through: through.as_ref(), sharers }, &mut |windows| {
+            let (mut to_fitted, mut to_held) = (Vec::new(), Vec::new());
+            for seen in windows {
+                seen_windows += 1;
+                let holds = held.is_some() && seen_windows % period == 0;
+                if holds { to_held.push(seen) } else { to_fitted.push(seen) }
             }
-            .map_err(fail)
+            if let Some(held) = &mut held {
+                held.observe(&to_held).map_err(fail)?;
+            }
+            fitted.observe(&to_fitted).map_err(fail)
         })?;
         if !among.solvers.contains(&among.ranks.rank()) {
             for part in [Some(fitted), held].into_iter().flatten() {
                 part.moments.give().map_err(fail)?;
             }
-            return Ok(Self::default());
+            return Ok(Self { wanted, unsolved, parts: None, together, name: &first.name });
         }
         let least = if sent.is_some() { LEAST_HELD_OUT } else { 0 };
         let pooled = sent.and_then(|sent| sent.pooled);
         let (fitted, held) = settle(fitted, held, least, pooled).map_err(fail)?;
+        let parts = Some(Parts { fitted, held });
+        Ok(Self { wanted, unsolved, parts, together, name: &first.name })
+    }
+
+    /// Decides and prepares what the linears are solved with.
+    pub(crate) fn prepare(self) -> Result<StageStatistics, Error> {
+        let Self { wanted, unsolved, parts, together, name } = self;
+        let Some(Parts { fitted, held }) = parts else { return Ok(StageStatistics::default()) };
+        let fail = |source| Error::Statistics { linear: name.to_owned(), source };
         let held_out = held.as_ref().map(HeldOut::new).transpose().map_err(fail)?;
         let verdict = |settings: &&SolverSettings| -> Result<_, HessianError> {
             let Some(held) = &held_out else { return Ok(None) };
-            let mut verdict = guard::decide(&fitted, held, unsolved, settings)?;
+            let mut verdict = guard::decide(&fitted, held, &unsolved, settings)?;
             if together {
                 verdict.shares.alpha = verdict.shares.beta;
             }
@@ -120,7 +153,7 @@ impl StageStatistics {
         };
         let verdicts =
             wanted.iter().map(verdict).collect::<Result<Vec<Option<Verdict>>, _>>().map_err(fail)?;
-        let held_out = held_out.filter(|_| guarded);
+        let held_out = held_out.filter(|_| wanted.iter().any(|settings| settings.guard));
         let Statistics { hessian, shortfall } = match held {
             Some(held) => fitted.merge(held).map_err(fail)?,
             None => fitted,
@@ -135,9 +168,11 @@ impl StageStatistics {
         }
         let ready = prepare(hessian, wanted[last], verdicts[last].map(|verdict| (shortfall, verdict)));
         prepared.push((wanted[last].clone(), ready.map_err(fail)?));
-        Ok(Self { prepared, held_out })
+        Ok(StageStatistics { prepared, held_out })
     }
+}
 
+impl StageStatistics {
     /// What is known from the mean squares of the stage's input alone, `[in_features]`: its Hessian's diagonal.
     pub(crate) fn of_mean_squares(
         linears: &[(&Linear, &Treatment)],
@@ -249,28 +284,30 @@ struct Accumulators<'w> {
 }
 
 impl Accumulators<'_> {
-    fn observe(&mut self, seen: &Seen<'_>) -> Result<(), HessianError> {
+    fn observe(&mut self, windows: &[&Seen<'_>]) -> Result<(), HessianError> {
         if !self.shares {
-            self.moments.pass_over(seen.input.nrows());
+            windows.iter().for_each(|seen| self.moments.pass_over(seen.input.nrows()));
             return Ok(());
         }
-        if let Some(Lacks { input, residual }) = seen.lacks {
-            let lacks = [input.filter(|_| self.input), residual.filter(|_| self.residual)];
-            return self.moments.observe_lacks(seen.input, &lacks.into_iter().flatten().collect::<Vec<_>>());
+        let through = |seen: &&Seen<'_>| self.through.and_then(|through| through.lack(seen));
+        let through: Vec<Option<Array2<f32>>> = windows.par_iter().map(through).collect();
+        let mut all = Vec::with_capacity(windows.len());
+        for (&seen, through) in windows.iter().zip(&through) {
+            all.push(Window { rows: seen.input, lacks: self.lacks(seen, through) });
         }
-        if let Some(lack) = self.through.and_then(|through| through.lack(seen)) {
-            return self.moments.observe_lacks(seen.input, &[lack.view()]);
-        }
-        let mut streams = Vec::with_capacity(2);
-        if let Some((input, residual)) = seen.original {
-            if self.input {
-                streams.push(Streams { original: input, quantized: seen.input });
-            }
-            if self.residual {
-                streams.push(Streams { original: residual, quantized: seen.residual });
-            }
-        }
-        self.moments.observe_beside(seen.input, &streams)
+        self.moments.observe_windows(&all)
+    }
+
+    /// What the cross moments are gathered from; `through` is what the linear's output lacks, where that is one of them.
+    fn lacks<'a>(&self, seen: &'a Seen<'_>, through: &'a Option<Array2<f32>>) -> Vec<Lack<'a>> {
+        let [input, residual] = match (seen.lacks, through, seen.original) {
+            (Some(Lacks { input, residual }), _, _) => [input, residual].map(|lack| lack.map(Lack::Known)),
+            (None, Some(lack), _) => return vec![Lack::Known(lack.view())],
+            (None, None, Some((input, residual))) => [(input, seen.input), (residual, seen.residual)]
+                .map(|(original, quantized)| Some(Lack::Between(Streams { original, quantized }))),
+            (None, None, None) => [None, None],
+        };
+        [input.filter(|_| self.input), residual.filter(|_| self.residual)].into_iter().flatten().collect()
     }
 
     fn finish(self) -> Result<Statistics, HessianError> {

@@ -78,8 +78,8 @@ pub(crate) struct Wanted<'w> {
     pub(crate) sharers: usize,
 }
 
-/// Told what is at a stage, window by window.
-pub(crate) type See<'s> = dyn FnMut(Seen<'_>) -> Result<(), Error> + 's;
+/// Told what is at a stage, some windows at a time, in order.
+pub(crate) type See<'s> = dyn FnMut(&[Seen<'_>]) -> Result<(), Error> + 's;
 
 impl<'m> Streams<'m> {
     /// The windows for a track of each plan: embedded, or as they are behind the last whole layer of the journal. The original runs beside where its
@@ -211,13 +211,9 @@ impl<'m> Streams<'m> {
         let expert = expert_stage(layer, stage);
         let (ranks, size) = (&self.ranks, self.ranks.size());
         let windows: Vec<usize> = (0..self.windows()).collect();
-        // Some windows are made ready while none is shown; `--memory` counts them with the windows in work. Of several ranks all have to take
-        // the same number together: those that fill a product.
         let longest = self.lengths.iter().copied().max().unwrap_or(1);
-        let of_rank = match ranks.is_alone() {
-            true => rayon::current_num_threads(),
-            false => (CHUNK_TOKENS / longest.max(1)).max(1),
-        };
+        // Of several ranks all have to take the same number.
+        let of_rank = if ranks.is_alone() { shown_together(longest) } else { filling(longest) };
         for together in windows.chunks(of_rank * size) {
             let own: Vec<usize> = together.iter().copied().filter(|&window| ranks.owns(window)).collect();
             let state = |&window: &usize| {
@@ -232,23 +228,23 @@ impl<'m> Streams<'m> {
                 (ready(own), original.as_deref().map(ready))
             });
             let ready = ready.collect::<Vec<_>>();
-            let mut own = ready.iter().map(|((input, residual), original)| Seen {
+            let own = ready.iter().map(|((input, residual), original)| Seen {
                 input: input.view(),
                 residual: residual.view(),
                 original: original.as_ref().map(|(input, residual)| (input.view(), residual.view())),
                 lacks: None,
             });
+            let own: Vec<Seen<'_>> = own.collect();
             if ranks.is_alone() {
-                own.try_for_each(&mut *see)?;
+                see(&own)?;
                 continue;
             }
-            let own: Vec<Seen<'_>> = own.collect();
             let mut others = Vec::with_capacity(size);
             for owner in 0..size {
                 others.push(told::tell(&**ranks, owner, &own, wanted, self.precision)?);
             }
             let mut others: Vec<&[u8]> = others.iter().map(Vec::as_slice).collect();
-            let mut own = own.into_iter();
+            let mut own = own.chunks(1);
             for &window in together {
                 match ranks.owns(window) {
                     true => own.next().map_or(Ok(()), &mut *see)?,
@@ -330,6 +326,10 @@ impl<'m> Streams<'m> {
                 let weights = weights.of_stage(&layer.stages[stage], self.precision);
                 let kept =
                     advance(&self.forward, stream, layer, stage, &weights, (journal, number), &*self.ranks)?;
+                if let Some(kept) = &kept {
+                    // The disk can begin while others work.
+                    kept.sync()?;
+                }
                 self.kept[number] = kept;
                 Ok(())
             }
@@ -356,8 +356,19 @@ impl<'m> Streams<'m> {
     /// Makes what the journal keeps of the streams durable; gives its checksums.
     pub(crate) fn sync(&mut self) -> Result<Vec<StreamSums>, Error> {
         let _section = section("journal");
-        self.kept.iter_mut().filter_map(Option::take).map(|file| file.sync()).collect()
+        let files: Vec<_> = self.kept.iter_mut().filter_map(Option::take).collect();
+        // They wait for the disk together.
+        files.par_iter().map(|file| file.sync()).collect::<Vec<_>>().into_iter().collect()
     }
+}
+
+/// Windows of so many tokens that are made ready while none is shown: one for each thread, or those that fill a product.
+pub(crate) fn shown_together(longest: usize) -> usize {
+    rayon::current_num_threads().max(filling(longest))
+}
+
+fn filling(longest: usize) -> usize {
+    (CHUNK_TOKENS / longest.max(1)).max(1)
 }
 
 /// Advances a stream, and gives the file that it was kept in.

@@ -1,6 +1,7 @@
 //! The texts of a job: what the Hessians are gathered on, and what is measured on.
 
 use calibration::tokenizer::TextTokenizer;
+use kernels::bf16::Precision;
 
 use crate::corpora::{self, ReadText};
 use crate::error::Error;
@@ -10,6 +11,7 @@ use crate::job::{Calibration, QuantizeJob, Text, WindowRequest};
 use crate::journal::Journal;
 use crate::own_text;
 use crate::plan::Plan;
+use crate::precision;
 use crate::progress::Progress;
 use crate::quantize::Phases;
 use crate::report::TextSummary;
@@ -52,7 +54,9 @@ impl Texts {
         }
         let needed = known.is_none() && plans.iter().any(Plan::needs_calibration) || gathers;
         if needed {
-            texts.read_calibration(job, source, tokenizer.as_ref(), journal, (&mut *phases, progress))?;
+            let written_in = precision::settle(plans);
+            let tokenizer = (tokenizer.as_ref(), written_in);
+            texts.read_calibration(job, source, tokenizer, journal, (&mut *phases, progress))?;
         } else {
             texts.explain_unread(job, known.is_some());
         }
@@ -68,7 +72,7 @@ impl Texts {
         &mut self,
         job: &QuantizeJob,
         source: &StoredModel,
-        tokenizer: Option<&TextTokenizer>,
+        (tokenizer, precision): (Option<&TextTokenizer>, Precision),
         journal: &mut Journal,
         (phases, progress): (&mut Phases, &dyn Progress),
     ) -> Result<(), Error> {
@@ -82,7 +86,13 @@ impl Texts {
             Calibration::Own => {
                 phases.end("reading");
                 let samples = request.samples.saturating_mul(1 + job.recipe.own_text());
-                own_text::write(source, tokenizer, WindowRequest { samples, ..request }, journal, progress)?
+                own_text::write(
+                    source,
+                    tokenizer,
+                    (WindowRequest { samples, ..request }, precision),
+                    journal,
+                    progress,
+                )?
             }
         };
         self.notes.extend(read.notes);
@@ -90,8 +100,13 @@ impl Texts {
         if job.recipe.own_text() > 0 && job.calibration != Calibration::Own {
             let samples = self.windows.len() * job.recipe.own_text();
             phases.end("reading");
-            let own =
-                own_text::write(source, tokenizer, WindowRequest { samples, ..request }, journal, progress)?;
+            let own = own_text::write(
+                source,
+                tokenizer,
+                (WindowRequest { samples, ..request }, precision),
+                journal,
+                progress,
+            )?;
             self.windows.extend(own.windows.tokens);
             self.own = Some(own.summary);
         }

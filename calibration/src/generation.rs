@@ -16,6 +16,7 @@
 
 use std::ops::ControlFlow;
 
+use kernels::bf16::Precision;
 use kernels::elementwise;
 use kernels::random::SplitMix;
 use model::Model;
@@ -54,6 +55,8 @@ pub struct Request {
     pub ends: Vec<u32>,
     /// Of the draws.
     pub seed: u64,
+    /// What factors of products with weights are rounded to, where weights are held.
+    pub precision: Precision,
 }
 
 /// Calls of `step` that [`sample`] makes.
@@ -75,7 +78,7 @@ pub fn sample(
 ) -> Result<Vec<Vec<u32>>, CalibrationError> {
     check(model, request)?;
     let forward = Forward::new(model, request.tokens);
-    let weights = HeldWeights::open(model, source)?;
+    let weights = HeldWeights::open(model, source, request.precision)?;
     let mut seeds = SplitMix::new(request.seed);
     let mut writers: Vec<Writer> =
         (0..request.sequences).map(|_| Writer::start(request, seeds.bits())).collect();

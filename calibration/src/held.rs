@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use kernels::bf16::Precision;
 use model::linear::Part;
 use model::{Layer, Model};
 use ndarray::{Array2, ArrayView2, s};
 
 use crate::error::CalibrationError;
 use crate::forward::Forward;
-use crate::weights::{LayerWeights, LinearOperator, OuterWeights, WeightSource};
+use crate::weights::{LayerWeights, LinearOperator, OuterWeights, Pass, WeightSource};
 
 /// Bytes of f32 weights that are kept in memory between steps.
 const HELD_BYTES: usize = 4 << 30;
@@ -33,7 +34,12 @@ pub(crate) struct HeldWeights<'s> {
 }
 
 impl<'s> HeldWeights<'s> {
-    pub(crate) fn open(model: &Model, source: &'s dyn WeightSource) -> Result<Self, CalibrationError> {
+    /// Those that are held are for products whose factors are rounded to `precision`.
+    pub(crate) fn open(
+        model: &Model,
+        source: &'s dyn WeightSource,
+        precision: Precision,
+    ) -> Result<Self, CalibrationError> {
         let numbers = &model.hyperparameters;
         let (vocabulary, hidden) = (numbers.vocabulary, numbers.hidden_size);
         let held = if bytes(model) > 0 {
@@ -42,12 +48,19 @@ impl<'s> HeldWeights<'s> {
                 for expert in 0..layer.experts() {
                     weights.fetch(layer, Part::Expert(expert), source)?;
                 }
-                Ok(weights.narrowed())
+                Ok(match precision {
+                    Precision::Single => weights.narrowed(),
+                    Precision::Bf16 => weights.at(precision, Pass::Forward),
+                })
             };
             let layers = model.layers.iter().map(whole);
             let layers = layers.collect::<Result<_, _>>().map_err(CalibrationError::Source)?;
             let head = source.head_rows(0..vocabulary).map_err(CalibrationError::Source)?;
-            Some((layers, head.narrowed()))
+            let head = match precision {
+                Precision::Single => head.narrowed(),
+                Precision::Bf16 => head.at(precision, Pass::Forward),
+            };
+            Some((layers, head))
         } else {
             None
         };

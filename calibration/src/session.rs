@@ -1,5 +1,6 @@
 //! One sequence that grows: tokens go in, the logits of what follows come out, and nothing is computed twice.
 
+use kernels::bf16::Precision;
 use kernels::elementwise;
 use model::Model;
 use ndarray::{Array1, s};
@@ -34,7 +35,7 @@ impl<'m> Session<'m> {
     ) -> Result<Self, CalibrationError> {
         let forward = Forward::new(model, capacity);
         let caches = model.layers.iter().map(|_| forward.layer_cache(1, capacity)).collect();
-        let weights = HeldWeights::open(model, source)?;
+        let weights = HeldWeights::open(model, source, Precision::Single)?;
         Ok(Self { forward, weights, caches, position: 0, capacity })
     }
 

@@ -212,6 +212,29 @@ impl<'x> Columns<'x> {
         }
     }
 
+    /// `Xᵀ Y`.
+    ///
+    /// Shape: `Y` `[t, m]`, the result `[n, m]`.
+    ///
+    /// # Panics
+    /// When the shapes do not fit each other, or the two have not the same precision.
+    #[must_use]
+    pub fn product(&self, other: &Columns<'_>) -> Array2<f32> {
+        let ((t, n), (others, m)) = (self.dim(), other.dim());
+        assert_eq!(t, others, "inner dimensions of a product");
+        let mut out = Array2::zeros((n, m));
+        match (&self.0, &other.0) {
+            (Side::Single(x), Side::Single(y)) => product::product_tn(*x, *y, out.view_mut()),
+            (Side::Panels(x), Side::Panels(y)) => {
+                let machine = Machine::best().expect("panels are made where there is a machine for them");
+                tiled::product(machine, x, y, out.view_mut());
+            }
+            (Side::Dense(x), Side::Dense(y)) => product::product_tn(x.view(), y.view(), out.view_mut()),
+            _ => panic!("both sides of a product have one precision"),
+        }
+        out
+    }
+
     /// Adds the tile of `Xᵀ Y` that begins at `row` and `column` and is as large as `sums`; each entry is one sum in single precision.
     ///
     /// Shapes: `Y` `[t, m]`, `sums` within `[n, m]`.

@@ -281,11 +281,11 @@ fn descend_by(
 /// many times a code changed.
 ///
 /// Shapes: `codes` and `slopes` `[rows, n]`, `outer`, which is `A`, `[rows, rows]` and `inner`, which is `H`, `[n, n]`, both symmetric, in
-/// full and positive definite, `inner` with contiguous rows; the grid has `rows` rows. Rows whose `A_ii` is not positive stay as they are.
-/// The loss never rises but for rounding errors of single precision, which grow with the number of sweeps. One thread.
+/// full and positive definite; rows of all but `outer` are contiguous; the grid has `rows` rows. Rows whose `A_ii` is not positive stay as they are.
+/// The loss never rises but for rounding errors of single precision, which grow with the number of sweeps.
 ///
 /// # Panics
-/// When the shapes do not fit each other, or `inner` has gaps in its rows.
+/// When the shapes do not fit each other, or there are gaps in rows.
 pub fn coupled_descent(
     outer: ArrayView2<'_, f32>,
     inner: ArrayView2<'_, f32>,

@@ -22,6 +22,19 @@ pub(crate) mod thin;
 /// Rows and columns of an output tile. Large enough that packing the operands costs little, small enough that a
 /// 2048 x 2048 output still feeds 16 threads.
 const TILE: usize = 512;
+/// Rows and columns of the smallest one.
+const LEAST_TILE: usize = 128;
+/// Multiplications of a product below which another thread does not pay.
+const LEAST_WORK: usize = 1 << 22;
+
+/// Rows and columns of a tile of an output `[m, n]` of sums of `k`: smaller where there would be few tiles, by the shape alone.
+fn tile(m: usize, k: usize, n: usize) -> usize {
+    let mut tile = TILE;
+    while tile > LEAST_TILE && m.div_ceil(tile) * n.div_ceil(tile) < 4 && m * n * k >= LEAST_WORK {
+        tile /= 2;
+    }
+    tile
+}
 
 /// `out = x wᵀ`: the forward product of a linear with weight `w`.
 ///
@@ -67,7 +80,8 @@ pub fn gram(x: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
         out.indexed_iter_mut().filter(|((i, j), _)| i >= j).for_each(|(_, value)| *value = 0.0);
         return;
     }
-    let lower = tiles(out, TILE, TILE).into_par_iter().filter(|tile| tile.row >= tile.column);
+    let tile = tile(n, x.nrows(), n);
+    let lower = tiles(out, tile, tile).into_par_iter().filter(|tile| tile.row >= tile.column);
     lower.for_each(|tile| {
         let (height, width) = tile.view.dim();
         let left = x.slice(s![.., tile.row..tile.row + height]).reversed_axes();
@@ -117,7 +131,8 @@ fn multiply(a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>, mut out: ArrayViewMu
     {
         return;
     }
-    tiles(out, TILE, TILE).into_par_iter().for_each(|tile| {
+    let tile = tile(m, k, n);
+    tiles(out, tile, tile).into_par_iter().for_each(|tile| {
         let rows = a.slice_axis(Axis(0), (tile.row..tile.row + tile.view.nrows()).into());
         let columns = b.slice_axis(Axis(1), (tile.column..tile.column + tile.view.ncols()).into());
         matmul(mat_mut(tile.view), Accum::Replace, mat(&rows), mat(&columns), 1.0, Par::Seq);

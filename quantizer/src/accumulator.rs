@@ -29,6 +29,8 @@ use crate::hessian::{CrossMoment, Hessian, HessianError};
 
 /// Tokens of one single-precision product.
 pub const CHUNK_TOKENS: usize = 2048;
+/// Rows that one thread copies at a time.
+const COPIED: usize = 256;
 
 /// Gathers a [`Hessian`] and, where asked for, cross moments with the same input.
 #[derive(Debug)]
@@ -52,6 +54,34 @@ pub struct Streams<'a> {
     pub original: ArrayView2<'a, f32>,
     /// As the quantized one has them.
     pub quantized: ArrayView2<'a, f32>,
+}
+
+/// What is observed of one window.
+#[derive(Clone, Debug)]
+pub struct Window<'a> {
+    /// Of the quantized stream, `[tokens, in_features]`.
+    pub rows: ArrayView2<'a, f32>,
+    /// For each cross moment, in the order in which these were asked for.
+    pub lacks: Vec<Lack<'a>>,
+}
+
+/// What the quantized stream has less than the original.
+#[derive(Clone, Copy, Debug)]
+pub enum Lack<'a> {
+    /// The difference, `[tokens, features]`.
+    Known(ArrayView2<'a, f32>),
+    /// That of these.
+    Between(Streams<'a>),
+}
+
+impl<'a> Lack<'a> {
+    /// A matrix, and what is to be taken from it.
+    fn parts(self) -> (ArrayView2<'a, f32>, Option<ArrayView2<'a, f32>>) {
+        match self {
+            Self::Known(difference) => (difference, None),
+            Self::Between(Streams { original, quantized }) => (original, Some(quantized)),
+        }
+    }
 }
 
 /// What a [`CrossMoment`] is gathered in.
@@ -124,26 +154,41 @@ impl HessianAccumulator {
     /// When there are not as many `streams` as cross moments.
     pub fn observe_beside<'a>(
         &mut self,
-        rows: ArrayView2<'_, f32>,
+        rows: ArrayView2<'a, f32>,
         streams: &[Streams<'a>],
     ) -> Result<(), HessianError> {
-        let both = |streams: &Streams<'a>| (streams.original, Some(streams.quantized));
-        self.take(rows, &streams.iter().map(both).collect::<Vec<_>>())
+        let lacks = streams.iter().copied().map(Lack::Between).collect();
+        self.observe_windows(&[Window { rows, lacks }])
     }
 
-    /// The same where what the quantized stream lacks is known, its difference to the original's.
+    /// Adds the rows of several windows, in order: copied side by side.
     ///
     /// # Errors
     /// As those of [`HessianAccumulator::observe_beside`].
     ///
     /// # Panics
-    /// When there are not as many `lacks` as cross moments.
-    pub fn observe_lacks(
-        &mut self,
-        rows: ArrayView2<'_, f32>,
-        lacks: &[ArrayView2<'_, f32>],
-    ) -> Result<(), HessianError> {
-        self.take(rows, &lacks.iter().map(|&lack| (lack, None)).collect::<Vec<_>>())
+    /// When a window has not as many `lacks` as there are cross moments.
+    pub fn observe_windows(&mut self, windows: &[Window<'_>]) -> Result<(), HessianError> {
+        windows.iter().try_for_each(|window| self.check(window))?;
+        let (mut next, mut from) = (0, 0);
+        while next < windows.len() {
+            let mut room = self.input.room();
+            let mut parts = Vec::new();
+            while let Some(window) = windows.get(next).filter(|_| room > 0) {
+                let rows = from..window.rows.nrows().min(from + room.min(COPIED));
+                room -= rows.len();
+                from = rows.end;
+                if from == window.rows.nrows() {
+                    (next, from) = (next + 1, 0);
+                }
+                parts.push((window, rows));
+            }
+            self.take(&parts)?;
+            if self.input.room() == 0 {
+                self.flush()?;
+            }
+        }
+        Ok(())
     }
 
     /// How many ranks, from the first on, have a share of the sums: there may be fewer stripes than ranks.
@@ -158,44 +203,37 @@ impl HessianAccumulator {
         self.summed += tokens as u64;
     }
 
-    /// Adds rows, and for each cross moment those of the original, and the quantized stream's unless it is the difference.
-    fn take(
-        &mut self,
-        rows: ArrayView2<'_, f32>,
-        streams: &[(ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>)],
-    ) -> Result<(), HessianError> {
-        assert_eq!(streams.len(), self.crosses.len(), "streams for each cross moment");
-        self.input.demand_width(rows)?;
-        for (cross, &(original, quantized)) in self.crosses.iter().zip(streams) {
-            for part in std::iter::once(original).chain(quantized) {
+    fn check(&self, Window { rows, lacks }: &Window<'_>) -> Result<(), HessianError> {
+        assert_eq!(lacks.len(), self.crosses.len(), "what is lacked for each cross moment");
+        self.input.demand_width(*rows)?;
+        for (cross, lack) in self.crosses.iter().zip(lacks) {
+            let (first, other) = lack.parts();
+            for part in std::iter::once(first).chain(other) {
                 cross.difference.demand_width(part)?;
                 if part.nrows() != rows.nrows() {
                     return Err(HessianError::TokenCount { original: part.nrows(), quantized: rows.nrows() });
                 }
             }
         }
-        let mut first = 0;
-        while first < rows.nrows() {
-            let seen = self.tokens();
-            let part = first..rows.nrows().min(first + self.input.room());
-            let own = std::iter::once((&mut self.input, rows, None));
-            let crosses = self.crosses.iter_mut().zip(streams);
-            let crosses =
-                crosses.map(|(cross, &(original, quantized))| (&mut cross.difference, original, quantized));
-            let slice = Slice::from(part.clone());
-            let take =
-                |(chunk, rows, others): (&mut Chunk, ArrayView2<'_, f32>, Option<ArrayView2<'_, f32>>)| {
-                    let others = others.as_ref().map(|others| others.slice_axis(Axis(0), slice));
-                    chunk.take(rows.slice_axis(Axis(0), slice), others, seen)
-                };
-            let taken: Vec<_> = own.chain(crosses).collect::<Vec<_>>().into_par_iter().map(take).collect();
-            // The first of several errors, whoever found it.
-            taken.into_iter().collect::<Result<(), _>>()?;
-            first = part.end;
-            if self.input.room() == 0 {
-                self.flush()?;
-            }
+        Ok(())
+    }
+
+    /// Copies some rows of windows, for which there is room.
+    fn take(&mut self, parts: &[(&Window<'_>, Range<usize>)]) -> Result<(), HessianError> {
+        let seen = self.tokens();
+        let mut copies: Vec<RowsCopy<'_>> = Vec::with_capacity(parts.len() * (1 + self.crosses.len()));
+        let own = parts.iter().map(|(window, rows)| ((window.rows, None), rows.clone()));
+        self.input.plan(own, seen, &mut copies);
+        for (number, cross) in self.crosses.iter_mut().enumerate() {
+            let lacks = parts.iter().map(|(window, rows)| (window.lacks[number].parts(), rows.clone()));
+            cross.difference.plan(lacks, seen, &mut copies);
         }
+        let copied: Vec<_> = copies.into_par_iter().map(RowsCopy::run).collect();
+        // The first of several errors, whoever found it.
+        copied.into_iter().collect::<Result<(), _>>()?;
+        let rows: usize = parts.iter().map(|(_, rows)| rows.len()).sum();
+        let crosses = self.crosses.iter_mut().map(|cross| &mut cross.difference);
+        std::iter::once(&mut self.input).chain(crosses).for_each(|chunk| chunk.filled += rows);
         Ok(())
     }
 
@@ -223,7 +261,10 @@ impl HessianAccumulator {
             return Err(HessianError::NoTokens);
         }
         let tokens = self.summed as f64;
-        self.sum.modify(|_, mut stripe| stripe.mapv_inplace(|sum| sum / tokens))?;
+        self.sum.modify(|rows, mut stripe| {
+            stripe.mapv_inplace(|sum| sum / tokens);
+            mirror(&rows, &mut stripe);
+        })?;
         let hessian = Hessian::of_moment(self.sum, self.summed)?;
         let cross = |Cross { mut sum, .. }: Cross| {
             sum.par_mapv_inplace(|sum| sum / tokens);
@@ -277,7 +318,7 @@ impl HessianAccumulator {
         let input = self.precision.columns(input);
         let ranks = &self.ranks;
         let add = |rows: Range<usize>, stripe: ArrayViewMut2<'_, f64>| {
-            add_tiles(&input, &input, rows.start, stripe);
+            add_tiles(&input, &input, rows.start, stripe, true);
         };
         self.sum.modify_some(|stripe| ranks.owns(stripe), add)?;
         self.summed += tokens as u64;
@@ -289,17 +330,39 @@ impl HessianAccumulator {
             let stripes: Vec<_> = sum.axis_chunks_iter_mut(Axis(0), HEIGHT).enumerate().collect();
             let count = stripes.len();
             let own = stripes.into_par_iter().filter(|(number, _)| ranks.owns(first + number));
-            own.for_each(|(number, stripe)| add_tiles(&difference, &input, number * HEIGHT, stripe));
+            own.for_each(|(number, stripe)| add_tiles(&difference, &input, number * HEIGHT, stripe, false));
             first += count;
         }
         Ok(())
     }
 }
 
-/// Adds some rows, from `first` on, of `Xᵀ Y`.
-fn add_tiles(x: &Columns<'_>, y: &Columns<'_>, first: usize, mut sums: ArrayViewMut2<'_, f64>) {
-    let tiles: Vec<_> = sums.axis_chunks_iter_mut(Axis(1), WIDTH).enumerate().collect();
-    tiles.into_par_iter().for_each(|(number, tile)| x.add_tile(y, (first, number * WIDTH), tile));
+/// Adds some rows, from `first` on, of `Xᵀ Y`; of a triangle only the tiles that are not above the diagonal.
+fn add_tiles(x: &Columns<'_>, y: &Columns<'_>, first: usize, mut sums: ArrayViewMut2<'_, f64>, lower: bool) {
+    let width = tile_width(sums.ncols());
+    let tiles: Vec<_> = sums.axis_chunks_iter_mut(Axis(1), width).enumerate().collect();
+    tiles.into_par_iter().for_each(|(number, mut tile)| {
+        let column = number * width;
+        let above = if lower { column.saturating_sub(first) } else { 0 };
+        let tile = tile.slice_axis_mut(Axis(0), Slice::from(above..));
+        x.add_tile(y, (first + above, column), tile);
+    });
+}
+
+/// Columns of a tile that one thread computes: a stripe of a narrow matrix, too, is several threads' work, and one that crosses the diagonal is cut
+/// off above it.
+fn tile_width(columns: usize) -> usize {
+    (columns / 4).next_multiple_of(64).clamp(64, WIDTH)
+}
+
+/// Makes the tile on the diagonal of a stripe symmetric.
+fn mirror(rows: &Range<usize>, stripe: &mut ArrayViewMut2<'_, f64>) {
+    let mut tile = stripe.slice_axis_mut(Axis(1), Slice::from(rows.clone()));
+    for row in 0..rows.len() {
+        for column in 0..row {
+            tile[[column, row]] = tile[[row, column]];
+        }
+    }
 }
 
 /// Rows waiting for their product.
@@ -329,17 +392,47 @@ impl Chunk {
         if expected == found { Ok(()) } else { Err(HessianError::Width { expected, found }) }
     }
 
-    /// Copies `rows`, less `others` where there are some; the first of them is token `seen` of all.
-    fn take(
-        &mut self,
-        rows: ArrayView2<'_, f32>,
-        others: Option<ArrayView2<'_, f32>>,
-        seen: u64,
-    ) -> Result<(), HessianError> {
+    /// Plans to copy rows of matrices, less those of others where there are some, behind what is here; the first of them is token `seen` of all.
+    fn plan<'c>(
+        &'c mut self,
+        parts: impl Iterator<Item = ((ArrayView2<'c, f32>, Option<ArrayView2<'c, f32>>), Range<usize>)>,
+        mut seen: u64,
+        copies: &mut Vec<RowsCopy<'c>>,
+    ) {
+        let mut free = self.rows.slice_axis_mut(Axis(0), Slice::from(self.filled..));
+        for ((matrix, others), rows) in parts {
+            let (to, rest) = free.split_at(Axis(0), rows.len());
+            free = rest;
+            let slice = Slice::from(rows.clone());
+            let part = |matrix: ArrayView2<'c, f32>| matrix.slice_axis_move(Axis(0), slice);
+            copies.push(RowsCopy { to, rows: part(matrix), others: others.map(part), seen });
+            seen += rows.len() as u64;
+        }
+    }
+
+    /// The rows gathered so far; the next row starts a new chunk.
+    fn drain(&mut self) -> ArrayView2<'_, f32> {
+        let filled = std::mem::take(&mut self.filled);
+        self.rows.slice_axis(Axis(0), (..filled).into())
+    }
+}
+
+/// Some rows on their way to a chunk.
+struct RowsCopy<'c> {
+    to: ArrayViewMut2<'c, f32>,
+    rows: ArrayView2<'c, f32>,
+    /// What is taken from them.
+    others: Option<ArrayView2<'c, f32>>,
+    /// Tokens before the first of them.
+    seen: u64,
+}
+
+impl RowsCopy<'_> {
+    fn run(self) -> Result<(), HessianError> {
+        let Self { mut to, rows, others, seen } = self;
         let rows = rows.as_standard_layout();
         let others = others.as_ref().map(|others| others.as_standard_layout());
-        let mut free = self.rows.slice_axis_mut(Axis(0), (self.filled..self.filled + rows.nrows()).into());
-        for (token, (to, row)) in free.outer_iter_mut().zip(rows.rows()).enumerate() {
+        for (token, (to, row)) in to.outer_iter_mut().zip(rows.rows()).enumerate() {
             let to = to.into_slice().expect("rows of a matrix made here");
             let row = row.to_slice().expect("standard layout");
             match &others {
@@ -359,13 +452,6 @@ impl Chunk {
                 return Err(HessianError::NonFiniteActivation { column, token: seen + token as u64, found });
             }
         }
-        self.filled += rows.nrows();
         Ok(())
-    }
-
-    /// The rows gathered so far; the next row starts a new chunk.
-    fn drain(&mut self) -> ArrayView2<'_, f32> {
-        let filled = std::mem::take(&mut self.filled);
-        self.rows.slice_axis(Axis(0), (..filled).into())
     }
 }

@@ -7,6 +7,7 @@ use kernels::ranks::{self, Ranks};
 use model::linear::{Linear, LinearId};
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 use quantizer::output::{OutputHessian, OutputHessianAccumulator};
+use rayon::prelude::*;
 
 use crate::error::Error;
 
@@ -28,43 +29,24 @@ impl Moments {
         Self(linears.enumerate().map(moment).collect())
     }
 
-    /// Adds the gradients of all windows of a batch, in order, of which this rank has some.
+    /// Adds the gradients of some linears in all windows of a batch, in order, of which this rank has some; the linears side by side.
     pub(super) fn observe(
         &mut self,
-        linear: &Linear,
-        own: Vec<Array2<f32>>,
+        linears: Vec<(&Linear, Vec<Array2<f32>>)>,
         (batch, ranks): (usize, &dyn Ranks),
     ) -> Result<(), Error> {
-        let Some((owner, moment)) = self.0.get_mut(&linear.id) else { return Ok(()) };
-        let mut of_ranks = Vec::with_capacity(ranks.size());
-        let mut own = Some(own);
-        for from in 0..ranks.size() {
-            if from == *owner && from == ranks.rank() {
-                of_ranks.push(own.take().unwrap_or_default().into_iter());
-                continue;
-            }
-            let mut message = Vec::new();
-            for gradients in own.iter().flatten().filter(|_| from == ranks.rank()) {
-                ranks::put(&mut message, gradients.view());
-            }
-            let message = ranks.pass(from, *owner, message)?;
-            let mut rest = &message[..];
-            let mut found = Vec::new();
-            while !rest.is_empty() {
-                found.push(ranks::take(&mut rest)?);
-            }
-            of_ranks.push(found.into_iter());
+        let mut gathered = BTreeMap::new();
+        for (linear, own) in linears {
+            let Some(&(owner, _)) = self.0.get(&linear.id) else { continue };
+            let windows = all_windows(own, owner, (batch, ranks))?;
+            gathered.insert(linear.id, (linear, windows));
         }
-        let Some(moment) = moment else { return Ok(()) };
-        for window in 0..batch {
-            // Batches begin with rank 0's.
-            let Some(gradients) = of_ranks[window % ranks.size()].next().filter(|g| g.nrows() > 0) else {
-                continue;
-            };
+        let added = self.0.par_iter_mut().map(|(id, (_, moment))| {
+            let (Some(moment), Some((linear, windows))) = (moment, gathered.get(id)) else { return Ok(()) };
             let fail = |source| Error::Statistics { linear: linear.name.clone(), source };
-            moment.observe(gradients.view()).map_err(fail)?;
-        }
-        Ok(())
+            windows.iter().try_for_each(|gradients| moment.observe(gradients.view()).map_err(fail))
+        });
+        added.collect::<Vec<_>>().into_iter().collect()
     }
 
     /// The mean of one linear's, where it was asked for, on every rank.
@@ -91,6 +73,36 @@ impl Moments {
         let wrong = || Error::Internal(format!("gradients of `{}` have other outputs", linear.name));
         Ok(Some((linear, OutputHessian::from_triangles(linear.out_features, triangles).ok_or_else(wrong)?)))
     }
+}
+
+/// A linear's gradients in the windows of a batch that have any, in order, for the rank whose its moment is.
+fn all_windows(
+    own: Vec<Array2<f32>>,
+    owner: usize,
+    (batch, ranks): (usize, &dyn Ranks),
+) -> Result<Vec<Array2<f32>>, Error> {
+    let mut of_ranks = Vec::with_capacity(ranks.size());
+    let mut own = Some(own);
+    for from in 0..ranks.size() {
+        if from == owner && from == ranks.rank() {
+            of_ranks.push(own.take().unwrap_or_default().into_iter());
+            continue;
+        }
+        let mut message = Vec::new();
+        for gradients in own.iter().flatten().filter(|_| from == ranks.rank()) {
+            ranks::put(&mut message, gradients.view());
+        }
+        let message = ranks.pass(from, owner, message)?;
+        let mut rest = &message[..];
+        let mut found = Vec::new();
+        while !rest.is_empty() {
+            found.push(ranks::take(&mut rest)?);
+        }
+        of_ranks.push(found.into_iter());
+    }
+    // Batches begin with rank 0's.
+    let windows = (0..batch).filter_map(|window| of_ranks[window % ranks.size()].next());
+    Ok(windows.filter(|gradients| gradients.nrows() > 0).collect())
 }
 
 /// Rank 0's number.

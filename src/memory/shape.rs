@@ -82,8 +82,10 @@ impl Shape {
             let together = plans.len() as u64 * sizes().sum::<u64>();
             // For products of the calibration passes a stage's weights are rounded and laid out once more.
             let rounded = F32 * sizes().sum::<u64>();
-            // What is small is solved side by side, and beside such a pass.
-            let taken = match together <= crate::solving::TOGETHER as u64 {
+            // What is small is solved side by side, and, like what is decided before, beside such a pass.
+            let small = together <= crate::solving::TOGETHER as u64;
+            let gathered = if small { gathered + rounded } else { gathered };
+            let taken = match small {
                 true => {
                     let solvers = (plans.len() * stage.linears.len()) as u64;
                     need.copies * F32 * together + solvers * need.solver + rounded
@@ -96,7 +98,7 @@ impl Shape {
             kept + gathered.max(taken)
         };
         let moments: u64 = model.layers.iter().map(|layer| moments(layer, plans)).max().unwrap_or(0);
-        // A track's stream and the original's are shown together, weighed where tokens are; and what both lack of one window.
+        // A track's stream and the original's are shown together, weighed where tokens are; and what both lack.
         let beside = plans.iter().any(|plan| plan.propagates_errors());
         let weighed = plans.iter().any(|plan| !plan.weighs_tokens(model).is_empty());
         let of_window = self.tokens * F32;
@@ -104,11 +106,12 @@ impl Shape {
         let in_sight =
             (1 + u64::from(beside)) * (of_window * self.shown + if weighed { once_more } else { 0 });
         let lacking = if beside { once_more } else { 0 };
+        let shown = crate::streams::shown_together(self.tokens as usize) as u64 * (in_sight + lacking);
         self.layer * plans.len() as u64
             + stages.map(of_stage).max().unwrap_or(0)
             + moments
-            + lacking
-            + self.threads * (self.forward().max(in_sight) + F32 * (HEIGHT * WIDTH) as u64)
+            + (self.threads * self.forward()).max(shown)
+            + self.threads * F32 * (HEIGHT * WIDTH) as u64
     }
 
     /// The head, a layer, what is gathered of all of them, windows in work.
@@ -130,16 +133,27 @@ impl Shape {
         batch + calibration::generation::held_bytes(model) as u64 + self.layer
     }
 
-    /// The head, a layer, its gradients for each window of a step, all codes and scales with Adam's means, the original's last states.
+    /// The head, a layer, as it is and rounded for both ways, and of each of its linears what it is given and what comes back to it, for the windows
+    /// of a step; all codes and scales with Adam's means, the original's last states.
     pub(super) fn learning(&self, model: &Model, plans: &[&Plan], windows: u64) -> u64 {
         let all: u64 = model.linears().map(weights).sum();
         let step = crate::scales::BATCH as u64;
+        let ends = |layer: &Layer| -> u64 {
+            let linears = layer.stages.iter().flat_map(|stage| &stage.linears);
+            let dense = linears.filter(|linear| linear.id.part.expert().is_none());
+            dense.map(|linear| (linear.in_features + linear.out_features) as u64).sum()
+        };
+        let ends = model.layers.iter().map(ends).max().unwrap_or(0) * self.tokens * F32;
+        let widest = model.linears().map(weights).max().unwrap_or(0) * F32;
         let lessons = windows.min(crate::scales::WINDOWS as u64);
         let states = lessons * self.tokens * self.hidden * F32 + step * 4 * self.tokens * self.hidden * F32;
         // Of every 16 weights one scale at most; rounded and not, first and second mean, gradient, as they were.
         let scales = all / 16 * 6 * F32;
-        self.vocabulary * self.hidden * F32
-            + self.layer * (1 + step)
+        // Rounded, the head and a layer are there for both ways beside what they are made of.
+        2 * self.vocabulary * self.hidden * F32
+            + self.layer * 2
+            + step * ends
+            + self.threads * 2 * widest
             + plans.len() as u64 * all
             + scales
             + states

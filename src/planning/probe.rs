@@ -29,7 +29,7 @@ use crate::precision;
 use crate::progress::{Progress, go_on};
 use crate::resources::Stopwatch;
 use crate::solving::{dense, solver};
-use crate::statistics::{Among, LEAST_HELD_OUT, Sent, StageStatistics};
+use crate::statistics::{Among, Gathered, LEAST_HELD_OUT, Sent};
 use crate::stored::StoredModel;
 use crate::streams::{See, Seen};
 
@@ -278,16 +278,17 @@ impl At<'_> {
             quantized.iter().zip(&of_cut).map(|(l, c)| dense_of(l, c)).collect::<Result<Vec<_>, _>>()?;
         let settings: Vec<_> = of_cut.iter().map(|&linear| (linear, plan.treatment(linear))).collect();
         let schemes: Vec<_> = of_cut.iter().filter_map(|linear| plan.scheme(linear)).collect();
-        let unsolved: Vec<_> =
-            weights.iter().zip(&schemes).map(|(w, &scheme)| Unsolved { weight: w.view(), scheme }).collect();
+        let unsolved = || {
+            weights.iter().zip(&schemes).map(|(w, &scheme)| Unsolved { weight: w.view(), scheme }).collect()
+        };
         let rows = of_cut[0].out_features;
         let sent = || stage.part().expert().map(|_| Sent::default());
         let gather = |windows: usize| {
             let watch = Stopwatch::start();
-            let seen = StageStatistics::gather(
+            let seen = Gathered::gather(
                 &cut,
                 &settings,
-                &unsolved,
+                unsolved(),
                 windows,
                 sent(),
                 (self.precision, &Shelf::memory(), Among::alone()),
@@ -301,11 +302,12 @@ impl At<'_> {
                         // Both streams the same: what is lacked is zero, which takes as long.
                         let runs_beside = residual.is_some() && plan.propagates_errors();
                         let original = runs_beside.then_some((input, residual_cut));
-                        see(Seen { input, residual: residual_cut, original, lacks: None })?;
+                        see(&[Seen { input, residual: residual_cut, original, lacks: None }])?;
                     }
                     Ok(())
                 },
-            )?;
+            )?
+            .prepare()?;
             Ok::<_, Error>((Cost::since(&watch), seen))
         };
         let tokens = self.states.first().map_or(1, |state| (self.seen)(state).0.nrows()).max(1) as f64;

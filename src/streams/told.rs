@@ -51,7 +51,7 @@ pub(super) fn see(
     let mut lack = |wanted: bool| (wanted && shares).then(|| take_factors(message, precision)).transpose();
     let (of_input, of_residual) = (lack(wanted.input)?, lack(wanted.residual)?);
     let none = Array2::zeros((input.nrows(), 0));
-    see(Seen {
+    see(&[Seen {
         input: input.view(),
         residual: none.view(),
         original: None,
@@ -59,7 +59,7 @@ pub(super) fn see(
             input: of_input.as_ref().map(|lack| lack.view()),
             residual: of_residual.as_ref().map(|lack| lack.view()),
         }),
-    })
+    }])
 }
 
 /// For a rank that has a share of the sums.

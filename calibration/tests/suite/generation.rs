@@ -9,10 +9,12 @@ use calibration::evaluation::visit_logits;
 use calibration::forward::Forward;
 use calibration::generation::{Beginning, LIKELIEST, Request, sample, steps};
 use calibration::weights::WeightSource;
+use kernels::bf16::Precision;
 use ndarray::{Array2, s};
 
 fn request(sequences: usize, tokens: usize) -> Request {
-    Request { sequences, tokens, beginning: Beginning::Token(1), ends: Vec::new(), seed: 5 }
+    let (beginning, ends, precision) = (Beginning::Token(1), Vec::new(), Precision::Single);
+    Request { sequences, tokens, beginning, ends, seed: 5, precision }
 }
 
 fn written(source: &InMemory, request: &Request) -> Vec<Vec<u32>> {

@@ -123,6 +123,7 @@ fn columns_are_laid_out_once_for_products_of_either_precision() {
         tile_tn(&left, &right, out.view_mut());
         let expected = naive_product(near(&x).t(), near(&y).view());
         assert_close(&out, &expected, UNIT, 172, &format!("{precision:?}"));
+        assert_close(&left.product(&right), &expected, UNIT, 172, &format!("{precision:?}"));
         let mut moment = Array2::zeros((33, 33));
         left.gram(moment.view_mut());
         let expected = naive_product(near(&x).t(), near(&x).view());

@@ -1,21 +1,27 @@
 //! [`super::coupled_descent`]: coordinate descent where rows see each other.
 //!
 //! With `d = q - w` and slopes `M = A D H`, changing `d_ij` by `c` changes `tr(A D H Dᵀ)` by `c (2 M_ij + c A_ii H_jj)`, which is least at
-//! `c = -M_ij / (A_ii H_jj)`. A change adds `c A_ki H_jl` to `M_kl`: to its own row at once, to the others of its panel when the row is
-//! done, to all others when the panel is. Few codes change, so a row costs little more than looking at it; and what a row's changes add,
+//! `c = -M_ij / (A_ii H_jj)`. A change adds `c A_ki H_jl` to `M_kl`: to its own row at once, to a later one of its panel when that begins, to
+//! all others when the panel is done. Few codes change, so a row costs little more than looking at it; and what a row's changes add,
 //! `c H_j` summed, is read off its own slopes, which have grown by `A_ii` of it.
+
+use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Par};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::parallel::prelude::*;
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
 
 use super::RowGrid;
 use super::rule::{Codebook, Group, Levels, Rule, Uniform};
 use crate::arch::lanes::{Lanes, Task, Unit};
 use crate::dense::{mat, mat_mut};
+use crate::single::combination;
 
 /// Rows whose changes are gathered before the rows outside learn of them.
 const PANEL: usize = 16;
+/// Rows outside that one thread tells.
+const TOLD: usize = 128;
 /// Most lanes of a vector; rows are padded to multiples of it.
 const WIDEST: usize = 16;
 /// Passes over a row before the next one.
@@ -42,53 +48,25 @@ impl Coupled<'_, '_> {
         sweeps: usize,
     ) -> u64 {
         let (rows, n) = slopes.dim();
-        let curvature: Vec<f32> = self.inner.diag().to_vec();
-        let mut line = Line::new(n);
+        let mut line = Line::new(self.inner);
         let mut total = 0;
         for _ in 0..sweeps {
             let mut changes = 0;
             for start in (0..rows).step_by(PANEL) {
                 let panel = start..(start + PANEL).min(rows);
-                let mut images = ndarray::Array2::<f32>::zeros((panel.len(), n));
-                let mut any = false;
-                for row in panel.clone() {
-                    let weight = self.outer[[row, row]];
-                    if weight <= 0.0 {
-                        continue;
-                    }
-                    line.load(self.grid, row, slopes.row(row), codes.row(row), &curvature);
-                    let (rows_line, inner) = (&mut line, self.inner);
-                    let found = match self.grid.levels {
-                        Levels::Uniform { max_code } => {
-                            let rule = Uniform::new(max_code);
-                            unit.run(Descent { line: rows_line, inner, weight, rule })
-                        }
-                        Levels::Codebook(levels) => {
-                            let rule = Codebook { levels };
-                            unit.run(Descent { line: rows_line, inner, weight, rule })
-                        }
-                    };
-                    if found == 0 {
-                        continue;
-                    }
-                    any = true;
-                    changes += found;
-                    let mut image = images.row_mut(row - start);
-                    for (image, (after, before)) in
-                        image.iter_mut().zip(line.slopes.iter().zip(slopes.row(row)))
-                    {
-                        *image = (after - before) / weight;
-                    }
-                    for (code, &found) in codes.row_mut(row).iter_mut().zip(&line.codes) {
-                        *code = found as u8;
-                    }
-                    for other in panel.clone() {
-                        slopes.row_mut(other).scaled_add(self.outer[[other, row]], &image);
-                    }
+                let mut images = vec![0.0; panel.len() * n];
+                let found = self.descend_panel(
+                    unit,
+                    &panel,
+                    &mut line,
+                    codes.view_mut(),
+                    slopes.view_mut(),
+                    &mut images,
+                );
+                if found > 0 {
+                    self.tell(slopes.view_mut(), &panel, &images);
                 }
-                if any {
-                    self.tell(slopes.view_mut(), panel, images.view());
-                }
+                changes += found;
             }
             total += changes;
             if changes == 0 {
@@ -98,20 +76,78 @@ impl Coupled<'_, '_> {
         total
     }
 
-    /// Adds what the rows of a panel changed to the slopes of the rows outside.
-    fn tell(
+    /// Improves the rows of a panel. `images`, of as many rows, become what the slopes of each have grown by for its own changes, over its weight; only
+    /// the panel's slopes know of them.
+    fn descend_panel(
         &self,
+        unit: Unit,
+        panel: &Range<usize>,
+        line: &mut Line,
+        mut codes: ArrayViewMut2<'_, u8>,
         mut slopes: ArrayViewMut2<'_, f32>,
-        panel: std::ops::Range<usize>,
-        images: ArrayView2<'_, f32>,
-    ) {
-        for outside in [0..panel.start, panel.end..slopes.nrows()] {
-            if !outside.is_empty() {
-                let weights = self.outer.slice(s![outside.clone(), panel.clone()]);
-                let to = slopes.slice_axis_mut(Axis(0), outside.into());
-                matmul(mat_mut(to), Accum::Add, mat(&weights), mat(&images), 1.0, Par::Seq);
+        images: &mut [f32],
+    ) -> u64 {
+        let n = slopes.ncols();
+        let mut changes = 0;
+        for (place, row) in panel.clone().enumerate() {
+            let (earlier, rest) = images.split_at_mut(place * n);
+            if changes > 0 {
+                self.hear(slopes.row_mut(row), row, panel.start..row, earlier);
+            }
+            let weight = self.outer[[row, row]];
+            if weight <= 0.0 {
+                continue;
+            }
+            line.load(self.grid, row, slopes.row(row), codes.row(row));
+            let found = match self.grid.levels {
+                Levels::Uniform { max_code } => {
+                    let rule = Uniform::new(max_code);
+                    unit.run(Descent { line, inner: self.inner, weight, rule })
+                }
+                Levels::Codebook(levels) => {
+                    let rule = Codebook { levels };
+                    unit.run(Descent { line, inner: self.inner, weight, rule })
+                }
+            };
+            if found > 0 {
+                line.store(&mut rest[..n], slopes.row_mut(row), codes.row_mut(row), weight);
+            }
+            changes += found;
+        }
+        if changes > 0 {
+            for (place, row) in panel.clone().enumerate() {
+                self.hear(slopes.row_mut(row), row, row + 1..panel.end, &images[(place + 1) * n..]);
             }
         }
+        changes
+    }
+
+    /// Adds to a row's slopes what `others` of its panel changed, whose `images` are these.
+    fn hear(&self, mut slopes: ArrayViewMut1<'_, f32>, row: usize, others: Range<usize>, images: &[f32]) {
+        if others.is_empty() {
+            return;
+        }
+        let weights = self.outer.slice(s![row, others]).to_vec();
+        let mut heard = vec![0.0; slopes.len()];
+        combination(&weights, images, slopes.len(), &mut heard);
+        slopes.iter_mut().zip(heard).for_each(|(slope, heard)| *slope += heard);
+    }
+
+    /// Adds what the rows of a panel changed to the slopes of the rows outside.
+    fn tell(&self, mut slopes: ArrayViewMut2<'_, f32>, panel: &Range<usize>, images: &[f32]) {
+        let images = ArrayView2::from_shape((panel.len(), slopes.ncols()), images).expect("made to measure");
+        let parts = slopes.axis_chunks_iter_mut(Axis(0), TOLD).into_par_iter().enumerate();
+        parts.for_each(|(number, mut part)| {
+            let rows = number * TOLD..number * TOLD + part.nrows();
+            for outside in [rows.start..panel.start.min(rows.end), panel.end.max(rows.start)..rows.end] {
+                if !outside.is_empty() {
+                    let weights = self.outer.slice(s![outside.clone(), panel.clone()]);
+                    let own = outside.start - rows.start..outside.end - rows.start;
+                    let to = part.slice_axis_mut(Axis(0), own.into());
+                    matmul(mat_mut(to), Accum::Add, mat(&weights), mat(&images), 1.0, Par::Seq);
+                }
+            }
+        });
     }
 }
 
@@ -127,28 +163,87 @@ struct Line {
 }
 
 impl Line {
-    fn new(columns: usize) -> Self {
+    fn new(inner: ArrayView2<'_, f32>) -> Self {
+        let columns = inner.ncols();
         let padded = columns.next_multiple_of(WIDEST);
         let filled = |value: f32| vec![value; padded];
         let [slopes, codes, zero_points] = [0.0, 0.0, 0.0].map(filled);
-        Self { slopes, codes, scales: filled(1.0), zero_points, curvature: filled(1.0), columns }
+        let mut curvature = filled(1.0);
+        curvature.iter_mut().zip(inner.diag()).for_each(|(to, &entry)| *to = entry);
+        Self { slopes, codes, scales: filled(1.0), zero_points, curvature, columns }
     }
 
     fn load(
         &mut self,
         grid: &RowGrid<'_>,
         row: usize,
-        slopes: ndarray::ArrayView1<'_, f32>,
-        codes: ndarray::ArrayView1<'_, u8>,
-        curvature: &[f32],
+        slopes: ArrayView1<'_, f32>,
+        codes: ArrayView1<'_, u8>,
     ) {
-        self.curvature[..self.columns].copy_from_slice(curvature);
         let (scales, zero_points) = (grid.scales.row(row), grid.zero_points.row(row));
-        for (column, &group) in grid.group_of.iter().enumerate() {
-            self.slopes[column] = slopes[column];
-            self.codes[column] = f32::from(codes[column]);
-            self.scales[column] = scales[group as usize];
-            self.zero_points[column] = zero_points[group as usize];
+        let (slopes, codes) = (slopes.to_slice(), codes.to_slice());
+        let (slopes, codes) = slopes.zip(codes).expect("rows without gaps");
+        self.slopes[..self.columns].copy_from_slice(slopes);
+        Unit::widest().run(Widen { to: &mut self.codes, codes });
+        let mut first = 0;
+        for run in grid.group_of.chunk_by(|a, b| a == b) {
+            let columns = first..first + run.len();
+            self.scales[columns.clone()].fill(scales[run[0] as usize]);
+            self.zero_points[columns.clone()].fill(zero_points[run[0] as usize]);
+            first = columns.end;
+        }
+    }
+
+    /// Writes back what became of a row; of its slopes `image` becomes what they have grown by, over `weight`.
+    fn store(
+        &self,
+        image: &mut [f32],
+        slopes: ArrayViewMut1<'_, f32>,
+        codes: ArrayViewMut1<'_, u8>,
+        weight: f32,
+    ) {
+        let (slopes, codes) = (slopes.into_slice(), codes.into_slice());
+        let (slopes, codes) = slopes.zip(codes).expect("rows without gaps");
+        Unit::widest().run(Store { line: self, image, slopes, codes, weight });
+    }
+}
+
+/// Codes as numbers.
+struct Widen<'a> {
+    to: &'a mut [f32],
+    codes: &'a [u8],
+}
+
+impl Task for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        self.to.iter_mut().zip(self.codes).for_each(|(to, &code)| *to = f32::from(code));
+    }
+}
+
+/// See [`Line::store`].
+struct Store<'a> {
+    line: &'a Line,
+    image: &'a mut [f32],
+    slopes: &'a mut [f32],
+    codes: &'a mut [u8],
+    weight: f32,
+}
+
+impl Task for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        let Self { line, image, slopes, codes, weight } = self;
+        for ((image, slope), &after) in image.iter_mut().zip(slopes).zip(&line.slopes) {
+            *image = (after - *slope) / weight;
+            *slope = after;
+        }
+        for (code, &found) in codes.iter_mut().zip(&line.codes) {
+            *code = found as u8;
         }
     }
 }
