@@ -2,13 +2,14 @@
 """What each lever of the recipes is worth: quantizes one model once for each, and prints a Markdown table.
 
 usage: ablation.py QUANTC MODEL CALIBRATION EVALUATION [--bits 4,3] [--group-size 128] [--samples 128] [--context 256] [--windows 64]
-                   [--rows N]
+                   [--rows N] [--jobs N]
 
 KL is the mean divergence to the original, nats a token, on the evaluation text; processor seconds are those of the whole run but for measuring.
 Needs nothing but Python's standard library.
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import subprocess
@@ -52,6 +53,7 @@ def recipes():
 
 def measure(arguments, bits, recipe, folder):
     """KL, its standard error, perplexity and processor seconds of one recipe."""
+    folder.mkdir()
     (folder / "recipe.toml").write_text(recipe)
     report = folder / "report.json"
     command = [arguments.quantc, "quantize", arguments.model, "-o", folder / "out", "--force", "--bits", bits]
@@ -59,6 +61,8 @@ def measure(arguments, bits, recipe, folder):
     command += ["--calibration", arguments.calibration, "--samples", arguments.samples, "--context", arguments.context]
     command += ["--evaluate-on", arguments.evaluation, "--evaluate-samples", arguments.windows]
     command += ["--evaluate-context", arguments.context]
+    if arguments.jobs > 1:
+        command += ["--threads", 1]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
     found = json.loads(report.read_text())
     quality = found["evaluation"]["quantized"]
@@ -75,15 +79,18 @@ def main():
     for name, value in (("group-size", 128), ("samples", 128), ("context", 256), ("windows", 64)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--rows", type=int, help="only so many rows from the top, where the others cost too much")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each where there are several")
     arguments = parser.parse_args()
     widths = arguments.bits.split(",")
     print("| recipe | " + " | ".join(f"KL, {bits} bit | perplexity | processor s" for bits in widths) + " |")
     print("|---" * (1 + 3 * len(widths)) + "|")
-    with tempfile.TemporaryDirectory() as name:
-        for label, recipe in list(recipes())[: arguments.rows]:
+    rows = list(recipes())[: arguments.rows]
+    with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        folders = (pathlib.Path(name) / str(number) for number in range(len(rows) * len(widths)))
+        runs = [[pool.submit(measure, arguments, bits, recipe, next(folders)) for bits in widths] for _, recipe in rows]
+        for (label, _), of_row in zip(rows, runs):
             cells = []
-            for bits in widths:
-                kl, error, perplexity, seconds = measure(arguments, bits, recipe, pathlib.Path(name))
+            for kl, error, perplexity, seconds in (run.result() for run in of_row):
                 cells.append(f"{kl:.5f} ± {error:.5f} | {perplexity:.3f} | {seconds:.1f}")
             print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 

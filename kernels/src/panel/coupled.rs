@@ -19,7 +19,7 @@ use crate::dense::{mat, mat_mut};
 use crate::single::combination;
 
 /// Rows whose changes are gathered before the rows outside learn of them.
-const PANEL: usize = 16;
+const PANEL: usize = 64;
 /// Rows outside that one thread tells.
 const TOLD: usize = 128;
 /// Most lanes of a vector; rows are padded to multiples of it.
