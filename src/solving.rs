@@ -215,6 +215,7 @@ impl Unprepared<'_> {
 }
 
 /// What is known of a stage's input.
+#[expect(clippy::large_enum_variant, reason = "there is one for each track")]
 pub(crate) enum Observed<'s> {
     /// What calibration text gave.
     Gathered(Gathered<'s>),
