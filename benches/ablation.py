@@ -17,7 +17,7 @@ import tempfile
 
 # Each row is a recipe file; rows that begin with a plus sign add to the row above.
 PLAIN = {"order": "natural", "range": "min_max", "refits": 0, "sweeps": 0, "alpha": 0.0, "beta": 0.0,
-         "coupled_sweeps": 0, "guard": False}
+         "coupled_sweeps": 0, "two_sided": False, "guard": False}
 LEVERS = [
     ("rounding to nearest", "rtn", {}),
     ("GPTQ, natural order, full range", "gptq", PLAIN),
@@ -28,12 +28,14 @@ LEVERS = [
     ("+ coordinate descent", "gptq", {"sweeps": 4}),
     ("+ the input's error made up for", "gptq", {"alpha": 0.6}),
     ("+ the residual stream's as well", "gptq", {"beta": 0.6}),
-    ("+ outputs weighed by the model: `default`", "gptq", {"coupled_sweeps": 4}),
+    ("+ outputs weighed by the model", "gptq", {"coupled_sweeps": 4}),
+    ("+ rounded so as well: `default`", "gptq", {"two_sided": True}),
     ("`default` without errors made up for", "default", {"alpha": 0.0, "beta": 0.0}),
     ("`default`, pivot order", "default", {"order": "pivot"}),
     ("`default`, range by pivots", "default", {"range": "pivots"}),
     ("`default`, range by the conditional metric", "default", {"range": "conditional"}),
     ("`default`, damping 0.05", "default", {"damping": 0.05}),
+    ("`default`, output damping 0.1", "default", {"output_damping": 0.1}),
     ("`default`, alpha 1, beta 1", "default", {"alpha": 1.0, "beta": 1.0}),
     ("`default`, tokens weighed by the model", "default", {"weigh_tokens": True}),
     ("`default` and three times as much text of its own", "default", {"own_text": 3}),

@@ -24,6 +24,10 @@ pub struct SolverSettings {
     pub sweeps: usize,
     /// Sweeps of coupled descent at the end, where an error costs what it costs the model; they need one backward pass of the original.
     pub coupled_sweeps: usize,
+    /// Whether these may start from codes that were rounded in that metric, where that is the better start.
+    pub two_sided: bool,
+    /// Added to the diagonal of outputs' second moments, over its mean: the fewer tokens' gradients there are, the more of it they need.
+    pub output_damping: f64,
     /// Whether a token counts in the Hessian by the gradient that the original has there; for its
     /// whole stage, which shares the Hessian. Takes a backward pass over all windows.
     pub weigh_tokens: bool,
@@ -53,15 +57,12 @@ impl SolverSettings {
     }
 
     /// # Errors
-    /// A damping that is negative or not finite, an alpha or beta outside 0 to 1, or a search without candidates.
+    /// A damping of inputs or outputs that is negative or not finite, an alpha or beta outside 0 to 1, or a search without candidates.
     pub fn check(&self) -> Result<(), SettingsError> {
-        let damping = self.damping;
-        if !(damping.is_finite() && damping >= 0.0) {
-            return Err(SettingsError {
-                name: "damping",
-                expected: "a finite number, at least 0",
-                found: damping,
-            });
+        for (name, found) in [("damping", self.damping), ("output_damping", self.output_damping)] {
+            if !(found.is_finite() && found >= 0.0) {
+                return Err(SettingsError { name, expected: "a finite number, at least 0", found });
+            }
         }
         for (name, found) in [("alpha", self.alpha), ("beta", self.beta)] {
             if !(0.0..=1.0).contains(&found) {
@@ -138,6 +139,8 @@ const RTN: SolverSettings = SolverSettings {
     refits: 0,
     sweeps: 0,
     coupled_sweeps: 0,
+    two_sided: false,
+    output_damping: 0.3,
     weigh_tokens: false,
     alpha: 0.0,
     beta: 0.0,
@@ -146,13 +149,23 @@ const RTN: SolverSettings = SolverSettings {
 const GPTQ: SolverSettings =
     SolverSettings { guard: true, order: Order::Activation, range: Range::Diagonal, ..RTN };
 
-const DEFAULT: SolverSettings =
-    SolverSettings { refits: 3, sweeps: 4, coupled_sweeps: 4, alpha: 0.6, beta: 0.6, ..GPTQ };
+const DEFAULT: SolverSettings = SolverSettings {
+    refits: 3,
+    sweeps: 4,
+    coupled_sweeps: 4,
+    two_sided: true,
+    alpha: 0.6,
+    beta: 0.6,
+    ..GPTQ
+};
 
+/// What refines longer fits the Hessian more closely than the trial of dampings does, so it starts with more.
 const MAX: SolverSettings = SolverSettings {
+    damping: 0.05,
     refits: 4,
     sweeps: 8,
     coupled_sweeps: 12,
+    output_damping: 0.1,
     weigh_tokens: true,
     alpha: 1.0,
     beta: 1.0,

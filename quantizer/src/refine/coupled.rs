@@ -2,8 +2,8 @@
 //! the same form for attention).
 //!
 //! A row is moved not only for its own sake but to make up for the others' errors, in as far as the model cannot tell them apart. The start
-//! is, block by block, the better of the solution that was refined row by row and the one before that refinement, so that the result is
-//! never worse than plain GPTQ in this metric either. Each pair of sweeps is followed by a refit of the scales; both are taken only if the
+//! is, block by block, the best of three: the solution that was refined row by row, the one before that refinement, so that the result is
+//! never worse than plain GPTQ in this metric either, and codes on the refined scales that were rounded in this metric (`two_sided.rs`). Each pair of sweeps is followed by a refit of the scales; both are taken only if the
 //! block's loss fell: `<D, A D H>` of the slopes that the sweeps go by and leave behind.
 
 use kernels::elementwise::inner_product;
@@ -14,13 +14,11 @@ use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Solved, refit};
+use super::{Candidate, Solved, refit, two_sided};
 use crate::loss::whitened;
 use crate::output::OutputHessian;
 use crate::prepared::PreparedHessian;
-
-/// Added to the diagonal of `A`, over its mean: gradients come from few tokens.
-const DAMPING: f64 = 0.3;
+use crate::settings::SolverSettings;
 
 /// What coupled descent did: `tr(A D H Dᵀ)` of all blocks, `A` and `H` damped.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,14 +29,14 @@ pub struct CoupledLoss {
     pub after: f64,
 }
 
-/// Improves the better of two solutions of the whole matrix.
+/// Improves the best of what there is of the whole matrix.
 pub(crate) fn descend(
     target: ArrayView2<'_, f32>,
     plain: &Solved,
     refined: &mut Solved,
     hessian: &PreparedHessian,
     output: &OutputHessian,
-    sweeps: usize,
+    settings: &SolverSettings,
 ) -> CoupledLoss {
     let blocks: Vec<_> = output.blocks().collect();
     let improved: Vec<_> = blocks
@@ -46,17 +44,20 @@ pub(crate) fn descend(
         .enumerate()
         .map(|(number, rows)| {
             let target = target.slice_axis(Axis(0), rows.clone().into());
-            let outer = output.damped(number, DAMPING);
+            let outer = output.damped(number, settings.output_damping);
             let judge = |solved: &Solved| loss(target, solved, outer.view(), hessian);
             let mut best = refined.rows(rows.clone());
             let before = judge(&best);
             let mut least = before;
-            let start = plain.rows(rows.clone());
-            let plain_loss = judge(&start);
-            if plain_loss < least {
-                (best, least) = (start, plain_loss);
+            let rounded = || two_sided::round(target, &best, outer.view(), hessian);
+            let rounded = settings.two_sided.then(rounded).flatten();
+            for start in [Some(plain.rows(rows.clone())), rounded].into_iter().flatten() {
+                let found = judge(&start);
+                if found < least {
+                    (best, least) = (start, found);
+                }
             }
-            let groups = best.grid.groups();
+            let (groups, sweeps) = (best.grid.groups(), settings.coupled_sweeps);
             let mut slopes = slopes_of(target, &best, outer.view(), hessian);
             for pair in (0..sweeps).step_by(2).map(|done| (sweeps - done).min(2)) {
                 let (mut candidate, mut moved) = (best.clone(), slopes.clone());

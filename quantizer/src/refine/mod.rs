@@ -7,6 +7,7 @@
 pub(crate) mod coupled;
 mod descent;
 mod refit;
+mod two_sided;
 
 pub use coupled::CoupledLoss;
 

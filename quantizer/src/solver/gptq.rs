@@ -99,8 +99,7 @@ impl Solver for Gptq {
         let mut found = None;
         if let (Some(output), Some(plain)) = (coupling, plain) {
             let _section = section("coupled descent");
-            let sweeps = settings.coupled_sweeps;
-            found = Some(coupled::descend(target.view(), &plain, &mut solved, hessian, output, sweeps));
+            found = Some(coupled::descend(target.view(), &plain, &mut solved, hessian, output, settings));
             let errors = solved.grid.errors(target.view(), solved.codes.view());
             loss = total_loss(errors.view(), Some(hessian));
         }
