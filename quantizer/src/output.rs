@@ -11,12 +11,21 @@
 //! in YAQA (arXiv 2505.22988, section 3), where `A` is called `H_O`. `ȳ` comes from one backward pass of the original model for labels that
 //! the model itself would choose, so the expectation is the Fisher matrix, and no label of the text is fitted.
 //!
+//! A moment of few tokens looks structured where there is no structure: of `n` tokens' gradients that have nothing to do with each other, the
+//! eigenvalues spread over `(1 ± √(rows / n))²`, and rows would make up for each other's errors in vain. So what was gathered, `S`, is drawn to a multiple of
+//! the identity by the share that its tokens say it needs (Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance
+//! matrices", section 3.2):
+//!
+//! ```text
+//! A = (1 - ρ) S + ρ μ I      μ = tr S / rows      ρ = min(1, b² / d²)      b² = (mean ‖ȳ‖⁴ - ‖S‖²) / n      d² = ‖S‖² - rows μ²
+//! ```
+//!
 //! `A` is `[out_features, out_features]`. Wide linears get it in blocks along the diagonal, of at most [`MOST_ROWS`] outputs: outputs of
 //! different blocks count as unrelated. The lower triangles are kept, in single precision.
 
 use kernels::bf16::Precision;
-use kernels::elementwise::all_finite;
-use ndarray::{Array2, ArrayView2, Axis};
+use kernels::elementwise::{all_finite, sum_of_squares};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::hessian::HessianError;
 
@@ -37,6 +46,8 @@ pub struct OutputHessianAccumulator {
     out_features: usize,
     /// Sums; lower triangles, row after row.
     blocks: Vec<Vec<f32>>,
+    /// Of each block, `Σ ‖ȳ‖⁴`.
+    fourth_powers: Vec<f64>,
     tokens: u64,
     precision: Precision,
 }
@@ -49,6 +60,7 @@ impl OutputHessianAccumulator {
         Self {
             out_features,
             blocks: blocks(out_features).map(|rows| triangle(rows.len())).collect(),
+            fourth_powers: blocks(out_features).map(|_| 0.0).collect(),
             tokens: 0,
             precision: Precision::Single,
         }
@@ -79,8 +91,10 @@ impl OutputHessianAccumulator {
                 });
             }
         }
-        for (rows, sums) in blocks(self.out_features).zip(&mut self.blocks) {
+        let sums = self.blocks.iter_mut().zip(&mut self.fourth_powers);
+        for (rows, (sums, fourth_powers)) in blocks(self.out_features).zip(sums) {
             let part = gradients.slice_axis(Axis(1), rows.clone().into());
+            *fourth_powers += part.rows().into_iter().map(|row| square(row).powi(2)).sum::<f64>();
             let mut moment = Array2::zeros((rows.len(), rows.len()));
             self.precision.gram(part, moment.view_mut());
             let mut rest = &mut sums[..];
@@ -95,7 +109,7 @@ impl OutputHessianAccumulator {
         Ok(())
     }
 
-    /// The mean over all tokens.
+    /// The mean over all tokens, drawn to a multiple of the identity by as much as there are too few of them.
     ///
     /// # Errors
     /// No token was observed.
@@ -105,6 +119,10 @@ impl OutputHessianAccumulator {
         }
         let share = 1.0 / self.tokens as f32;
         self.blocks.iter_mut().flatten().for_each(|entry| *entry *= share);
+        let sizes = blocks(self.out_features).map(|rows| rows.len());
+        for ((rows, block), sum) in sizes.zip(&mut self.blocks).zip(&self.fourth_powers) {
+            shrink(rows, block, sum / self.tokens as f64, self.tokens as f64);
+        }
         Ok(OutputHessian { out_features: self.out_features, blocks: self.blocks })
     }
 }
@@ -150,6 +168,29 @@ impl OutputHessian {
         matrix.diag_mut().mapv_inplace(|entry| entry + (damping * mean) as f32);
         matrix
     }
+}
+
+/// See the module: `block` is the lower triangle of `S`, `fourth` the mean of `‖ȳ‖⁴`.
+fn shrink(rows: usize, block: &mut [f32], fourth: f64, tokens: f64) {
+    let diagonal = |row: usize| row * (row + 3) / 2;
+    let of_diagonal =
+        |block: &[f32]| (0..rows).map(|row| f64::from(block[diagonal(row)])).collect::<Vec<_>>();
+    let squares = |entries: &mut dyn Iterator<Item = f64>| entries.map(|entry| entry * entry).sum::<f64>();
+    let on_diagonal = of_diagonal(block);
+    let mean = on_diagonal.iter().sum::<f64>() / rows.max(1) as f64;
+    let norm = 2.0 * squares(&mut block.iter().map(|&entry| f64::from(entry)))
+        - squares(&mut on_diagonal.iter().copied());
+    let spread = norm - rows as f64 * mean * mean;
+    let noise = (fourth - norm) / tokens;
+    let share = if spread > noise { (noise / spread).max(0.0) } else { 1.0 };
+    block.iter_mut().for_each(|entry| *entry *= (1.0 - share) as f32);
+    for row in 0..rows {
+        block[diagonal(row)] += (share * mean) as f32;
+    }
+}
+
+fn square(row: ArrayView1<'_, f32>) -> f64 {
+    row.as_slice().map_or_else(|| row.iter().map(|&x| f64::from(x).powi(2)).sum(), sum_of_squares)
 }
 
 /// As even as can be.

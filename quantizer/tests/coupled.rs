@@ -90,7 +90,7 @@ fn related_outputs_make_up_for_each_other() {
 }
 
 #[test]
-fn moments_are_means_in_even_blocks() {
+fn moments_are_means_in_even_blocks_drawn_to_the_identity_by_what_their_tokens_spread() {
     let (tokens, outputs) = (60, 2 * MOST_ROWS + 4);
     let gradients = inputs(1, tokens, outputs);
     let mut accumulator = OutputHessianAccumulator::new(outputs);
@@ -105,11 +105,48 @@ fn moments_are_means_in_even_blocks() {
         let part = gradients.slice(s![.., rows]).mapv(f64::from);
         let exact = part.t().dot(&part) / tokens as f64;
         let mean = exact.diag().mean().unwrap();
+        let identity = Array2::<f64>::eye(exact.nrows()) * mean;
+        let distance = |a: &Array2<f64>, b: &Array2<f64>| (a - b).mapv(|entry| entry * entry).sum();
+        // By the definition: how far single tokens' moments are from their mean.
+        let of_token = |row: ndarray::ArrayView1<'_, f64>| {
+            let row = row.insert_axis(Axis(1));
+            distance(&row.dot(&row.t()), &exact)
+        };
+        let noise = part.rows().into_iter().map(of_token).sum::<f64>() / (tokens * tokens) as f64;
+        let share = (noise / distance(&exact, &identity)).min(1.0);
+        assert!((0.1..1.0).contains(&share), "{share}");
+        let drawn = &exact * (1.0 - share) + &identity * share;
         for ((row, column), &found) in output.damped(block, 0.5).indexed_iter() {
-            let expected = exact[[row, column]] + if row == column { 0.5 * mean } else { 0.0 };
+            let expected = drawn[[row, column]] + if row == column { 0.5 * mean } else { 0.0 };
             assert!((f64::from(found) - expected).abs() < 1e-4 * mean, "{block} {row} {column}");
         }
     }
+}
+
+#[test]
+fn gradients_without_structure_leave_none_and_many_tokens_of_some_keep_theirs() {
+    let (tokens, outputs) = (4000, 96);
+    let noise = Array2::from_shape_fn((tokens, outputs), |(token, output)| {
+        let place = (token * outputs + output) as u64;
+        let mixed = (place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((mixed ^ (mixed >> 32)) as u32) as f32 / u32::MAX as f32 - 0.5
+    });
+    let beside = |gradients: &Array2<f32>| {
+        let found = output_of(gradients.view()).damped(0, 0.0);
+        let on_diagonal = found.diag().mapv(|entry| entry * entry).sum();
+        (found.mapv(|entry| entry * entry).sum() - on_diagonal) / on_diagonal
+    };
+    let raw = noise.t().dot(&noise) / tokens as f32;
+    let of_raw = (raw.mapv(|entry| entry * entry).sum() / raw.diag().mapv(|entry| entry * entry).sum()) - 1.0;
+    assert!(beside(&noise) < 0.05 * of_raw, "{} {of_raw}", beside(&noise));
+    // Each output is half of the one before it.
+    let mut related = noise.clone();
+    for output in 1..outputs {
+        let (earlier, mut later) = related.view_mut().split_at(Axis(1), output);
+        later.column_mut(0).scaled_add(0.5, &earlier.column(output - 1));
+    }
+    assert!(beside(&related) > 0.5, "{}", beside(&related));
 }
 
 #[test]
