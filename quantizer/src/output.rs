@@ -172,20 +172,17 @@ impl OutputHessian {
 
 /// See the module: `block` is the lower triangle of `S`, `fourth` the mean of `‖ȳ‖⁴`.
 fn shrink(rows: usize, block: &mut [f32], fourth: f64, tokens: f64) {
-    let diagonal = |row: usize| row * (row + 3) / 2;
-    let of_diagonal =
-        |block: &[f32]| (0..rows).map(|row| f64::from(block[diagonal(row)])).collect::<Vec<_>>();
-    let squares = |entries: &mut dyn Iterator<Item = f64>| entries.map(|entry| entry * entry).sum::<f64>();
-    let on_diagonal = of_diagonal(block);
+    let places = || (0..rows).map(|row| row * (row + 3) / 2);
+    let on_diagonal: Vec<f64> = places().map(|place| f64::from(block[place])).collect();
     let mean = on_diagonal.iter().sum::<f64>() / rows.max(1) as f64;
-    let norm = 2.0 * squares(&mut block.iter().map(|&entry| f64::from(entry)))
-        - squares(&mut on_diagonal.iter().copied());
+    let below_and_on = block.iter().map(|&entry| f64::from(entry).powi(2)).sum::<f64>();
+    let norm = 2.0 * below_and_on - on_diagonal.iter().map(|entry| entry * entry).sum::<f64>();
     let spread = norm - rows as f64 * mean * mean;
     let noise = (fourth - norm) / tokens;
     let share = if spread > noise { (noise / spread).max(0.0) } else { 1.0 };
     block.iter_mut().for_each(|entry| *entry *= (1.0 - share) as f32);
-    for row in 0..rows {
-        block[diagonal(row)] += (share * mean) as f32;
+    for place in places() {
+        block[place] += (share * mean) as f32;
     }
 }
 

@@ -3,8 +3,9 @@
 //!
 //! A row is moved not only for its own sake but to make up for the others' errors, in as far as the model cannot tell them apart. The start
 //! is, block by block, the best of three: the solution that was refined row by row, the one before that refinement, so that the result is
-//! never worse than plain GPTQ in this metric either, and codes on the refined scales that were rounded in this metric (`two_sided.rs`). Each pair of sweeps is followed by a refit of the scales; both are taken only if the
-//! block's loss fell: `<D, A D H>` of the slopes that the sweeps go by and leave behind.
+//! never worse than plain GPTQ in this metric either, and codes on the refined scales that were rounded in this metric (`two_sided.rs`).
+//! Each pair of sweeps is followed by a refit of the scales; both are taken only if the block's loss fell: `<D, A D H>` of the slopes that
+//! the sweeps go by and leave behind.
 
 use kernels::elementwise::inner_product;
 use kernels::panel::coupled_descent;
